@@ -1,0 +1,1 @@
+"""What every layer may know: errors, ids, the clock, configuration, task ownership. Imports nothing of ours."""

@@ -1,0 +1,138 @@
+"""A node's settings: one dataclass, read from a TOML file and from the flags of `ballpoint serve`, which win."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from ballpoint.core.errors import InvalidError
+
+DEFAULT_DATA = Path("/var/lib/ballpoint")
+DEFAULT_CACHE = Path("/var/cache/ballpoint")
+DEFAULT_LISTEN = "127.0.0.1:7070"
+RUN_ROOT = Path("/run/ballpoint")
+
+
+class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything `ballpoint serve` can be told. The TOML file uses the same names.
+
+    Attributes:
+        data: directory of the node: registry, volumes, secrets. Its path is the node's identity.
+        cache: built images and compiled helpers; shared by every node of the host.
+        listen: HOST:PORT of the front door.
+        image: recipe of the standard image new sprites get.
+        pool: blanks kept standing by at least.
+        pool_max: blanks kept at most when demand is high.
+        edges: front-door processes; 0 means one per core.
+        token_file: file with one token `org/orgid/tokenid/value`, made known at start.
+        dns: HOST[:PORT] of the resolver asked for instances; None takes the host's own.
+        ca_bundle: PEM file of certificates instances shall trust beside the public ones; None takes those the
+            host's administrator added.
+        egress_allow: CIDRs reachable although they lie in a blocked range.
+        mirror: Debian mirror of the image build; None takes the host's own.
+        subnet: addresses of instances on this host; must route nowhere else.
+        memory_mb, cpus, pids: limits of a sprite that asks for none. cpus 0 means all.
+        disk_gb: apparent size of a new volume.
+        pool_gb: size of the loop-backed volume pool, where the data directory is not a reflink XFS; 0 chooses.
+    """
+
+    data: Path = DEFAULT_DATA
+    cache: Path = DEFAULT_CACHE
+    listen: str = DEFAULT_LISTEN
+    image: Literal["standard", "slim"] = "standard"
+    pool: int = 4
+    pool_max: int = 32
+    edges: int = 0
+    token_file: Path | None = None
+    dns: str | None = None
+    ca_bundle: Path | None = None
+    egress_allow: tuple[str, ...] = ()
+    mirror: str | None = None
+    subnet: str = "10.213.0.0/16"
+    memory_mb: int = 8192
+    cpus: float = 0.0
+    pids: int = 4096
+    disk_gb: int = 100
+    pool_gb: int = 0
+
+    @property
+    def node_id(self) -> str:
+        """Six hexadecimal digits that name this node in every cgroup, link, table and path it makes.
+
+        Derived from the data directory's path, so that a later process finds what an earlier one left.
+        """
+        return hashlib.sha256(str(self.data.resolve()).encode()).hexdigest()[:6]
+
+    @property
+    def run(self) -> Path:
+        """Directory of the node's sockets and instances; gone after a reboot, as they are."""
+        return RUN_ROOT / self.node_id
+
+    @property
+    def listen_address(self) -> tuple[str, int]:
+        """`listen` as host and port."""
+        return split_host_port(self.listen)
+
+
+def split_host_port(text: str, default_port: int | None = None) -> tuple[str, int]:
+    """`HOST:PORT` (IPv6 in brackets) as a pair; with `default_port`, the port may be missing.
+
+    Raises:
+        InvalidError: it is neither.
+    """
+    host, colon, port = text.rpartition(":")
+    if not colon or (":" in host and not host.startswith("[")):
+        host, port = text, "" if default_port is None else str(default_port)
+    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise InvalidError(f"{text!r} is not HOST:PORT", hint="for example 127.0.0.1:7070")
+    return host.strip("[]"), int(port)
+
+
+def load_config(file: Path | None, **flags: Any) -> NodeConfig:
+    """Settings from the TOML `file` (if any) with `flags` put over them; flags that are None count as not given.
+
+    Raises:
+        InvalidError: the file is missing or malformed, a key is unknown, or a value is not acceptable.
+    """
+    values: dict[str, Any] = {}
+    if file is not None:
+        try:
+            values = tomllib.loads(file.read_text())
+        except OSError as error:
+            raise InvalidError(f"cannot read the configuration {file}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InvalidError(f"{file} is not TOML: {error}") from error
+    values.update({name: value for name, value in flags.items() if value is not None})
+    try:
+        config = msgspec.convert(values, NodeConfig, strict=False, dec_hook=_decode, builtin_types=(Path,))
+    except msgspec.ValidationError as error:
+        raise InvalidError(f"bad configuration: {error}", hint="docs/configuration.md lists every key") from error
+    return _checked(config)
+
+
+def _decode(kind: type, value: Any) -> Any:
+    if kind is Path and isinstance(value, (str, Path)):
+        return Path(value)
+    raise NotImplementedError(kind)
+
+
+def _checked(config: NodeConfig) -> NodeConfig:
+    split_host_port(config.listen)
+    if config.dns is not None:
+        split_host_port(config.dns, default_port=53)
+    for cidr in (*config.egress_allow, config.subnet):
+        try:
+            ipaddress.IPv4Network(cidr)
+        except ValueError as error:
+            raise InvalidError(f"{cidr!r} is not an IPv4 network: {error}", hint="for example 10.1.2.0/24") from error
+    for name, low in (("pool", 0), ("pool_max", 1), ("edges", 0), ("memory_mb", 64), ("pids", 16), ("disk_gb", 1)):
+        if getattr(config, name) < low:
+            raise InvalidError(f"{name} must be at least {low}, not {getattr(config, name)}")
+    if config.pool > config.pool_max:
+        return msgspec.structs.replace(config, pool_max=config.pool)
+    return config
