@@ -1,4 +1,4 @@
-"""The mount system calls: fsopen(2), fsconfig(2), fsmount(2), open_tree(2), move_mount(2), mount_setattr(2), umount2(2).
+"""The mount system calls: fsopen(2), fsconfig, fsmount(2), open_tree(2), move_mount(2), mount_setattr(2), umount2(2).
 
 A detached mount is a descriptor: it has no path, dies with its last holder, and is invisible to other processes, which
 therefore cannot pin it by copying the mount table.
@@ -100,7 +100,7 @@ def _messages(fs: int) -> str:
 
 
 def open_tree(path: str | Path, dir_fd: int = AT_FDCWD, *, clone: bool = True, recursive: bool = False) -> int:
-    """Descriptor of the mount at `path`; with `clone`, of a detached copy of it. An empty path means `dir_fd` itself."""
+    """Descriptor of the mount at `path`; with `clone`, of a detached copy of it. An empty path is `dir_fd` itself."""
     flags = _OPEN_TREE_CLOEXEC | (_OPEN_TREE_CLONE if clone else 0) | (AT_RECURSIVE if recursive else 0)
     if str(path) in ("", "."):
         path, flags = "", flags | AT_EMPTY_PATH

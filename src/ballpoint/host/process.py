@@ -14,6 +14,9 @@ from ballpoint.core.errors import InternalError, UnavailableError
 
 log = logging.getLogger(__name__)
 
+# A running child, as `start` returns it.
+Child = subprocess.Popen[bytes]
+
 # Host tools live in sbin directories that a plain user's PATH may lack.
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -136,24 +139,30 @@ def start(
     *,
     env: Mapping[str, str] | None = None,
     pass_fds: Sequence[int] = (),
+    stdin: int = subprocess.DEVNULL,
     stdout: int | None = None,
     stderr: int | None = None,
+    cwd: str | Path | None = None,
     new_session: bool = False,
-) -> subprocess.Popen[bytes]:
+    clean_environment: bool = False,
+) -> Child:
     """Start a long-running child and return it; the caller owns it and must wait for it.
 
     Args:
         pass_fds: descriptors the child inherits, under their own numbers.
+        stdin: descriptor for its standard input; empty by default.
         stdout, stderr: descriptors for its streams; None inherits the caller's.
+        clean_environment: give it no variable at all, not even `base_environment`.
         new_session: give it a session of its own, so that a terminal's signals miss it.
     """
     return subprocess.Popen(
         argv,
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         stdout=stdout,
         stderr=stderr,
-        env=base_environment(env),
+        env={} if clean_environment else base_environment(env),
         pass_fds=pass_fds,
+        cwd=cwd,
         start_new_session=new_session,
     )
 

@@ -1,0 +1,252 @@
+"""HTTP and WebSocket on the agent's socket: one request a connection, handed over by the edge.
+
+A connection begins with one line of JSON, written by the edge, that says who calls; then comes one request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+from collections.abc import Callable
+from typing import Any, Protocol
+from urllib.parse import unquote
+
+import httptools
+
+from ballpoint.core.errors import BallpointError, InvalidError, NotFoundError, UnavailableError
+
+log = logging.getLogger("agent.http")
+
+_PREAMBLE_MAX = 4096
+_HIGH_WATER = 256 * 1024
+_REASONS = {101: "Switching Protocols", 200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed"}
+
+
+class Handler(Protocol):
+    """What a route makes of a request that goes on after its head."""
+
+    def data(self, data: bytes) -> None:
+        """Part of the request's body; after an upgrade, raw bytes."""
+        ...
+
+    def end(self) -> None:
+        """The body has ended."""
+        ...
+
+    def writable(self) -> None:
+        """The client takes output again."""
+        ...
+
+    def lost(self) -> None:
+        """The client has gone."""
+        ...
+
+
+class Request:
+    """A request's head.
+
+    Attributes:
+        preamble: who calls, as the edge says.
+        path: decoded, without the query; query: as sent.
+        headers: lower-case names; the last of equal ones.
+    """
+
+    def __init__(self, method: str, target: str, headers: dict[str, str], preamble: dict[str, Any]) -> None:
+        path, _, self.query = target.partition("?")
+        self.path = unquote(path)
+        self.method = method
+        self.headers = headers
+        self.preamble = preamble
+
+    @property
+    def is_websocket(self) -> bool:
+        return self.headers.get("upgrade", "").lower() == "websocket"
+
+
+Route = Callable[["Connection", Request], Handler | None]
+
+
+class Connection(asyncio.Protocol):
+    """One connection; parses its head, then passes bytes between the client and a handler."""
+
+    def __init__(self, route: Route) -> None:
+        self._route = route
+        self._transport: asyncio.Transport | None = None
+        self._parser: Any = None
+        self._preamble: dict[str, Any] | None = None
+        self._buffer = b""
+        self._target = b""
+        self._headers: dict[str, str] = {}
+        self._handler: Handler | None = None
+        self._upgraded = False
+        self.writable = True
+
+    # ---- what handlers use ----
+
+    def send(self, *chunks: bytes) -> bool:
+        """Write; False asks the caller to wait for `Handler.writable`."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.writelines(chunks)
+        return self.writable
+
+    def start_response(self, status: int, headers: dict[str, str]) -> None:
+        lines = [f"HTTP/1.1 {status} {_REASONS.get(status, 'Status')}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        self.send(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
+
+    def respond(self, status: int, body: Any, *, head_only: bool = False) -> None:
+        """A whole JSON response; closes the connection."""
+        data = json.dumps(body).encode()
+        headers = {"content-type": "application/json", "content-length": str(len(data)), "connection": "close"}
+        self.start_response(status, headers)
+        if not head_only:
+            self.send(data)
+        self.close()
+
+    def respond_error(self, error: BallpointError) -> None:
+        body = {"error": error.code, "message": error.message}
+        if error.hint:
+            body["hint"] = error.hint
+        self.respond(error.status, body)
+
+    def pause_reading(self, paused: bool) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            if paused:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
+
+    def upgrade(self) -> None:
+        """From now on the handler gets raw bytes."""
+        self._upgraded = True
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    # ---- asyncio.Protocol ----
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.set_write_buffer_limits(high=_HIGH_WATER)
+
+    def data_received(self, data: bytes) -> None:
+        if self._preamble is None:
+            data = self._take_preamble(data)
+            if not data:
+                return
+        if self._upgraded:
+            assert self._handler is not None
+            self._handler.data(data)
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._after_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            self.respond_error(InvalidError(f"malformed request: {error}"))
+
+    def _after_upgrade(self, rest: bytes) -> None:
+        if rest and self._upgraded and self._handler is not None:
+            self._handler.data(rest)
+
+    def _take_preamble(self, data: bytes) -> bytes:
+        self._buffer += data
+        line, newline, rest = self._buffer.partition(b"\n")
+        if not newline:
+            if len(self._buffer) > _PREAMBLE_MAX:
+                self.close()
+            return b""
+        try:
+            preamble = json.loads(line)
+        except ValueError:
+            self.close()
+            return b""
+        if not isinstance(preamble, dict):
+            self.close()
+            return b""
+        self._preamble = preamble
+        self._buffer = b""
+        self._parser = httptools.HttpRequestParser(self)
+        return rest
+
+    def eof_received(self) -> bool:
+        return False
+
+    def pause_writing(self) -> None:
+        self.writable = False
+
+    def resume_writing(self) -> None:
+        self.writable = True
+        if self._handler is not None:
+            self._handler.writable()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._parser = None
+        handler, self._handler = self._handler, None
+        if handler is not None:
+            handler.lost()
+
+    # ---- httptools ----
+
+    def on_url(self, url: bytes) -> None:
+        self._target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        assert self._preamble is not None
+        method = self._parser.get_method().decode("latin-1")
+        request = Request(method, self._target.decode("latin-1"), self._headers, self._preamble)
+        try:
+            self._handler = self._route(self, request)
+        except BallpointError as error:
+            self.respond_error(error)
+        except Exception as error:  # noqa: BLE001 - a defect here must not show a traceback to a client
+            log.exception("request failed")
+            self.respond(500, {"error": "internal", "message": f"the agent failed: {type(error).__name__}"})
+
+    def on_body(self, body: bytes) -> None:
+        if self._handler is not None:
+            self._handler.data(body)
+
+    def on_message_complete(self) -> None:
+        if self._handler is not None and not self._upgraded:
+            self._handler.end()
+
+
+class Routes:
+    """The table of what an agent serves: (method, path) -> route. A path may end in `/*` for one more segment."""
+
+    def __init__(self) -> None:
+        self._table: dict[str, dict[str, Route]] = {}
+        self.refusal: Callable[[], str | None] = lambda: None
+
+    def add(self, method: str, path: str, route: Route) -> None:
+        self._table.setdefault(path, {})[method] = route
+
+    def __call__(self, connection: Connection, request: Request) -> Handler | None:
+        methods = self._table.get(request.path)
+        if methods is None:
+            parent, _, last = request.path.rpartition("/")
+            methods = self._table.get(f"{parent}/*") if last else None
+        if methods is None:
+            raise NotFoundError(f"there is no {request.path[:200]}")
+        if (reason := self.refusal()) is not None:
+            raise UnavailableError(reason)
+        route = methods.get(request.method)
+        if route is None:
+            allowed = ", ".join(sorted(methods))
+            connection.respond(405, {"error": "method_not_allowed", "message": f"only {allowed} is served here"})
+            return None
+        return route(connection, request)
+
+
+async def serve(listener: socket.socket, routes: Route) -> asyncio.Server:
+    """Serve `routes` on a listening unix stream socket."""
+    listener.setblocking(False)
+    return await asyncio.get_running_loop().create_unix_server(lambda: Connection(routes), sock=listener)

@@ -1,0 +1,385 @@
+"""Sessions: processes of the inner container with their streams, and what becomes of both.
+
+The rules of exit: once the end of the process is known, what it wrote before is delivered, then the exit, once; after
+that the streams are read to their end and dropped, so that children it left behind neither block nor get SIGPIPE.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import struct
+import termios
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ballpoint.agent.anchor import Anchor
+from ballpoint.agent.spawn_types import ProcessSpec, Spawner, SpawnError
+from ballpoint.core.clock import SYSTEM_CLOCK, rfc3339
+
+log = logging.getLogger("agent.session")
+
+STDOUT, STDERR = 1, 2
+# A frame's payload at most (contract 3.2), and one read of a pipe.
+CHUNK = 64 * 1024
+_PIPE_SIZE = 1 << 20  # /proc/sys/fs/pipe-max-size by default
+_F_SETPIPE_SZ = 1031
+_STDIN_HIGH_WATER = 256 * 1024
+_KILL_AFTER_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a client asked to run.
+
+    Attributes:
+        argv: with argv[0]; empty runs a shell.
+        max_run: seconds it may go on without a client; None is for ever.
+    """
+
+    argv: tuple[str, ...]
+    path: str | None
+    env: dict[str, str]
+    directory: str | None
+    tty: bool
+    rows: int
+    cols: int
+    stdin: bool
+    max_run: float | None
+
+    @property
+    def text(self) -> str:
+        """For people and listings."""
+        return " ".join(self.argv) or self.path or "bash"
+
+
+class Viewer(Protocol):
+    """The client's side of a session."""
+
+    def output(self, stream: int, data: bytes) -> bool:
+        """Take output; False asks the session to read no more until `Session.resume`."""
+        ...
+
+    def exited(self, code: int) -> None:
+        """The process has ended; called once, after all its output."""
+        ...
+
+    def pause_input(self, paused: bool) -> None:
+        """The process does not read its input (or does again): stop (or go on) taking it from the client."""
+        ...
+
+
+class Session:
+    """One process with its streams. Made by `Sessions.start`."""
+
+    def __init__(self, owner: Sessions, pid: int, pidfd: int, command: str, tty: bool, max_run: float | None) -> None:
+        self._owner = owner
+        self._loop = asyncio.get_running_loop()
+        self.pid = pid
+        self.id = str(pid)
+        self.pidfd = pidfd
+        self.command = command
+        self.tty = tty
+        self.max_run = max_run
+        self.created = SYSTEM_CLOCK.now()
+        self.active = self.created
+        self.exit_code: int | None = None
+        self._viewer: Viewer | None = None
+        self._outputs: dict[int, int] = {}  # stream -> descriptor
+        self._input = -1
+        self._pending = bytearray()
+        self._input_ended = False
+        self._paused = False
+        self._deadline: asyncio.TimerHandle | None = None
+
+    # ---- the process's side ----
+
+    def begin(self, outputs: dict[int, int], stdin: int) -> None:
+        self._outputs = outputs
+        self._input = stdin
+        for fd in {*outputs.values(), stdin} - {-1}:
+            os.set_blocking(fd, False)
+        self._listen(True)
+        self._loop.add_reader(self.pidfd, self._exited)
+
+    def state(self) -> dict[str, Any]:
+        """What the next agent needs to go on with it."""
+        return {
+            "pid": self.pid,
+            "command": self.command,
+            "tty": self.tty,
+            "max_run": self.max_run,
+            "created": self.created.timestamp(),
+        }
+
+    def descriptors(self) -> dict[str, int]:
+        """Its descriptors by the names the anchor keeps them under."""
+        found = {f"s{self.pid}.p": self.pidfd, f"s{self.pid}.0": self._input}
+        found.update({f"s{self.pid}.{stream}": fd for stream, fd in self._outputs.items()})
+        return {name: fd for name, fd in found.items() if fd >= 0}
+
+    def _listen(self, wanted: bool) -> None:
+        for stream, fd in self._outputs.items():
+            if wanted:
+                self._loop.add_reader(fd, self._readable, stream, fd)
+            else:
+                self._loop.remove_reader(fd)
+
+    def _readable(self, stream: int, fd: int) -> bool:
+        """Pass one read on. Returns whether there may be more."""
+        try:
+            data = os.read(fd, CHUNK)
+        except BlockingIOError:
+            return False
+        except OSError:  # EIO: the last holder of a terminal's other side has gone
+            data = b""
+        if not data:
+            self._loop.remove_reader(fd)
+            del self._outputs[stream]
+            self._owner.forget(self, stream)
+            if fd != self._input:
+                os.close(fd)
+            return False
+        if self._viewer is not None and self.exit_code is None:
+            self.active = SYSTEM_CLOCK.now()
+            if not self._viewer.output(stream, data) and not self._paused:
+                self._paused = True
+                self._listen(False)
+        return True
+
+    def _exited(self) -> None:
+        self._loop.remove_reader(self.pidfd)
+        status = self._owner.spawner.wait(self.pid, self.pidfd)
+        code = 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+        for stream, fd in list(self._outputs.items()):
+            while self._readable(stream, fd):
+                pass
+        self.exit_code = code
+        self._close_input()
+        if self._deadline is not None:
+            self._deadline.cancel()
+        os.close(self.pidfd)
+        self._owner.ended(self)
+        viewer, self._viewer = self._viewer, None
+        if viewer is not None:
+            viewer.exited(code)
+        self._listen(True)  # what is left open belongs to children: read to the end and dropped
+
+    # ---- the client's side ----
+
+    def attach(self, viewer: Viewer) -> None:
+        self._viewer = viewer
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def detach(self, viewer: Viewer) -> None:
+        """The client has gone; the process may go on for `max_run`."""
+        if self._viewer is not viewer:
+            return
+        self._viewer = None
+        self.resume()
+        self.orphan()
+
+    def orphan(self) -> None:
+        """Start the time it may run without a client."""
+        if self.exit_code is None and self.max_run is not None:
+            self._deadline = self._loop.call_later(self.max_run, self._end, signal.SIGTERM)
+
+    def _end(self, number: int) -> None:
+        log.info("ending %s, whose client left: %s", self.id, self.command)
+        self.signal(number)
+        self._deadline = self._loop.call_later(_KILL_AFTER_SECONDS, self._end, signal.SIGKILL)
+
+    def resume(self) -> None:
+        """The viewer takes output again."""
+        if self._paused:
+            self._paused = False
+            self._listen(True)
+
+    def write(self, data: bytes) -> None:
+        """Feed the process's input; after its end, or the end of its input, data is dropped."""
+        if self._input < 0 or self._input_ended:
+            return
+        self.active = SYSTEM_CLOCK.now()
+        idle = not self._pending
+        self._pending += data
+        if idle:
+            self._feed()
+
+    def end_input(self) -> None:
+        """No more input will come. A terminal has no end of input but the one its user types."""
+        if self.tty:
+            return
+        self._input_ended = True
+        if not self._pending:
+            self._close_input()
+
+    def _feed(self) -> None:
+        try:
+            while self._pending:
+                # No more than a pipe takes at once, so that the rest is not copied again and again.
+                written = os.write(self._input, memoryview(self._pending)[:CHUNK])
+                del self._pending[:written]
+        except BlockingIOError:
+            self._loop.add_writer(self._input, self._feed)
+            if len(self._pending) > _STDIN_HIGH_WATER and self._viewer is not None:
+                self._viewer.pause_input(True)
+            return
+        except OSError:  # EPIPE: it reads no more
+            self._close_input()
+            return
+        self._loop.remove_writer(self._input)
+        if self._viewer is not None:
+            self._viewer.pause_input(False)
+        if self._input_ended:
+            self._close_input()
+
+    def _close_input(self) -> None:
+        self._pending.clear()
+        if self._input < 0:
+            return
+        self._loop.remove_writer(self._input)
+        fd, self._input = self._input, -1
+        self._owner.forget(self, 0)  # the anchor's copy would keep the pipe open
+        if fd not in self._outputs.values():
+            os.close(fd)
+        if self._viewer is not None:
+            self._viewer.pause_input(False)
+
+    def resize(self, rows: int, cols: int) -> None:
+        """Change the terminal's size; anything else has none."""
+        if self.tty and self._outputs:
+            with suppress(OSError):
+                fcntl.ioctl(self._outputs[STDOUT], termios.TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))
+
+    def signal(self, number: int) -> bool:
+        """Signal its process group. Returns whether there was anyone."""
+        try:
+            os.killpg(self.pid, number)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def listing(self) -> dict[str, Any]:
+        """The contract's session object (2.3)."""
+        return {
+            "id": self.id,
+            "command": self.command,
+            "workdir": "",
+            "created": rfc3339(self.created),
+            "bytes_per_second": 0,
+            "is_active": self._viewer is not None,
+            "tty": self.tty,
+            "last_activity": rfc3339(self.active),
+        }
+
+
+class Sessions:
+    """All sessions of one agent; starts them, and keeps what a successor needs with the anchor.
+
+    Args:
+        anchor: None keeps nothing (tests of sessions alone).
+        save: stores the list of session states.
+    """
+
+    def __init__(self, spawner: Spawner, anchor: Anchor | None, save: Callable[[list[dict[str, Any]]], None]) -> None:
+        self.spawner = spawner
+        self._anchor = anchor
+        self._save = save
+        self._sessions: dict[str, Session] = {}
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def get(self, session_id: str) -> Session | None:
+        return self._sessions.get(session_id)
+
+    def listing(self) -> list[dict[str, Any]]:
+        return [session.listing() for session in self._sessions.values()]
+
+    def start(self, command: Command, environment: dict[str, str]) -> Session:
+        """Start `command`. Its output waits in the pipes until a viewer is attached and control returns to the loop.
+
+        Raises:
+            SpawnError: it cannot be started.
+        """
+        ours: list[int] = []
+        theirs: list[int] = []
+        try:
+            if command.tty:
+                master, slave = self.spawner.open_pty(command.rows, command.cols)
+                ours, theirs = [master], [slave]
+                streams, outputs, stdin = (slave, slave, slave), {STDOUT: master}, master
+            else:
+                pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
+                (in_read, in_write), (out_read, out_write), (err_read, err_write) = pipes
+                ours, theirs = [in_write, out_read, err_read], [in_read, out_write, err_write]
+                with suppress(OSError):  # EPERM beyond the user's share of pipe memory: the default size serves
+                    fcntl.fcntl(out_read, _F_SETPIPE_SZ, _PIPE_SIZE)
+                streams, outputs, stdin = (
+                    (in_read, out_write, err_write),
+                    {STDOUT: out_read, STDERR: err_read},
+                    in_write,
+                )
+            spec = ProcessSpec(command.argv, command.path, environment, command.directory, *streams, tty=command.tty)
+            pid, pidfd = self.spawner.spawn(spec)
+        except OSError as error:
+            for fd in ours:
+                os.close(fd)
+            raise SpawnError(126, f"cannot start a process: {error.strerror}") from error
+        except BaseException:
+            for fd in ours:
+                os.close(fd)
+            raise
+        finally:
+            for fd in theirs:
+                os.close(fd)
+        session = Session(self, pid, pidfd, command.text, command.tty, command.max_run)
+        self._sessions[session.id] = session
+        session.begin(outputs, stdin)
+        if not command.stdin:
+            session.end_input()
+        self._deposit(session)
+        return session
+
+    def adopt(self, states: list[dict[str, Any]]) -> None:
+        """Go on with the sessions of an earlier agent; their clients are gone."""
+        if self._anchor is None:
+            return
+        for state in states:
+            prefix = f"s{state['pid']}."
+            kept = {name.removeprefix(prefix): name for name in self._anchor.names() if name.startswith(prefix)}
+            fds = {short: self._anchor.get(name) for short, name in kept.items()}
+            pidfd = fds.pop("p", None)
+            if pidfd is None:
+                continue
+            session = Session(self, state["pid"], pidfd, state["command"], state["tty"], state["max_run"])
+            self._sessions[session.id] = session
+            stdin = fds.pop("0", None)
+            outputs = {int(short): fd for short, fd in fds.items() if fd is not None}
+            session.begin(outputs, -1 if stdin is None else stdin)
+            session.orphan()
+        self._save([session.state() for session in self._sessions.values()])
+
+    def ended(self, session: Session) -> None:
+        self._sessions.pop(session.id, None)
+        for short in ("p", 0, 1, 2):
+            self.forget(session, short)
+        self._save([each.state() for each in self._sessions.values()])
+
+    def forget(self, session: Session, short: str | int) -> None:
+        """Let the anchor close its copy of one of the session's descriptors."""
+        if self._anchor is not None:
+            self._anchor.forget(f"s{session.pid}.{short}")
+
+    def _deposit(self, session: Session) -> None:
+        if self._anchor is not None:
+            for name, fd in session.descriptors().items():
+                self._anchor.keep(name, fd)
+        self._save([each.state() for each in self._sessions.values()])

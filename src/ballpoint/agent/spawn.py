@@ -1,0 +1,102 @@
+"""Starting processes inside the inner container, through the static helper that is the only way in.
+
+The agent's memory and descriptors never enter the container: `nsexec` is started by posix_spawn (a fresh image), joins
+the namespaces undumpable, closes every descriptor but its own streams, and only then runs the user's program.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+import termios
+from collections.abc import Sequence
+
+from ballpoint.agent.anchor import Anchor
+from ballpoint.agent.inner import Inner
+from ballpoint.agent.spawn_types import ProcessSpec, SpawnError
+
+PROGRAM = "/bin/nsexec"
+# Numbers of common.h's enum profile.
+PROFILES = {"minimal": 0, "standard": 1, "privileged": 2}
+_FIRST_PROCS = 4
+# Above every number the helper gives a meaning to: dup2 actions run in order and must not overwrite a later source.
+_HIGH = 200
+# linux/tty.h: ioctl numbers Python's termios lacks.
+_TIOCSPTLCK = 0x40045431
+_TIOCGPTPEER = 0x5441
+_DEFAULT_DIRECTORY = "/home/sprite"
+
+
+class ContainerSpawner:
+    """Spawns into one running inner container.
+
+    Args:
+        inner: the container.
+        procs: cgroup.procs every process joins; opened by the node.
+        anchor: knows the exit statuses of processes an earlier agent started.
+    """
+
+    def __init__(self, inner: Inner, procs: Sequence[int], anchor: Anchor) -> None:
+        self._inner = inner
+        self._pidfd, *self._procs = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH) for fd in (inner.pidfd, *procs))
+        self._anchor = anchor
+        self.profile = "standard"
+
+    def open_pty(self, rows: int, cols: int) -> tuple[int, int]:
+        """A new terminal of the container: (master, slave). No path in the sprite is walked.
+
+        Raises:
+            SpawnError: the container has no terminal left (devpts `max=`).
+        """
+        try:
+            master = os.open("ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=self._inner.devpts)
+        except OSError as error:
+            raise SpawnError(126, f"no terminal: {error.strerror}") from error
+        try:
+            fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
+            slave = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+            fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))
+        except OSError:
+            os.close(master)
+            raise
+        return master, slave
+
+    def spawn(self, spec: ProcessSpec) -> tuple[int, int]:
+        """Start `spec`; returns (pid, pidfd). The pid is the agent's number for it.
+
+        Raises:
+            SpawnError: the argument list is too large, or there is no room for a process.
+        """
+        program = spec.path or (spec.argv[0] if spec.argv else "bash")
+        arguments = [
+            "nsexec",
+            str(len(self._procs)),
+            "1" if spec.tty else "0",
+            str(PROFILES[self.profile]),
+            spec.user,
+            spec.cwd or _DEFAULT_DIRECTORY,
+            program,
+            *(spec.argv or (program,)),
+        ]
+        streams = (spec.stdin, spec.stdout, spec.stderr)
+        actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(streams)]
+        actions.append((os.POSIX_SPAWN_DUP2, self._pidfd, _FIRST_PROCS - 1))
+        actions += [(os.POSIX_SPAWN_DUP2, fd, _FIRST_PROCS + i) for i, fd in enumerate(self._procs)]
+        try:
+            pid = os.posix_spawn(PROGRAM, arguments, spec.env, file_actions=actions)
+        except OSError as error:
+            if error.errno == errno.E2BIG:
+                raise SpawnError(126, "argument list too long") from error
+            raise SpawnError(126, f"cannot start a process: {error.strerror}") from error
+        return pid, os.pidfd_open(pid)
+
+    def wait(self, pid: int, pidfd: int) -> int:
+        """Wait status of an ended process, whether this agent started it or one before."""
+        try:
+            return os.waitpid(pid, 0)[1]
+        except ChildProcessError:
+            status = self._anchor.exit_status(pid)
+            # The anchor forgets after a thousand exits; what then is left to say is that it ended abnormally.
+            return 9 if status is None else status

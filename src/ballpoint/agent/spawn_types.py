@@ -1,0 +1,56 @@
+"""What a session asks for when it starts a process, and what must be able to start it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class SpawnError(Exception):
+    """A process cannot be started; `exit_code` is what a shell would report (126 or 127)."""
+
+    def __init__(self, exit_code: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        self.message = message
+
+
+@dataclass(frozen=True)
+class ProcessSpec:
+    """One process of a sprite.
+
+    Attributes:
+        argv: with argv[0]; no shell is involved.
+        path: the program; None takes argv[0]. Looked up on the environment's PATH unless it has a slash.
+        env: the whole environment.
+        cwd: working directory; None is the user's home.
+        user: looked up in the sprite's own /etc/passwd.
+        stdin, stdout, stderr: descriptors of the agent that become the process's streams.
+        tty: they are a terminal, which becomes the controlling one.
+    """
+
+    argv: tuple[str, ...]
+    path: str | None
+    env: dict[str, str]
+    cwd: str | None
+    stdin: int
+    stdout: int
+    stderr: int
+    tty: bool = False
+    user: str = "sprite"
+
+
+class Spawner(Protocol):
+    """Starts processes in the inner container."""
+
+    def open_pty(self, rows: int, cols: int) -> tuple[int, int]:
+        """A new terminal: (master, slave) descriptors, which the caller owns."""
+        ...
+
+    def spawn(self, spec: ProcessSpec) -> tuple[int, int]:
+        """Start `spec`: (pid, pidfd); the caller owns the pidfd. Raises SpawnError where it is known beforehand."""
+        ...
+
+    def wait(self, pid: int, pidfd: int) -> int:
+        """Wait status of a process whose pidfd has become readable."""
+        ...

@@ -1,0 +1,223 @@
+"""One end of a `core.wire` connection in an event loop: calls with deadlines, served requests, notices."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ballpoint.core import wire
+from ballpoint.core.errors import BallpointError, InternalError, InvalidError, UnavailableError
+
+log = logging.getLogger(__name__)
+
+# Answers a request: (message, its descriptors) -> (result, descriptors to send). Received descriptors are closed by the
+# connection afterwards; sent ones too, so both sides hand over copies they can do without.
+Serve = Callable[[dict[str, Any], list[int]], Awaitable[tuple[Any, Sequence[int]]]]
+
+_MAX_QUEUED = 1024
+
+
+class Peer:
+    """A connected SOCK_SEQPACKET socket, used by one event loop.
+
+    Args:
+        sock: the socket; owned from here on.
+        serve: answers the other side's requests; None refuses them.
+        on_notice: is told of messages that ask for nothing.
+        on_close: is called once when the connection has ended, whoever ended it.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        *,
+        serve: Serve | None = None,
+        on_notice: Callable[[dict[str, Any]], None] | None = None,
+        on_close: Callable[[], None] | None = None,
+    ) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._serve = serve
+        self._on_notice = on_notice
+        self._on_close = on_close
+        self._loop = asyncio.get_running_loop()
+        self._calls: dict[int, asyncio.Future[tuple[Any, list[int]]]] = {}
+        self._serving: set[asyncio.Task[None]] = set()
+        self._queue: deque[tuple[dict[str, Any], list[int]]] = deque()
+        self._next = 0
+        self.closed = False
+        self._loop.add_reader(sock, self._readable)
+
+    async def call(
+        self, op: str, *, seconds: float, fds: Sequence[int] = (), **arguments: Any
+    ) -> tuple[Any, list[int]]:
+        """Ask the other side and wait for its answer.
+
+        Args:
+            op: what is asked; `arguments` go with it.
+            seconds: how long to wait.
+            fds: copies of them are sent; the caller keeps its own.
+
+        Returns:
+            The result and the descriptors that came with it, which the caller owns.
+
+        Raises:
+            UnavailableError: the connection has ended, or no answer came in time.
+            InternalError: the other side failed; its words are in the message.
+        """
+        if self.closed:
+            raise UnavailableError(f"the connection for {op} has ended")
+        self._next += 1
+        number = self._next
+        future: asyncio.Future[tuple[Any, list[int]]] = self._loop.create_future()
+        self._calls[number] = future
+        try:
+            self._send({"id": number, "op": op, **arguments}, [os.dup(fd) for fd in fds])
+            async with asyncio.timeout(seconds):
+                return await future
+        except TimeoutError as error:
+            raise UnavailableError(f"no answer to {op} within {seconds:g} s") from error
+        finally:
+            del self._calls[number]
+
+    def notify(self, message: dict[str, Any]) -> None:
+        """Send a notice; one that finds the connection ended is dropped, as its reader is gone."""
+        if not self.closed:
+            self._send(message, [])
+
+    def close(self) -> None:
+        """End the connection; pending calls fail. Idempotent."""
+        if self.closed:
+            return
+        self.closed = True
+        self._loop.remove_reader(self._sock)
+        self._loop.remove_writer(self._sock)
+        self._sock.close()
+        for _, fds in self._queue:
+            _close_all(fds)
+        self._queue.clear()
+        for future in self._calls.values():
+            if not future.done():
+                future.set_exception(UnavailableError("the connection has ended"))
+        for task in self._serving:
+            task.cancel()
+        if self._on_close is not None:
+            self._on_close()
+
+    def _send(self, message: dict[str, Any], fds: list[int]) -> None:
+        """Send now or queue; `fds` are closed once sent."""
+        self._queue.append((message, fds))
+        if len(self._queue) > _MAX_QUEUED:
+            self.close()
+        else:
+            self._flush()
+
+    def _flush(self) -> None:
+        while self._queue:
+            message, fds = self._queue[0]
+            try:
+                wire.send(self._sock, message, fds)
+            except BlockingIOError:
+                self._loop.add_writer(self._sock, self._flush)
+                return
+            except OSError:
+                self.close()
+                return
+            except InvalidError:
+                self._queue.popleft()
+                _close_all(fds)
+                raise
+            self._queue.popleft()
+            _close_all(fds)
+        self._loop.remove_writer(self._sock)
+
+    def _readable(self) -> None:
+        try:
+            message, fds = wire.receive(self._sock)
+        except BlockingIOError:
+            return
+        except (OSError, InvalidError) as error:
+            log.warning("connection ended: %s", error)
+            self.close()
+            return
+        if not message:
+            self.close()
+        elif "op" in message and "id" in message:
+            task = self._loop.create_task(self._answer(message, fds))
+            self._serving.add(task)
+            task.add_done_callback(self._serving.discard)
+        elif "id" in message:
+            self._settle(message, fds)
+        else:
+            _close_all(fds)
+            if self._on_notice is not None:
+                self._on_notice(message)
+
+    def _settle(self, message: dict[str, Any], fds: list[int]) -> None:
+        number = message["id"]
+        future = self._calls.get(number) if isinstance(number, int) else None
+        if future is None or future.done():
+            _close_all(fds)  # its caller gave up
+        elif "error" in message:
+            _close_all(fds)
+            future.set_exception(InternalError(str(message["error"])))
+        else:
+            future.set_result((message.get("ok"), fds))
+
+    async def _answer(self, message: dict[str, Any], fds: list[int]) -> None:
+        reply: dict[str, Any] = {"id": message["id"]}
+        answer: Sequence[int] = ()
+        try:
+            if self._serve is None:
+                raise InvalidError("this side answers nothing")
+            reply["ok"], answer = await self._serve(message, fds)
+        except BallpointError as error:
+            reply["error"] = str(error)
+        except Exception as error:  # noqa: BLE001 - told to the caller, and logged here
+            log.exception("request %s failed", message.get("op"))
+            reply["error"] = f"{type(error).__name__}: {error}"
+        finally:
+            _close_all(fds)
+        if self.closed:
+            _close_all(answer)
+        else:
+            self._send(reply, list(answer))
+
+
+def _close_all(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def listen(path: Path, *, mode: int) -> socket.socket:
+    """A listening SOCK_SEQPACKET socket at `path`, instead of a former one; only `mode` may connect."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    bind_path(sock, path, mode)
+    sock.listen(64)
+    sock.setblocking(False)
+    return sock
+
+
+def bind_path(sock: socket.socket, path: Path, mode: int) -> None:
+    """Bind unix socket `sock` to `path`, removing a former one, with permission `mode` from the first moment."""
+    path.unlink(missing_ok=True)
+    os.fchmod(sock.fileno(), mode)  # unix(7): bind gives the new file the socket's own mode, less the umask
+    sock.bind(str(path))
+    path.chmod(mode)
+
+
+def connect(path: Path) -> socket.socket:
+    """A SOCK_SEQPACKET connection to `path`. OSError where nobody listens."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        sock.connect(str(path))
+    except OSError:
+        sock.close()
+        raise
+    return sock

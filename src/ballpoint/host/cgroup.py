@@ -1,0 +1,237 @@
+"""Control groups: one driver for v2, v1 and hybrid hosts.
+
+Freezing, killing and membership always use the v2 hierarchy (its core files exist even where v1 has the controllers);
+limits go to whichever hierarchy holds the controller. A group has one relative path in all of them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ballpoint.core.errors import UnavailableError
+
+CONTROLLERS = ("cpu", "memory", "pids")
+_CPU_PERIOD_US = 100_000
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a group may use; None leaves a resource without a limit of its own.
+
+    Attributes:
+        cpus: processors' worth of time, such as 1.5.
+        memory: bytes, swap included where the kernel counts it.
+        pids: processes and threads.
+    """
+
+    cpus: float | None = None
+    memory: int | None = None
+    pids: int | None = None
+
+
+@dataclass(frozen=True)
+class Hierarchies:
+    """Where cgroups are mounted on this host.
+
+    Attributes:
+        v2: mount point of the unified hierarchy.
+        v1: controller -> mount point, for controllers that are not in the unified hierarchy.
+        v2_controllers: controllers the unified hierarchy offers.
+    """
+
+    v2: Path
+    v1: dict[str, Path] = field(default_factory=dict)
+    v2_controllers: frozenset[str] = frozenset()
+
+    @property
+    def layout(self) -> str:
+        """`v2`, `hybrid` (both, limits by v1) or `v1` (no unified hierarchy was mounted by the host)."""
+        return "hybrid" if self.v1 else "v2"
+
+    @classmethod
+    def detect(cls, mountinfo: str | None = None) -> Hierarchies:
+        """Read them from /proc/self/mountinfo.
+
+        Raises:
+            UnavailableError: no unified hierarchy is mounted, or a needed controller is nowhere.
+        """
+        text = Path("/proc/self/mountinfo").read_text() if mountinfo is None else mountinfo
+        v2: Path | None = None
+        v1: dict[str, Path] = {}
+        for line in text.splitlines():
+            # proc_pid_mountinfo(5): id parent dev root MOUNT_POINT options... - FSTYPE source SUPER_OPTIONS
+            front, _, back = line.partition(" - ")
+            fields, (kind, _, super_options) = front.split(" "), back.split(" ", 2)
+            if kind == "cgroup2" and fields[3] == "/" and v2 is None:
+                v2 = Path(fields[4])
+            elif kind == "cgroup" and fields[3] == "/":
+                for name in super_options.split(","):
+                    if name in CONTROLLERS:
+                        v1.setdefault(name, Path(fields[4]))
+        if v2 is None:
+            raise UnavailableError(
+                "no unified cgroup hierarchy is mounted",
+                hint="mkdir -p /run/cgroup2 && mount -t cgroup2 none /run/cgroup2",
+            )
+        offered = v2 / "cgroup.controllers"
+        return cls(v2, v1, frozenset(offered.read_text().split()) if offered.exists() else frozenset())
+
+    def missing_controllers(self) -> list[str]:
+        """Controllers found in neither hierarchy: their limits cannot be kept."""
+        return [name for name in CONTROLLERS if name not in self.v1 and name not in self.v2_controllers]
+
+
+class Cgroup:
+    """A control group at one relative path in every hierarchy.
+
+    `make` and `remove` are idempotent; a crash between the hierarchies leaves empty directories that either call mends.
+    """
+
+    def __init__(self, hierarchies: Hierarchies, path: str) -> None:
+        self.hierarchies = hierarchies
+        self.path = path
+        self.v2 = hierarchies.v2 / path
+        self._v1 = {name: mount / path for name, mount in hierarchies.v1.items()}
+
+    def child(self, name: str) -> Cgroup:
+        """The group `name` below this one (not made)."""
+        return Cgroup(self.hierarchies, f"{self.path}/{name}")
+
+    def exists(self) -> bool:
+        return self.v2.is_dir()
+
+    def make(self, *, delegate_controllers: bool = False) -> None:
+        """Make it everywhere. With `delegate_controllers`, its v2 children may use the controllers."""
+        for directory in (self.v2, *self._v1.values()):
+            directory.mkdir(exist_ok=True)
+        if delegate_controllers:
+            available = (self.v2 / "cgroup.controllers").read_text().split()
+            wanted = [f"+{name}" for name in CONTROLLERS if name in available]
+            if wanted:
+                (self.v2 / "cgroup.subtree_control").write_text(" ".join(wanted))
+
+    def limit(self, limits: Limits) -> None:
+        """Set `limits`; a resource whose controller the host lacks is left alone (`doctor` says so)."""
+        if limits.cpus is not None:
+            quota = int(limits.cpus * _CPU_PERIOD_US)
+            self._write("cpu", "cpu.max", f"{quota} {_CPU_PERIOD_US}", {"cpu.cfs_quota_us": str(quota)})
+        if limits.memory is not None:
+            value = str(limits.memory)
+            self._write("memory", "memory.max", value, {"memory.limit_in_bytes": value})
+        if limits.pids is not None:
+            self._write("pids", "pids.max", str(limits.pids), {"pids.max": str(limits.pids)})
+
+    def _write(self, controller: str, v2_file: str, v2_value: str, v1_files: dict[str, str]) -> None:
+        if (directory := self._v1.get(controller)) is not None:
+            for name, value in v1_files.items():
+                (directory / name).write_text(value)
+        elif (self.v2 / v2_file).exists():
+            (self.v2 / v2_file).write_text(v2_value)
+
+    def open_directory(self) -> int:
+        """Descriptor of the v2 directory, for CLONE_INTO_CGROUP. The caller owns it."""
+        return os.open(self.v2, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def open_v1_procs(self) -> list[int]:
+        """Writable cgroup.procs of its v1 groups; whoever holds one may move processes it can name into the group."""
+        return [os.open(directory / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC) for directory in self._v1.values()]
+
+    def open_procs(self) -> int:
+        """Writable cgroup.procs of the v2 group."""
+        return os.open(self.v2 / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+
+    def delegate(self, uid: int, files: Iterable[str], *, directory: bool) -> None:
+        """Give `files` of the v2 group (and the directory, to make children) to `uid`; never a limit or freeze file."""
+        if directory:
+            os.chown(self.v2, uid, uid)
+        for name in files:
+            os.chown(self.v2 / name, uid, uid)
+
+    def pids(self) -> list[int]:
+        """Processes in the v2 group itself, not in its children. Empty where the group does not exist."""
+        try:
+            return [int(line) for line in (self.v2 / "cgroup.procs").read_text().split()]
+        except (FileNotFoundError, OSError) as error:
+            if isinstance(error, FileNotFoundError) or error.errno == errno.ENODEV:
+                return []
+            raise
+
+    def populated(self) -> bool:
+        """Whether any process lives in it or below."""
+        try:
+            return "populated 1" in (self.v2 / "cgroup.events").read_text()
+        except (FileNotFoundError, OSError) as error:
+            if isinstance(error, FileNotFoundError) or error.errno == errno.ENODEV:
+                return False
+            raise
+
+    def freeze(self, frozen: bool) -> None:
+        """Stop or go on with all processes in it and below. Returns before they have all stopped."""
+        (self.v2 / "cgroup.freeze").write_text("1" if frozen else "0")
+
+    def kill(self, timeout: float) -> None:
+        """SIGKILL all processes in it and below, and wait until none is left.
+
+        Args:
+            timeout: seconds.
+
+        Raises:
+            UnavailableError: some process does not die (it waits for a frozen or broken disk).
+        """
+        try:
+            events = os.open(self.v2 / "cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return
+        try:
+            (self.v2 / "cgroup.kill").write_text("1")
+            poll = select.poll()
+            poll.register(events, select.POLLPRI)
+            while b"populated 1" in os.pread(events, 4096, 0):
+                # cgroup-v2.rst: a change of cgroup.events wakes poll with POLLPRI.
+                if not poll.poll(timeout * 1000):
+                    raise UnavailableError(f"processes of {self.path} do not end within {timeout:g} s")
+        finally:
+            os.close(events)
+
+    def remove(self) -> bool:
+        """Remove it and the empty groups below, everywhere. Returns whether anything was there."""
+        found = False
+        for directory in (self.v2, *self._v1.values()):
+            found |= _remove_groups(directory)
+        return found
+
+
+def _remove_groups(directory: Path) -> bool:
+    try:
+        children = [entry.path for entry in os.scandir(directory) if entry.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return False
+    for child in children:
+        _remove_groups(Path(child))
+    try:
+        directory.rmdir()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def own_delegated_path(hierarchies: Hierarchies) -> str | None:
+    """Path of this process's v2 group if systemd delegated it (Delegate=yes), else None.
+
+    systemd marks a delegated group with the extended attribute trusted.delegate (org.freedesktop.systemd1,
+    "Control Group APIs and Delegation").
+    """
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        if line.startswith("0::/"):
+            path = line[len("0::/") :]
+            try:
+                if path and os.getxattr(hierarchies.v2 / path, "trusted.delegate") == b"1":
+                    return path
+            except OSError:
+                return None
+    return None

@@ -1,0 +1,542 @@
+"""Instances of the container runtime, as the node holds them: filled as blanks, claimed, adopted, destroyed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from ballpoint.agent import ringlog
+from ballpoint.core import ids, peer
+from ballpoint.core.errors import ConflictError, InternalError, UnavailableError
+from ballpoint.core.peer import Peer
+from ballpoint.core.tasks import Tasks
+from ballpoint.host import namespaces
+from ballpoint.host.bpf import attach_device_policy
+from ballpoint.host.cgroup import Cgroup, Hierarchies, Limits, own_delegated_path
+from ballpoint.host.files import remove_tree, write_atomically
+from ballpoint.runtime.container import rootfs
+from ballpoint.runtime.container.locker import Locker
+from ballpoint.runtime.container.rootfs import Bind
+from ballpoint.runtime.container.zygote import DEVICES
+
+log = logging.getLogger(__name__)
+
+# Deadlines, in seconds. A blank is filled in milliseconds; what takes this long is broken.
+_FILL_SECONDS = 30.0
+_CLAIM_SECONDS = 20.0
+_KILL_SECONDS = 10.0
+
+# An agent's own limits: it serves sessions, and whoever took it over gets no more than this.
+_AGENT_LIMITS = Limits(memory=256 << 20, pids=64)
+_PTYS = 512
+_SHM_BYTES = 1 << 30
+
+# Terminals are made by the container's own devpts: majors 136-143 (Unix98 slaves), 5:2 (ptmx).
+_ALLOWED_DEVICES = [*DEVICES.values(), (5, 2), *((major, None) for major in range(136, 144))]
+
+
+class ContainerRuntime:
+    """Makes and finds the instances of one node.
+
+    Everything it names carries the node's id: the cgroup `ballpoint-<node>` and the files below `run`.
+    """
+
+    def __init__(self, node_id: str, run: Path, programs: Path) -> None:
+        self._run = run
+        self._instances = run / "instances"
+        self._programs = programs
+        self._hierarchies = Hierarchies.detect()
+        self._node_id = node_id
+        self._zygote: Peer | None = None
+        self._locker: Locker | None = None
+        self.tasks = Tasks()
+        self.cgroup = Cgroup(self._hierarchies, self._cgroup_path())
+
+    def _cgroup_path(self) -> str:
+        """Where the node's instances live: recorded while they do, and below systemd's unit where it delegated one."""
+        recorded = self._run / "cgroup"
+        if recorded.exists():
+            return recorded.read_text()
+        unit = own_delegated_path(self._hierarchies)
+        return f"{unit}/ballpoint-{self._node_id}" if unit else f"ballpoint-{self._node_id}"
+
+    def start(self) -> None:
+        """Make what all instances share: the cgroup with its device policy, and the locker. Idempotent."""
+        self._instances.mkdir(parents=True, exist_ok=True)
+        # Sockets are reached by an unprivileged edge: it may pass through, and see nothing.
+        self._instances.chmod(0o711)
+        self.cgroup.make(delegate_controllers=True)
+        write_atomically(self._run / "cgroup", self.cgroup.path.encode())
+        directory = self.cgroup.open_directory()
+        try:
+            attach_device_policy(directory, _ALLOWED_DEVICES)
+        finally:
+            os.close(directory)
+        self._locker = Locker(self._run / "lk", self._programs / "locker")
+
+    def close(self, *, keep: bool) -> None:
+        """Let go of the shared things; with `keep`, leave the cgroup to the instances that still run."""
+        if self._zygote is not None:
+            self._zygote.close()
+        if self._locker is not None:
+            self._locker.close()
+        if not keep:
+            self.cgroup.remove()
+            (self._run / "cgroup").unlink(missing_ok=True)
+
+    def known(self) -> list[str]:
+        """Ids of all instances, whole or half-made, of which this host holds anything."""
+        found = {path.name for path in self._instances.iterdir()} if self._instances.exists() else set()
+        if self.cgroup.exists():
+            found |= {entry.name for entry in os.scandir(self.cgroup.v2) if entry.is_dir()}
+        return sorted(found)
+
+    async def fill(self, instance_id: str, uid_base: int, limits: Limits) -> ContainerInstance:
+        """Make a blank: cgroups, anchor, agent and a parked inner container. A failure leaves nothing.
+
+        Args:
+            instance_id: fresh.
+            uid_base: first of the 131,072 host ids this instance owns.
+            limits: of the inner container.
+        """
+        instance = ContainerInstance(self, instance_id, uid_base, ids.new_secret())
+        try:
+            await instance.make(limits)
+        except BaseException:
+            await asyncio.shield(instance.destroy())
+            raise
+        return instance
+
+    async def adopt(self, instance_id: str) -> ContainerInstance | None:
+        """The living instance of that id, made by an earlier node process; None where there is none to trust.
+
+        It is known by the nonce its agent holds and by the kernel's own list of the cgroup's members. A dead agent is
+        started again under its anchor first.
+        """
+        record = self._instances / instance_id / "instance.json"
+        try:
+            known = json.loads(record.read_bytes())
+        except (OSError, ValueError):
+            return None
+        instance = ContainerInstance(self, instance_id, int(known["uid_base"]), str(known["nonce"]))
+        instance.note = known.get("note", {})
+        try:
+            await instance.rejoin()
+        except (UnavailableError, InternalError, OSError) as error:
+            log.warning("instance %s is not adopted: %s", instance_id, error)
+            instance.release()
+            return None
+        return instance
+
+    async def clean(self, instance_id: str) -> None:
+        """Remove whatever is left of an instance. Idempotent."""
+        await ContainerInstance(self, instance_id, 0, "").destroy()
+
+    async def zygote(self) -> Peer:
+        """A connection to the zygote, made anew after it was started again.
+
+        Raises:
+            UnavailableError: there is none; the supervisor is starting it.
+        """
+        if self._zygote is None or self._zygote.closed:
+            try:
+                self._zygote = Peer(peer.connect(self._run / "zygote.sock"))
+            except OSError as error:
+                raise UnavailableError("the zygote does not answer", hint="it is being started again") from error
+        return self._zygote
+
+    def instance_directory(self, instance_id: str) -> Path:
+        return self._instances / instance_id
+
+    def instance_cgroup(self, instance_id: str) -> Cgroup:
+        return self.cgroup.child(instance_id)
+
+    @property
+    def locker(self) -> Locker:
+        assert self._locker is not None, "the runtime is not started"
+        return self._locker
+
+
+class ContainerInstance:
+    """One instance. Idempotent to destroy; everything else fails cleanly once its anchor is dead.
+
+    Attributes:
+        id, uid_base, nonce: as filled.
+        note: what the node wrote beside it (which sprite it was claimed for); kept over a restart of the node.
+        netns, userns: descriptors of the inner container's namespaces.
+        phase: `parked`, `running` or `dead`, as the agent said last.
+        on_death: called once when the anchor, and with it the instance, has died.
+        on_inner_exit: called with how the inner container ended.
+    """
+
+    def __init__(self, runtime: ContainerRuntime, instance_id: str, uid_base: int, nonce: str) -> None:
+        self._runtime = runtime
+        self.id = instance_id
+        self.uid_base = uid_base
+        self.nonce = nonce
+        self.note: dict[str, Any] = {}
+        self.phase = "parked"
+        self.netns = self.userns = self._anchor = self._log = -1
+        self.on_death: Callable[[], None] | None = None
+        self.on_inner_exit: Callable[[str], None] | None = None
+        self._control: Peer | None = None
+        self._directory = runtime.instance_directory(instance_id)
+        self._cgroup = runtime.instance_cgroup(instance_id)
+        self._reviving = asyncio.Lock()
+        self._ending = False
+
+    @property
+    def socket(self) -> Path:
+        """Where its agent serves HTTP."""
+        return self._directory / "http.sock"
+
+    @property
+    def cgroup(self) -> Cgroup:
+        return self._cgroup
+
+    @property
+    def alive(self) -> bool:
+        """Whether the anchor lives."""
+        return self._anchor >= 0
+
+    # ---- made, found again ----
+
+    async def make(self, limits: Limits) -> None:
+        with ExitStack() as stack:
+            given = await asyncio.to_thread(self._prepare, limits, stack)
+            zygote = await self._runtime.zygote()
+            _, fds = await zygote.call(
+                "fill",
+                seconds=_FILL_SECONDS,
+                fds=list(given.values()),
+                names=list(given),
+                instance=self.id,
+                nonce=self.nonce,
+                uid_base=self.uid_base,
+                limits=f"{_PTYS},{_SHM_BYTES}",
+            )
+            self._log = os.dup(given["log"])
+        self._watch_anchor(fds[0])
+        try:
+            await self._greet()
+        except UnavailableError as error:
+            raise InternalError(f"the agent of a new instance ended: {self._last_words()}") from error
+        await asyncio.to_thread(self._check_namespaces)
+
+    def _prepare(self, limits: Limits, stack: ExitStack) -> dict[str, int]:
+        """Files, sockets and cgroups of a new instance; the descriptors its agent deposits, by name."""
+        self._directory.mkdir(mode=0o711)
+        self._record()
+        agent, inner = self._cgroup.child("agent"), self._cgroup.child("inner")
+        main = inner.child("main")
+        self._cgroup.make(delegate_controllers=True)
+        agent.make()
+        agent.limit(_AGENT_LIMITS)
+        inner.make(delegate_controllers=True)
+        inner.limit(limits)
+        main.make()
+        self._cgroup.delegate(self.uid_base, ["cgroup.procs"], directory=False)
+        agent.delegate(self.uid_base, ["cgroup.procs"], directory=False)
+        delegated = ["cgroup.procs", "cgroup.threads", "cgroup.subtree_control"]
+        inner.delegate(self.uid_base + 1, delegated, directory=True)
+        main.delegate(self.uid_base + 1, delegated, directory=True)
+
+        def owned(fd: int) -> int:
+            stack.callback(os.close, fd)
+            return fd
+
+        http = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        stack.callback(http.close)
+        peer.bind_path(http, self.socket, 0o666)
+        http.listen(512)
+        control = peer.listen(self._directory / "control.sock", mode=0o600)
+        stack.callback(control.close)
+        given = {
+            "agent-cgroup": owned(agent.open_directory()),
+            "inner-cgroup": owned(inner.open_directory()),
+            "main-procs": owned(main.open_procs()),
+            "http": http.fileno(),
+            "control": control.fileno(),
+            "log": owned(ringlog.create()),
+        }
+        given.update({f"agent-procs-{i}": owned(fd) for i, fd in enumerate(agent.open_v1_procs())})
+        given.update({f"inner-procs-{i}": owned(fd) for i, fd in enumerate(inner.open_v1_procs())})
+        return given
+
+    def _record(self) -> None:
+        content = {"uid_base": self.uid_base, "nonce": self.nonce, "note": self.note}
+        write_atomically(self._directory / "instance.json", json.dumps(content).encode(), mode=0o600)
+
+    async def rejoin(self) -> None:
+        """Find the anchor and the agent of an instance that another node process made."""
+        anchor = await asyncio.to_thread(self._find_anchor)
+        self._watch_anchor(anchor)
+        try:
+            await self._greet()
+        except (UnavailableError, OSError):
+            await self.revive()
+
+    def _find_anchor(self) -> int:
+        """A pidfd of the cgroup's member that is pid 1 of its namespace. Membership is the kernel's word."""
+        agent = self._cgroup.child("agent")
+        for pid in agent.pids():
+            try:
+                status = Path(f"/proc/{pid}/status").read_text()
+                numbers = next(line for line in status.splitlines() if line.startswith("NSpid:")).split()
+                if len(numbers) != 3 or numbers[-1] != "1":
+                    continue
+                pidfd = os.pidfd_open(pid)
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if pid in agent.pids():  # still the same process: its number was not used again meanwhile
+                return pidfd
+            os.close(pidfd)
+        raise UnavailableError(f"instance {self.id} has no anchor")
+
+    def _watch_anchor(self, pidfd: int) -> None:
+        self._anchor = pidfd
+        asyncio.get_running_loop().add_reader(pidfd, self._anchor_died)
+
+    def _anchor_died(self) -> None:
+        self._forget_anchor()
+        self.phase = "dead"
+        if self._control is not None:
+            self._control.close()
+        if self.on_death is not None:
+            self.on_death()
+
+    def _forget_anchor(self) -> None:
+        if self._anchor >= 0:
+            asyncio.get_running_loop().remove_reader(self._anchor)
+            os.close(self._anchor)
+            self._anchor = -1
+
+    async def _greet(self) -> None:
+        """Connect to the agent and learn who it is. Its answer is checked, not believed."""
+        control = Peer(
+            peer.connect(self._directory / "control.sock"), on_notice=self._noticed, on_close=self._agent_lost
+        )
+        try:
+            hello, fds = await control.call("hello", seconds=_FILL_SECONDS)
+        except BaseException:
+            control.close()
+            raise
+        if len(fds) != 3 or hello.get("nonce") != self.nonce or hello.get("instance") != self.id:
+            for fd in fds:
+                os.close(fd)
+            control.close()
+            raise InternalError(f"instance {self.id} is not what it was")
+        self._close_descriptors()
+        self._control = control
+        self._log, self.netns, self.userns = fds
+        self.phase = str(hello["phase"])
+
+    def _check_namespaces(self) -> None:
+        """Refuse descriptors that are not this very container's namespaces: the node acts as host root through them.
+
+        Raises:
+            InternalError: they are something else.
+        """
+        try:
+            if namespaces.ns_type(self.netns) != namespaces.CLONE_NEWNET:
+                raise InternalError(f"instance {self.id} handed over no network namespace")
+            owner = namespaces.ns_userns(self.netns)
+            parent = namespaces.ns_parent(self.userns)
+            outer = os.open(f"/proc/{self._anchor_pid()}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise InternalError(f"instance {self.id} handed over a strange namespace: {error}") from error
+        try:
+            same = _inode(owner) == _inode(self.userns) and _inode(parent) == _inode(outer)
+            if not same or namespaces.ns_owner_uid(self.userns) != self.uid_base:
+                raise InternalError(f"instance {self.id} handed over another's namespace")
+        finally:
+            for fd in (owner, parent, outer):
+                os.close(fd)
+
+    def _anchor_pid(self) -> int:
+        for line in Path(f"/proc/self/fdinfo/{self._anchor}").read_text().splitlines():
+            if line.startswith("Pid:"):
+                return int(line.split()[1])
+        raise InternalError("a pidfd without a pid")
+
+    # ---- used ----
+
+    async def claim(
+        self,
+        image: int,
+        volume: int,
+        binds: Sequence[Bind],
+        *,
+        sprite: str,
+        environment: Mapping[str, str],
+        profile: str,
+        resolv_conf: str,
+    ) -> None:
+        """Turn this blank into `sprite`: make its root from image and volume, and let the inner container run.
+
+        A failure leaves the instance fit only to be destroyed.
+
+        Args:
+            image, volume: detached mounts.
+            binds: directories of the volume that appear beside the overlay.
+            profile: of its privileges.
+        """
+        if self.phase != "parked":
+            raise ConflictError(f"instance {self.id} is {self.phase}, not a blank")
+        root = await asyncio.to_thread(
+            rootfs.make, image, volume, binds, self.userns, self.uid_base + 1, self._runtime.locker
+        )
+        try:
+            await self._call(
+                "claim",
+                seconds=_CLAIM_SECONDS,
+                fds=[root.root, *(fd for _, fd in root.binds)],
+                sprite=sprite,
+                environment=dict(environment),
+                profile=profile,
+                resolv_conf=resolv_conf,
+                targets=[target for target, _ in root.binds],
+            )
+        finally:
+            root.close()
+        self.phase = "running"
+
+    async def set_note(self, note: dict[str, Any]) -> None:
+        """Write down what the node must know of this instance after its own restart, before it acts on it."""
+        self.note = note
+        await asyncio.to_thread(self._record)
+
+    async def configure(self, settings: dict[str, Any]) -> None:
+        """Change environment or privileges of processes started from now on."""
+        await self._call("settings", seconds=_CLAIM_SECONDS, **settings)
+
+    async def ping(self, seconds: float) -> dict[str, Any]:
+        """Ask the agent whether it lives.
+
+        Raises:
+            UnavailableError: no answer within `seconds`.
+        """
+        try:
+            return dict(await self._call("ping", seconds=seconds))
+        except UnavailableError:
+            if self._control is not None and not self._control.closed:
+                raise
+            return dict(await self._call("ping", seconds=seconds))  # it died; this asks its successor
+
+    def logs(self) -> bytes:
+        """What agent and inner container logged last; works with a dead agent, too."""
+        return ringlog.read(self._log) if self._log >= 0 else b""
+
+    def _last_words(self) -> str:
+        lines = self.logs().decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "it said nothing"
+
+    def limit(self, limits: Limits) -> None:
+        """Change the limits of the inner container."""
+        self._cgroup.child("inner").limit(limits)
+
+    async def revive(self) -> None:
+        """Fork a new agent under the living anchor and connect to it. The container and its processes run on.
+
+        Raises:
+            UnavailableError: the anchor is dead, or no agent came up.
+        """
+        async with self._reviving:
+            if self._control is not None and not self._control.closed:
+                return
+            if not self.alive:
+                raise UnavailableError(f"instance {self.id} has ended")
+            agent = self._cgroup.child("agent")
+            with ExitStack() as stack:
+                fds = [agent.open_directory(), *agent.open_v1_procs()]
+                for fd in fds:
+                    stack.callback(os.close, fd)
+                zygote = await self._runtime.zygote()
+                _, received = await zygote.call("revive", seconds=_FILL_SECONDS, fds=[self._anchor, *fds])
+            for fd in received:
+                os.close(fd)
+            await self._greet()
+
+    def _agent_lost(self) -> None:
+        """The agent died, or its anchor did: the anchor's own end tells the two apart, a moment later."""
+        if self._control is not None and self.alive and not self._ending:
+            self._runtime.tasks.start(self._revive_or_log(), f"revive {self.id}")
+
+    async def _revive_or_log(self) -> None:
+        try:
+            await self.revive()
+        except (UnavailableError, InternalError, OSError) as error:
+            if self.alive:
+                log.warning("the agent of %s does not come back: %s", self.id, error)
+
+    async def _call(self, op: str, *, seconds: float, fds: Sequence[int] = (), **arguments: Any) -> Any:
+        if self._control is None or self._control.closed:
+            await self.revive()
+        assert self._control is not None
+        result, received = await self._control.call(op, seconds=seconds, fds=fds, **arguments)
+        for fd in received:
+            os.close(fd)
+        return result
+
+    def _noticed(self, notice: dict[str, Any]) -> None:
+        if notice.get("notice") == "inner-exited":
+            self.phase = "dead"
+            if self.on_inner_exit is not None:
+                self.on_inner_exit(str(notice.get("how", "unknown")))
+
+    # ---- ended ----
+
+    async def destroy(self) -> None:
+        """End all its processes and remove everything of it but what the network takes along. Idempotent.
+
+        Raises:
+            UnavailableError: a process does not die; call again.
+        """
+        self.on_death = None
+        self._ending = True
+        await asyncio.to_thread(self._cgroup.kill, _KILL_SECONDS)
+        self.release()
+        await asyncio.to_thread(self._remove)
+
+    def _remove(self) -> None:
+        self._cgroup.remove()
+        remove_tree(self._directory)
+
+    def release(self) -> None:
+        """Let go of this process's descriptors; the instance lives on. Idempotent."""
+        self.on_death = None
+        control, self._control = self._control, None
+        if control is not None:
+            control.close()
+        self._forget_anchor()
+        self._close_descriptors()
+
+    def _close_descriptors(self) -> None:
+        for fd in (self._log, self.netns, self.userns):
+            if fd >= 0:
+                os.close(fd)
+        self._log = self.netns = self.userns = -1
+
+
+def _inode(fd: int) -> tuple[int, int]:
+    stat = os.fstat(fd)
+    return stat.st_dev, stat.st_ino
+
+
+def zygote_command(python: str, socket_fd: int, programs: Path) -> list[str]:
+    """The argv that starts a zygote; give it an empty environment."""
+    return [
+        python,
+        "-I",
+        "-m",
+        "ballpoint.runtime.container.zygote",
+        f"--socket-fd={socket_fd}",
+        f"--programs={programs}",
+    ]

@@ -1,0 +1,115 @@
+"""The root filesystem of an inner container, made by the node at the claim.
+
+overlay(lower: standard image, upper: a directory on the volume), both mapped to the instance's ids on the fly, so the
+files on disk stay 0-based and any range may be picked next time. Nothing on disk is ever chowned.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from ballpoint.core.errors import CorruptError
+from ballpoint.host import mount, prctl
+from ballpoint.runtime.container.locker import Locker
+
+UPPER, WORK = "upper", "work"
+_RDONLY = 1  # ST_RDONLY of statvfs(3)
+
+
+@dataclass(frozen=True)
+class Bind:
+    """A directory of the volume that appears in the container as it is, without the overlay.
+
+    Attributes:
+        source: path on the volume, relative to its root.
+        target: absolute path inside.
+    """
+
+    source: str
+    target: str
+
+
+class RootFilesystem:
+    """Detached mounts ready to be handed in. Closing it lets go of this side's descriptors only."""
+
+    def __init__(self, root: int, binds: list[tuple[str, int]], stack: ExitStack) -> None:
+        self.root = root
+        self.binds = binds
+        self._stack = stack
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+def make(image: int, volume: int, binds: Sequence[Bind], userns: int, root_uid: int, locker: Locker) -> RootFilesystem:
+    """Mount the root of one container.
+
+    Must run in a thread that runs nothing else meanwhile: it borrows the container's root id for its file access.
+
+    Args:
+        image: detached mount of the standard image.
+        volume: detached mount of the volume.
+        userns: the container's user namespace.
+        root_uid: host uid of the container's root.
+
+    Raises:
+        CorruptError: the overlay came up read-only.
+        OSError: a step failed; the kernel's reason is in it.
+    """
+    with ExitStack() as stack:
+
+        def owned(fd: int) -> int:
+            stack.callback(os.close, fd)
+            return fd
+
+        lower = owned(_mapped(image, "", userns))
+        disk = owned(_mapped(volume, "", userns))
+        with _file_access_as(root_uid):
+            overlay = owned(
+                mount.fsmount(
+                    "overlay",
+                    {
+                        "source": "sprite",
+                        "lowerdir": f"/proc/self/fd/{lower}",
+                        "upperdir": f"/proc/self/fd/{disk}/{UPPER}",
+                        "workdir": f"/proc/self/fd/{disk}/{WORK}",
+                        "redirect_dir": "on",
+                    },
+                    mount.MOUNT_ATTR_NODEV,
+                )
+            )
+        # With an upper whose ids do not map, overlayfs says nothing and mounts read-only.
+        if os.fstatvfs(overlay).f_flag & _RDONLY:
+            raise CorruptError("the sprite's root came up read-only", hint="dmesg says why")
+        root = owned(locker.lock(overlay))
+        made = []
+        for bind in binds:
+            plain = owned(_mapped(volume, bind.source, userns))
+            mount.mount_setattr(plain, set_=mount.MOUNT_ATTR_NODEV)
+            made.append((bind.target, owned(locker.lock(plain))))
+        return RootFilesystem(root, made, stack.pop_all())
+
+
+def _mapped(source: int, path: str, userns: int) -> int:
+    fd = mount.open_tree(path, source)
+    try:
+        mount.mount_setattr(fd, set_=mount.MOUNT_ATTR_IDMAP, userns=userns)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+@contextmanager
+def _file_access_as(uid: int) -> Iterator[None]:
+    """Act on files as `uid` while keeping every capability, so that overlayfs stores credentials that map."""
+    prctl.prctl(prctl.PR_SET_SECUREBITS, prctl.SECBIT_NO_SETUID_FIXUP)
+    try:
+        prctl.set_fs_ids(uid, uid)
+        yield
+    finally:
+        prctl.set_fs_ids(0, 0)
+        prctl.prctl(prctl.PR_SET_SECUREBITS, 0)
