@@ -128,6 +128,15 @@ def mount_setattr(
     syscall(SYS_mount_setattr, mount, b"", flags, ctypes.byref(attr), size, what="mount_setattr")
 
 
+def mount_at(path: str | Path, kind: str, options: Mapping[str, str | None], attributes: int = 0) -> None:
+    """`fsmount`, attached at `path`."""
+    fd = fsmount(kind, options, attributes)
+    try:
+        move_mount(fd, path)
+    finally:
+        os.close(fd)
+
+
 def mount(source: str, target: str | Path, kind: str | None = None, flags: int = 0, data: str | None = None) -> None:
     """mount(2), for what the newer calls do not cover (remount, propagation of a path)."""
     result = libc.mount(

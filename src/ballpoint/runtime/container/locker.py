@@ -30,7 +30,7 @@ class Locker:
         self._count = 0
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         mount.umount2(directory, mount.MNT_DETACH)
-        mount.move_mount(mount.fsmount("tmpfs", {"mode": "755", "size": "1m"}), directory)
+        mount.mount_at(directory, "tmpfs", {"mode": "755", "size": "1m"})
         mount.mount("none", directory, flags=mount.MS_SHARED)
 
     def lock(self, fd: int) -> int:

@@ -83,7 +83,7 @@ def _enter_empty_root(programs: Path) -> None:
     for directory in ("aroot", "proc", "sys", "dev"):
         Path(directory).mkdir()
 
-    mount.move_mount(mount.fsmount("tmpfs", {"mode": "755", "size": "16m"}), "aroot")
+    mount.mount_at("aroot", "tmpfs", {"mode": "755", "size": "16m"})
     agent_root = Path("aroot")
     for directory in ("bin", "proc", "sys", "dev", "mnt", *(f"stage/{name}" for name in _STAGE)):
         (agent_root / directory).mkdir(parents=True)
@@ -92,7 +92,7 @@ def _enter_empty_root(programs: Path) -> None:
         (agent_root / "bin" / name).chmod(0o755)
     _seal(agent_root, mount.MOUNT_ATTR_RDONLY | mount.MOUNT_ATTR_NODEV)
 
-    mount.move_mount(mount.fsmount("tmpfs", {"mode": "755", "size": "1m"}), "dev")
+    mount.mount_at("dev", "tmpfs", {"mode": "755", "size": "1m"})
     for name, (major, minor) in DEVICES.items():
         device = Path("dev") / name
         if name in ("fuse", "net/tun") and not Path("/dev", name).exists():
@@ -103,8 +103,8 @@ def _enter_empty_root(programs: Path) -> None:
     _seal(Path("dev"), mount.MOUNT_ATTR_RDONLY)
 
     # A user namespace may mount proc and sysfs of its own only where it can see whole ones (mount_too_revealing).
-    mount.move_mount(mount.fsmount("proc", {}), "proc")
-    mount.move_mount(mount.fsmount("sysfs", {}, mount.MOUNT_ATTR_RDONLY), "sys")
+    mount.mount_at("proc", "proc", {})
+    mount.mount_at("sys", "sysfs", {}, mount.MOUNT_ATTR_RDONLY)
     namespaces.pivot_root(".", ".")
     mount.umount2(".", mount.MNT_DETACH)
     os.chdir("/")

@@ -1,0 +1,125 @@
+"""Loop devices: a file as a block device (drivers/block/loop.c, include/uapi/linux/loop.h)."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+import threading
+from pathlib import Path
+
+from ballpoint.core.clock import SYSTEM_CLOCK
+from ballpoint.core.errors import UnavailableError
+
+_LOOP_SET_STATUS_BUSY_TRIES = 64
+_LOOP_CONFIGURE = 0x4C0A
+_LOOP_GET_STATUS64 = 0x4C05
+_LOOP_CTL_GET_FREE = 0x4C82
+_LO_FLAGS_READ_ONLY, _LO_FLAGS_AUTOCLEAR, _LO_FLAGS_DIRECT_IO = 1, 4, 16
+# struct loop_info64: lo_device lo_inode lo_rdevice lo_offset lo_sizelimit lo_number lo_encrypt_type
+# lo_encrypt_key_size lo_flags lo_file_name[64] lo_crypt_name[64] lo_encrypt_key[32] lo_init[2]
+_INFO = struct.Struct("=5Q4I64s64s32s2Q")
+# struct loop_config: fd block_size info reserved[8]
+_CONFIG_SIZE = 8 + _INFO.size + 64
+_POLL_SECONDS = 0.001
+
+
+def attach(
+    path: Path, *, read_only: bool = False, direct_io: bool = False, autoclear: bool = True, block_size: int = 0
+) -> tuple[str, int]:
+    """Attach `path` to a free loop device.
+
+    Args:
+        autoclear: the device lets go of the file at its last close or unmount.
+        block_size: of the device, in bytes; 0 lets the kernel choose.
+
+    Returns:
+        The device's path and an open descriptor of it, which keeps it attached; the caller owns it.
+    """
+    flags = (_LO_FLAGS_READ_ONLY * read_only) | (_LO_FLAGS_AUTOCLEAR * autoclear) | (_LO_FLAGS_DIRECT_IO * direct_io)
+    mode = (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC
+    backing = os.open(path, mode)
+    try:
+        control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            # Another process may take the number between the two calls: EBUSY then, and the next one is tried.
+            for _ in range(_LOOP_SET_STATUS_BUSY_TRIES):
+                device = f"/dev/loop{fcntl.ioctl(control, _LOOP_CTL_GET_FREE)}"
+                fd = os.open(device, mode)
+                info = _INFO.pack(0, 0, 0, 0, 0, 0, 0, 0, flags, os.fsencode(path)[-63:], b"", b"", 0, 0)
+                config = bytearray(struct.pack("=II", backing, block_size) + info + bytes(64))
+                assert len(config) == _CONFIG_SIZE
+                try:
+                    fcntl.ioctl(fd, _LOOP_CONFIGURE, config)
+                    return device, fd
+                except OSError as error:
+                    os.close(fd)
+                    if error.errno != errno.EBUSY:
+                        raise OSError(error.errno, f"attach loop device: {error.strerror}", str(path)) from error
+        finally:
+            os.close(control)
+    finally:
+        os.close(backing)
+    raise UnavailableError("no loop device is free", hint="raise max_loop, or end what uses them (losetup -a)")
+
+
+def find_by_backing(path: Path) -> str | None:
+    """The device `path` is attached to, known by the file's device and inode; None where there is none."""
+    try:
+        wanted = path.stat()
+    except FileNotFoundError:
+        return None
+    for entry in Path("/sys/block").glob("loop*"):
+        if not (entry / "loop").is_dir():
+            continue
+        device = f"/dev/{entry.name}"
+        try:
+            fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            status = bytearray(_INFO.size)
+            fcntl.ioctl(fd, _LOOP_GET_STATUS64, status)
+        except OSError:
+            continue  # detached meanwhile
+        finally:
+            os.close(fd)
+        found_device, found_inode = _INFO.unpack(status)[:2]
+        if found_inode == wanted.st_ino and _same_device(found_device, wanted.st_dev):
+            return device
+    return None
+
+
+def _same_device(encoded: int, st_dev: int) -> bool:
+    # include/linux/kdev_t.h new_encode_dev: minor low 8 bits, major 12 bits, minor high 12 bits
+    major, minor = (encoded >> 8) & 0xFFF, (encoded & 0xFF) | ((encoded >> 12) & 0xFFF00)
+    return (major, minor) == (os.major(st_dev), os.minor(st_dev))
+
+
+def wait_released(path: Path, timeout: float) -> None:
+    """Wait until nothing uses the device of `path`: an exclusive open proves it, or the device has let go by itself.
+
+    An unmount returns while another mount namespace still holds the file system, and the kernel tells nobody when the
+    last one goes, so this looks again and again.
+
+    Args:
+        timeout: seconds.
+
+    Raises:
+        UnavailableError: it is still in use.
+    """
+    pause = threading.Event()
+    deadline = SYSTEM_CLOCK.monotonic() + timeout
+    wait = _POLL_SECONDS
+    while (device := find_by_backing(path)) is not None:
+        try:
+            os.close(os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+        if SYSTEM_CLOCK.monotonic() > deadline:
+            raise UnavailableError(f"{device} is still in use after {timeout:g} s", hint=f"it holds {path}")
+        pause.wait(wait)
+        wait = min(wait * 2, 0.05)

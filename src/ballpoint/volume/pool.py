@@ -1,0 +1,355 @@
+"""The volume pool of a node: where disk images live, share extents, and are attached from.
+
+Layout below DATA/pool (docs/volume-layout.md): templates/KEY.img, volumes/ID/{disk.img,volume.json}, staging/, trash/.
+A volume exists from the rename out of staging/ to the rename into trash/; both directories are emptied at the start.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from ballpoint.core.errors import ConflictError, InvalidError, NotFoundError, UnavailableError
+from ballpoint.host import filesystem, loop, mount, process
+from ballpoint.host.files import fsync_directory, remove_tree
+
+_GIB = 1 << 30
+_MIB = 1 << 20
+# mkfs.xfs refuses a smaller one (300 MB, with some room for its log).
+_POOL_MIN = 512 * _MIB
+_POOL_SHARE = 0.8
+_MKFS_SECONDS = 120.0
+_DETACH_SECONDS = 10.0
+# The kernel holds back this much dirty data before it makes writers wait; it must still fit when the pool fills up.
+_DIRTY_BYTES = 1 * _GIB
+_RESERVE_PER_VOLUME = 64 * _MIB
+_RESERVE_MAX_SHARE = 0.25
+_LOOP_DIRTY_MIN, _LOOP_DIRTY_SHARE = 16 * _MIB, 256 * _MIB
+_TRIM_MINIMUM = 64 * 1024
+
+DIRECTORIES = ("upper", "work", "binds/docker", "binds/containers")
+# No discard while mounted: trimming runs when the volume is idle. A journal that loses data makes the disk read-only.
+_EXT4_OPTIONS = {"errors": "remount-ro", "data_err": "abort"}
+_EXT4_FEATURES = "64bit,metadata_csum,^fast_commit,^casefold,^quota"
+_EXT4_EXTENDED = "assume_storage_prezeroed=1,lazy_itable_init=0,lazy_journal_init=0"
+_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+
+
+@dataclass(frozen=True)
+class PoolUsage:
+    """Space of the pool, in bytes.
+
+    Attributes:
+        total, free: of the pool; free is never more than what the file system below still has.
+        soft: below this much free space, cold data is given back.
+        hard: below this, writers are stopped before data is lost.
+    """
+
+    total: int
+    free: int
+    soft: int
+    hard: int
+
+
+class AttachedVolume:
+    """A volume whose file system is mounted, detached from any path.
+
+    Attributes:
+        id: the volume's.
+        mount: descriptor of the whole ext4 root.
+        device: its loop device.
+    """
+
+    def __init__(self, volume_id: str, image: Path, mount_fd: int, device: str) -> None:
+        self.id = volume_id
+        self.image = image
+        self.mount = mount_fd
+        self.device = device
+
+    def detach(self, timeout: float = _DETACH_SECONDS) -> None:
+        """Let go of it, and prove that nobody else holds it. Idempotent.
+
+        Raises:
+            UnavailableError: something still uses it after `timeout` seconds; the image must not be touched.
+        """
+        if self.mount >= 0:
+            os.close(self.mount)
+            self.mount = -1
+        loop.wait_released(self.image, timeout)
+
+    def release(self) -> None:
+        """Let go of this process's descriptor only; the sprite goes on using the disk."""
+        if self.mount >= 0:
+            os.close(self.mount)
+            self.mount = -1
+
+    def trim(self) -> int:
+        """Give blocks of deleted files back to the pool. Returns bytes."""
+        return filesystem.fitrim(self.mount, _TRIM_MINIMUM)
+
+
+class VolumePool:
+    """One node's pool. All calls block for at most seconds; any thread may make them."""
+
+    def __init__(self, root: Path, below: Path, lock: int, mounted: bool) -> None:
+        self.root = root
+        self._below = below
+        self._lock = lock
+        self._mounted = mounted
+        self.volumes_directory = root / "volumes"
+
+    @classmethod
+    def open(cls, data: Path, *, pool_gb: int) -> VolumePool:
+        """Open the pool below `data`, made if there is none, and empty what an interrupted step left.
+
+        A directory on XFS with reflinks is used as it is. Otherwise pool.img is made beside it and mounted in this
+        process's mount namespace; where an earlier process's volumes keep it alive, its loop device is used again,
+        because one image behind two loop devices destroys itself.
+
+        Args:
+            pool_gb: apparent size of pool.img; 0 takes a share of the free space.
+
+        Raises:
+            ConflictError: another node uses this directory.
+            UnavailableError: there is no room for a pool.
+        """
+        data.mkdir(parents=True, exist_ok=True)
+        root = data / "pool"
+        root.mkdir(exist_ok=True)
+        with ExitStack() as stack:
+            lock = os.open(data / "pool.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            stack.callback(os.close, lock)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConflictError(
+                    f"another node uses {data}", hint="stop it (ballpoint down), or choose another --data"
+                ) from error
+            own = filesystem.is_xfs(root) and filesystem.supports_reflink(root)
+            if not own:
+                _mount_image(data / "pool.img", root, pool_gb)
+            pool = cls(root, data, lock, mounted=not own)
+            if not own:
+                stack.callback(mount.umount2, root, mount.MNT_DETACH)
+            for name in ("templates", "volumes", "staging", "trash"):
+                (root / name).mkdir(exist_ok=True)
+            pool._sweep()
+            stack.pop_all()
+            return pool
+
+    def close(self) -> None:
+        """Let go of the pool; volumes in use keep it alive underneath. Idempotent."""
+        if self._lock < 0:
+            return
+        if self._mounted:
+            mount.umount2(self.root, mount.MNT_DETACH)
+        os.close(self._lock)
+        self._lock = -1
+
+    def _sweep(self) -> None:
+        for name in ("staging", "trash"):
+            for entry in (self.root / name).iterdir():
+                if entry.is_dir():
+                    loop.wait_released(entry / "disk.img", _DETACH_SECONDS)
+                    remove_tree(entry)
+                else:
+                    loop.wait_released(entry, _DETACH_SECONDS)
+                    entry.unlink()
+
+    def ensure_template(self, key: str, disk_gb: int, populate: Callable[[int], None]) -> None:
+        """Make the formatted image new volumes are clones of, if it is missing. It appears whole, by a rename.
+
+        Args:
+            key: names it; what it is made from belongs into the key.
+            disk_gb: apparent size.
+            populate: is given the mounted root's descriptor to put files in.
+        """
+        _check_id(key)
+        target = self.root / "templates" / f"{key}.img"
+        if target.exists():
+            return
+        partial = self.root / "staging" / f"{key}.img"
+        partial.unlink(missing_ok=True)
+        with partial.open("wb") as file:
+            file.truncate(disk_gb * _GIB)
+        process.run(
+            ["mkfs.ext4", "-q", "-b", "4096", "-J", "size=32", "-m", "0", "-O", _EXT4_FEATURES, "-E", _EXT4_EXTENDED,
+             "-L", "sprite", str(partial)],
+            timeout=_MKFS_SECONDS,
+        )  # fmt: skip
+        attached = self._attach(key, partial)
+        try:
+            for name in DIRECTORIES:
+                Path(f"/proc/self/fd/{attached.mount}", name).mkdir(parents=True)
+            populate(attached.mount)
+        finally:
+            attached.detach()
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.rename(target)
+        fsync_directory(target.parent)
+
+    def drop_templates(self, keep: set[str]) -> None:
+        """Remove templates whose key is not in `keep`; volumes made from them have their own extents by reference."""
+        for entry in (self.root / "templates").glob("*.img"):
+            if entry.stem not in keep:
+                entry.unlink()
+
+    def create(self, volume_id: str, *, template: str, meta: dict[str, str]) -> None:
+        """Make a volume that shares all its blocks with `template`. Durable when it returns; a crash leaves none.
+
+        Args:
+            meta: kept beside it; see `meta`.
+
+        Raises:
+            ConflictError: the volume exists.
+            NotFoundError: there is no such template.
+        """
+        _check_id(volume_id)
+        final = self.volumes_directory / volume_id
+        if final.exists():
+            raise ConflictError(f"volume {volume_id} exists")
+        staged = self.root / "staging" / volume_id
+        remove_tree(staged)
+        staged.mkdir()
+        try:
+            source = os.open(self.root / "templates" / f"{template}.img", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise NotFoundError(f"there is no template {template}") from error
+        try:
+            target = os.open(staged / "disk.img", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                filesystem.set_cowextsize(target, 4096)
+                filesystem.ficlone(source, target)
+                (staged / "volume.json").write_text(json.dumps({"format": 1, **meta}))
+                os.fsync(target)  # a clone is in nobody's log before this
+            finally:
+                os.close(target)
+        finally:
+            os.close(source)
+        staged.rename(final)
+        fsync_directory(self.volumes_directory)
+
+    def attach(self, volume_id: str) -> AttachedVolume:
+        """Mount a volume.
+
+        Raises:
+            NotFoundError: there is no such volume.
+            ConflictError: it is attached already.
+        """
+        image = self._image(volume_id)
+        if loop.find_by_backing(image) is not None:
+            raise ConflictError(f"volume {volume_id} is attached already")
+        return self._attach(volume_id, image)
+
+    def adopt(self, volume_id: str) -> AttachedVolume | None:
+        """A volume that an earlier process attached and something still uses; None where it is not attached."""
+        image = self._image(volume_id)
+        device = loop.find_by_backing(image)
+        if device is None:
+            return None
+        # The same block device gives the same superblock, so this is one more mount of it, not a second one.
+        return AttachedVolume(volume_id, image, _mount_ext4(device), device)
+
+    def destroy(self, volume_id: str) -> bool:
+        """Remove a volume that nobody uses. Idempotent; returns whether it was there. A crash is finished by `open`.
+
+        Raises:
+            UnavailableError: it is attached.
+        """
+        _check_id(volume_id)
+        directory = self.volumes_directory / volume_id
+        if not directory.exists():
+            return False
+        loop.wait_released(directory / "disk.img", _DETACH_SECONDS)
+        trash = self.root / "trash" / volume_id
+        directory.rename(trash)
+        fsync_directory(self.volumes_directory)
+        remove_tree(trash)
+        return True
+
+    def volumes(self) -> list[str]:
+        """Ids of all volumes."""
+        return sorted(entry.name for entry in self.volumes_directory.iterdir())
+
+    def meta(self, volume_id: str) -> dict[str, str]:
+        """What `create` was told to keep beside the volume. NotFoundError where there is no such volume."""
+        values: dict[str, str] = json.loads((self._image(volume_id).parent / "volume.json").read_text())
+        return values
+
+    def usage(self, attached: int = 0) -> PoolUsage:
+        """Space left, with the marks for `attached` running volumes."""
+        stat = os.statvfs(self.root)
+        total, free = stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize
+        if self._mounted:
+            free = min(free, filesystem.free_bytes(self._below))
+        per_volume = min(attached * _RESERVE_PER_VOLUME, int(total * _RESERVE_MAX_SHARE))
+        hard = min(_DIRTY_BYTES + per_volume, int(total * _RESERVE_MAX_SHARE))
+        return PoolUsage(total, free, soft=min(2 * hard, total // 2), hard=hard)
+
+    def _image(self, volume_id: str) -> Path:
+        _check_id(volume_id)
+        image = self.volumes_directory / volume_id / "disk.img"
+        if not image.exists():
+            raise NotFoundError(f"there is no volume {volume_id}")
+        return image
+
+    def _attach(self, volume_id: str, image: Path) -> AttachedVolume:
+        device, fd = loop.attach(image)
+        try:
+            _bound_dirty_data(device)
+            return AttachedVolume(volume_id, image, _mount_ext4(device), device)
+        finally:
+            os.close(fd)  # the mount holds the device from now on
+
+
+def _mount_ext4(device: str) -> int:
+    return mount.fsmount("ext4", {"source": device, **_EXT4_OPTIONS}, mount.MOUNT_ATTR_NOATIME)
+
+
+def _mount_image(image: Path, root: Path, pool_gb: int) -> None:
+    device = loop.find_by_backing(image)
+    if device is not None:
+        mount.mount_at(root, "xfs", {"source": device}, mount.MOUNT_ATTR_NOATIME)
+        return
+    if not image.exists():
+        _make_image(image, pool_gb)
+    device, fd = loop.attach(image)
+    try:
+        mount.mount_at(root, "xfs", {"source": device}, mount.MOUNT_ATTR_NOATIME)
+    finally:
+        os.close(fd)
+
+
+def _make_image(image: Path, pool_gb: int) -> None:
+    size = pool_gb * _GIB or int(filesystem.free_bytes(image.parent) * _POOL_SHARE)
+    if size < _POOL_MIN:
+        raise UnavailableError(
+            f"{image.parent} has no room for a volume pool", hint=f"at least {_POOL_MIN // _MIB} MiB must be free"
+        )
+    partial = image.with_name(f".{image.name}.new")
+    partial.unlink(missing_ok=True)
+    with partial.open("wb") as file:
+        file.truncate(size)
+    process.run(["mkfs.xfs", "-q", "-m", "reflink=1", "-b", "size=4096", str(partial)], timeout=_MKFS_SECONDS)
+    partial.rename(image)
+    fsync_directory(image.parent)
+
+
+def _bound_dirty_data(device: str) -> None:
+    """Keep what one sprite can have unwritten small enough for the pool's reserve, where the kernel can (6.2+)."""
+    bdi = Path("/sys/block") / Path(device).name / "bdi"
+    if (bdi / "strict_limit").exists():
+        (bdi / "strict_limit").write_text("1")
+        (bdi / "max_bytes").write_text(str(max(_LOOP_DIRTY_MIN, _LOOP_DIRTY_SHARE)))
+
+
+def _check_id(volume_id: str) -> None:
+    if not _ID.fullmatch(volume_id):
+        raise InvalidError(f"{volume_id[:80]!r} is not a volume id")
