@@ -1,0 +1,162 @@
+"""What the control API asks of the node and gets back: values only, none of them tied to HTTP or to the registry."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+
+Status = Literal["cold", "warm", "running"]
+Health = Literal["ok", "degraded"]
+UrlAuth = Literal["sprite", "public"]
+PrivateAccess = Literal["admins", "org_users"]
+Profile = Literal["", "minimal", "standard", "privileged"]
+
+
+class SpriteConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What a sprite asks of the hardware; None takes the node's default.
+
+    Attributes:
+        ram_mb: limit of its memory in MiB.
+        cpus: limit in whole processors.
+        region: where it shall run; recorded, as a node is one place.
+        storage_gb: apparent size of its volume in GiB.
+    """
+
+    ram_mb: int | None = None
+    cpus: int | None = None
+    region: str | None = None
+    storage_gb: int | None = None
+
+
+class UrlSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Who may open a sprite's URL.
+
+    Attributes:
+        auth: `sprite` asks for the organization's log-in or token, `public` for nothing.
+        private_access: which members of the organization pass; None means all.
+    """
+
+    auth: UrlAuth = "sprite"
+    private_access: PrivateAccess | None = None
+
+
+class UrlSettingsChange(msgspec.Struct, frozen=True, kw_only=True):
+    """A partial `UrlSettings`: what is None stays as it is."""
+
+    auth: UrlAuth | None = None
+    private_access: PrivateAccess | None = None
+
+    def applied_to(self, settings: UrlSettings) -> UrlSettings:
+        """`settings` with this change made."""
+        return UrlSettings(
+            auth=self.auth or settings.auth, private_access=self.private_access or settings.private_access
+        )
+
+
+class NewSprite(msgspec.Struct, frozen=True, kw_only=True):
+    """A request for a sprite.
+
+    Attributes:
+        name: already checked by `core.ids.check_name`.
+        environment: variables of every command run in it.
+        wait_for_capacity: wait for a free slot instead of failing.
+    """
+
+    name: str
+    config: SpriteConfig = SpriteConfig()
+    environment: dict[str, str] = {}
+    url_settings: UrlSettings = UrlSettings()
+    labels: tuple[str, ...] = ()
+    wait_for_capacity: bool = False
+
+
+class SpriteChanges(msgspec.Struct, frozen=True, kw_only=True):
+    """A partial update: what is None stays as it is. Empty `labels` remove all labels."""
+
+    labels: tuple[str, ...] | None = None
+    url_settings: UrlSettingsChange | None = None
+
+
+class SpriteView(msgspec.Struct, frozen=True, kw_only=True):
+    """A sprite as its owner sees it.
+
+    Attributes:
+        id: `sprite-<uuid>`.
+        organization: slug of the organization it belongs to.
+        status: what state its instance is in; never `running` while `health` is `degraded`.
+        health, health_reason: whether disk and agent answer within their deadlines, and if not, which does not and why.
+        url: where its port 8080 is reached.
+        version: digest of the standard image its volume belongs to.
+        last_running_at, last_warming_at: when it last started and last fell asleep; None where it never did.
+    """
+
+    id: str
+    name: str
+    organization: str
+    status: Status
+    url: str
+    created_at: datetime
+    updated_at: datetime
+    version: str
+    health: Health = "ok"
+    health_reason: str | None = None
+    url_settings: UrlSettings = UrlSettings()
+    config: SpriteConfig = SpriteConfig()
+    environment: dict[str, str] = {}
+    labels: tuple[str, ...] = ()
+    last_running_at: datetime | None = None
+    last_warming_at: datetime | None = None
+
+
+class Counts(msgspec.Struct, frozen=True, kw_only=True):
+    """How many sprites an organization has in each state, and how many it may have (None: no limit)."""
+
+    running: int
+    warm: int
+    cold: int
+    running_limit: int | None = None
+    warm_limit: int | None = None
+
+
+class SpritePage(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of an organization's sprites in a stable order.
+
+    Attributes:
+        next: opaque token that continues behind this page; None at the end.
+        counts: of the whole organization, whatever the page shows.
+    """
+
+    sprites: tuple[SpriteView, ...]
+    next: str | None
+    counts: Counts
+
+
+class EventView(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened to a sprite, and why.
+
+    Attributes:
+        kind: a word such as `created` or `running`.
+        cause: what made it happen, as a short sentence.
+        detail: further facts; must encode as JSON.
+    """
+
+    time: datetime
+    kind: str
+    cause: str
+    detail: dict[str, Any] | None = None
+
+
+class Privileges(msgspec.Struct, frozen=True, kw_only=True):
+    """What code inside a sprite may do beyond the ordinary.
+
+    Attributes:
+        profile: a named set; empty means the node's default.
+        devices: device files shown inside.
+        no_new_privileges: whether set-user-ID programs (sudo) lose their effect.
+    """
+
+    profile: Profile = ""
+    devices: tuple[str, ...] = ()
+    no_new_privileges: bool = False
