@@ -1,1 +1,1 @@
-"""."""
+"""The registry: what is true of organizations, tokens, sprites and their events, in one relational database."""

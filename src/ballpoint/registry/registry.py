@@ -1,0 +1,424 @@
+"""The registry's operations. Each is one transaction."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hmac
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, Select, delete, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from ballpoint.core import ids
+from ballpoint.core.clock import SYSTEM_CLOCK, Clock
+from ballpoint.core.errors import ConflictError, InvalidError, NotFoundError, UnauthorizedError
+from ballpoint.core.types import Caller
+from ballpoint.registry.database import Database
+from ballpoint.registry.records import Event, Sprite, SpriteState, TokenInfo
+from ballpoint.registry.schema import events, organizations, sprites, tokens
+
+DEFAULT_ORG = "default"
+_TOKEN_MAX = 1024
+_EVENTS_KEPT = 10_000  # of one sprite; the oldest go first
+_CHANGEABLE = frozenset({"labels", "url_settings", "environment", "config", "privileges", "image_digest"})
+
+
+class Registry:
+    """Organizations, tokens, sprites and events of one installation."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+        self._authenticated: dict[str, Caller] = {}
+        self._watchers: dict[str, set[asyncio.Event]] = defaultdict(set)
+
+    @classmethod
+    async def open(cls, url: str, *, clock: Clock = SYSTEM_CLOCK) -> Registry:
+        """Open the database at `url`, migrated to this version, with at least the default organization.
+
+        Raises:
+            ConflictError: a newer version wrote it.
+        """
+        registry = cls(await asyncio.to_thread(Database.open, url), clock)
+        await registry._database.run(lambda connection: registry._ensure_org(connection, DEFAULT_ORG, None))
+        return registry
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._database.close)
+
+    # ---- organizations and tokens ----
+
+    async def create_token(self, org: str, description: str) -> tuple[TokenInfo, str]:
+        """A new token of `org` (made if new). The text is returned once; only its value's hash is kept."""
+        token_id, value = ids.new_instance_id(), ids.new_secret()
+
+        def work(connection: Connection) -> tuple[TokenInfo, str]:
+            org_id = self._ensure_org(connection, org, None)
+            info = self._insert_token(connection, org_id, org, token_id, value, description)
+            return info, f"{org}/{org_id}/{token_id}/{value}"
+
+        return await self._database.run(work)
+
+    async def import_token(self, text: str) -> TokenInfo:
+        """Make a token known that was made elsewhere. Idempotent.
+
+        Raises:
+            InvalidError: it has not the shape org/orgid/tokenid/value.
+            ConflictError: its organization or token id means something else here.
+        """
+        org, org_id, token_id, value = split_token(text)
+
+        def work(connection: Connection) -> TokenInfo:
+            self._ensure_org(connection, org, org_id)
+            row = connection.execute(_token_query().where(tokens.c.id == token_id)).mappings().first()
+            if row is None:
+                return self._insert_token(connection, org_id, org, token_id, value, "imported")
+            if row["hash"] != _hash(value) or row["org_id"] != org_id:
+                raise ConflictError(f"the token id {token_id} is taken by another token")
+            return _token(row)
+
+        return await self._database.run(work)
+
+    async def authenticate(self, text: str) -> Caller:
+        """Who presents the token `text`.
+
+        Raises:
+            UnauthorizedError: it is malformed, unknown or revoked; which one is not said.
+        """
+        try:
+            org, org_id, token_id, value = split_token(text)
+        except InvalidError as error:
+            raise UnauthorizedError("the token is not valid", hint="log in again") from error
+        row = await self._database.run(
+            lambda connection: connection.execute(_token_query().where(tokens.c.id == token_id)).mappings().first()
+        )
+        known = row["hash"] if row is not None else _hash("")
+        good = hmac.compare_digest(known, _hash(value)) and row is not None and row["revoked_at"] is None
+        if not good or row is None or (row["org"], row["org_id"]) != (org, org_id):
+            raise UnauthorizedError("the token is not valid", hint="log in again")
+        return Caller(org_id=org_id, org=org, token_id=token_id)
+
+    async def tokens(self, org: str | None = None) -> list[TokenInfo]:
+        """All tokens, or those of `org`, oldest first."""
+        query = _token_query().order_by(tokens.c.created_at)
+        if org is not None:
+            query = query.where(organizations.c.name == org)
+        return await self._database.run(
+            lambda connection: [_token(row) for row in connection.execute(query).mappings()]
+        )
+
+    async def revoke_token(self, token_id: str) -> bool:
+        """Make a token worthless at once. Returns whether it was of worth."""
+        change = (
+            update(tokens).where(tokens.c.id == token_id, tokens.c.revoked_at.is_(None)).values(revoked_at=self._now())
+        )
+        return await self._database.run(lambda connection: connection.execute(change).rowcount > 0)
+
+    def _ensure_org(self, connection: Connection, name: str, org_id: str | None) -> str:
+        found = connection.execute(select(organizations.c.id).where(organizations.c.name == name)).scalar()
+        if found is not None:
+            if org_id is not None and found != org_id:
+                raise ConflictError(f"the organization {name!r} has another id here")
+            return str(found)
+        made = org_id or ids.new_instance_id()
+        try:
+            connection.execute(insert(organizations).values(id=made, name=name, created_at=self._now()))
+        except IntegrityError as error:
+            raise ConflictError(f"the organization id {made} is taken") from error
+        return made
+
+    def _insert_token(
+        self, connection: Connection, org_id: str, org: str, token_id: str, value: str, description: str
+    ) -> TokenInfo:
+        now = self._now()
+        row = {"id": token_id, "org_id": org_id, "hash": _hash(value), "description": description, "created_at": now}
+        connection.execute(insert(tokens).values(**row))
+        return TokenInfo(token_id, org_id, org, description, _time(now), None)
+
+    # ---- sprites ----
+
+    async def create_sprite(
+        self,
+        org_id: str,
+        name: str,
+        *,
+        sprite_id: str,
+        volume_id: str,
+        image_digest: str,
+        environment: dict[str, str],
+        labels: list[str],
+        config: dict[str, Any],
+        url_settings: dict[str, Any],
+    ) -> Sprite:
+        """Record a sprite in state `creating`. From here on its name is taken.
+
+        Raises:
+            ConflictError: the organization has a sprite of that name.
+        """
+        now = self._now()
+        row = {
+            "id": sprite_id,
+            "org_id": org_id,
+            "name": name,
+            "state": "creating",
+            "volume_id": volume_id,
+            "image_digest": image_digest,
+            "environment": environment,
+            "labels": labels,
+            "config": config,
+            "url_settings": url_settings,
+            "privileges": {},
+            "created_at": now,
+            "updated_at": now,
+        }
+
+        def work(connection: Connection) -> Sprite:
+            try:
+                connection.execute(insert(sprites).values(**row))
+            except IntegrityError as error:
+                raise ConflictError(
+                    f"there is a sprite {name!r} already", hint="choose another name", code="sprite_exists"
+                ) from error
+            return _one(connection, sprite_id)
+
+        return await self._database.run(work)
+
+    async def sprite(self, org_id: str, name: str) -> Sprite:
+        """The sprite `name` of an organization. NotFoundError where there is none."""
+        query = _sprite_query().where(sprites.c.org_id == org_id, sprites.c.name == name)
+
+        def work(connection: Connection) -> Sprite:
+            row = connection.execute(query).mappings().first()
+            if row is None:
+                raise NotFoundError(f"there is no sprite {name!r}", code="sprite_not_found")
+            return _sprite(row)
+
+        return await self._database.run(work)
+
+    async def sprite_by_id(self, sprite_id: str) -> Sprite:
+        return await self._database.run(lambda connection: _one(connection, sprite_id))
+
+    async def list_sprites(
+        self, org_id: str, *, prefix: str = "", limit: int = 50, after: str | None = None
+    ) -> tuple[list[Sprite], str | None]:
+        """A page of an organization's sprites in the order of their names, and the token for the next page.
+
+        Raises:
+            InvalidError: `after` is no such token.
+        """
+        query = _sprite_query().where(sprites.c.org_id == org_id, sprites.c.state != "deleting")
+        if prefix:
+            query = query.where(sprites.c.name.startswith(prefix, autoescape=True))
+        if after is not None:
+            query = query.where(sprites.c.name > _decode_page(after))
+        query = query.order_by(sprites.c.name).limit(limit + 1)
+        found = await self._database.run(
+            lambda connection: [_sprite(row) for row in connection.execute(query).mappings()]
+        )
+        more = _encode_page(found[limit - 1].name) if len(found) > limit else None
+        return found[:limit], more
+
+    async def counts(self, org_id: str) -> dict[str, int]:
+        """How many of an organization's sprites are running, warm and cold."""
+        query = select(sprites.c.state, func.count()).where(sprites.c.org_id == org_id).group_by(sprites.c.state)
+        found = await self._database.run(lambda connection: {row[0]: row[1] for row in connection.execute(query)})
+        return {state: found.get(state, 0) for state in ("running", "warm", "cold")}
+
+    async def all_sprites(self) -> list[Sprite]:
+        """Every sprite of every organization, for recovery."""
+        query = _sprite_query().order_by(sprites.c.created_at)
+        return await self._database.run(
+            lambda connection: [_sprite(row) for row in connection.execute(query).mappings()]
+        )
+
+    async def update_sprite(self, sprite_id: str, **changes: Any) -> Sprite:
+        """Change what its owner may change: labels, url_settings, environment, config, privileges."""
+        if not changes.keys() <= _CHANGEABLE:
+            raise InvalidError(f"not changeable: {', '.join(sorted(changes.keys() - _CHANGEABLE))}")
+        change = update(sprites).where(sprites.c.id == sprite_id).values(**changes, updated_at=self._now())
+
+        def work(connection: Connection) -> Sprite:
+            connection.execute(change)
+            return _one(connection, sprite_id)
+
+        return await self._database.run(work)
+
+    async def set_state(self, sprite_id: str, state: SpriteState, *, kind: str, cause: str) -> Sprite:
+        """Change its state, with the event that says why."""
+        now = self._now()
+        values: dict[str, Any] = {"state": state, "updated_at": now}
+        if state == "running":
+            values["last_running_at"] = now
+        elif state == "warm":
+            values["last_warming_at"] = now
+
+        def work(connection: Connection) -> Sprite:
+            connection.execute(update(sprites).where(sprites.c.id == sprite_id).values(**values))
+            self._insert_event(connection, sprite_id, kind, cause, {})
+            return _one(connection, sprite_id)
+
+        sprite = await self._database.run(work)
+        self._notify(sprite_id)
+        return sprite
+
+    async def delete_sprite(self, sprite_id: str, cause: str) -> bool:
+        """Forget a sprite; its events stay. Returns whether it was there."""
+
+        def work(connection: Connection) -> bool:
+            self._insert_event(connection, sprite_id, "deleted", cause, {})
+            return connection.execute(delete(sprites).where(sprites.c.id == sprite_id)).rowcount > 0
+
+        found = await self._database.run(work)
+        self._notify(sprite_id)
+        return found
+
+    # ---- events ----
+
+    async def add_event(self, sprite_id: str, kind: str, cause: str, detail: dict[str, Any] | None = None) -> Event:
+        event = await self._database.run(
+            lambda connection: self._insert_event(connection, sprite_id, kind, cause, detail or {})
+        )
+        self._notify(sprite_id)
+        return event
+
+    async def events(self, sprite_id: str, *, after: int = 0, limit: int = 1000) -> list[Event]:
+        """Events of a sprite later than the one with id `after`, oldest first."""
+        query = (
+            select(events)
+            .where(events.c.sprite_id == sprite_id, events.c.id > after)
+            .order_by(events.c.id)
+            .limit(limit)
+        )
+        return await self._database.run(
+            lambda connection: [_event(row) for row in connection.execute(query).mappings()]
+        )
+
+    @asynccontextmanager
+    async def watch(self, sprite_id: str) -> AsyncIterator[Callable[[], Any]]:
+        """Gives a function that waits until something has happened to the sprite since it was last called."""
+        changed = asyncio.Event()
+        self._watchers[sprite_id].add(changed)
+
+        async def wait() -> None:
+            await changed.wait()
+            changed.clear()
+
+        try:
+            yield wait
+        finally:
+            self._watchers[sprite_id].discard(changed)
+            if not self._watchers[sprite_id]:
+                del self._watchers[sprite_id]
+
+    def _notify(self, sprite_id: str) -> None:
+        for changed in self._watchers.get(sprite_id, ()):
+            changed.set()
+
+    def _insert_event(
+        self, connection: Connection, sprite_id: str, kind: str, cause: str, detail: dict[str, Any]
+    ) -> Event:
+        now = self._now()
+        row = {"sprite_id": sprite_id, "time": now, "kind": kind, "cause": cause, "detail": detail}
+        made = connection.execute(insert(events).values(**row)).inserted_primary_key
+        assert made is not None
+        number = int(made[0])
+        if number % 100 == 0:
+            oldest = (
+                select(events.c.id)
+                .where(events.c.sprite_id == sprite_id)
+                .order_by(events.c.id.desc())
+                .offset(_EVENTS_KEPT)
+                .limit(1)
+            )
+            limit = connection.execute(oldest).scalar()
+            if limit is not None:
+                connection.execute(delete(events).where(events.c.sprite_id == sprite_id, events.c.id <= limit))
+        return Event(number, sprite_id, _time(now), kind, cause, detail)
+
+    def _now(self) -> float:
+        return self._clock.now().timestamp()
+
+
+def split_token(text: str) -> tuple[str, str, str, str]:
+    """Organization, its id, token id and value of a token.
+
+    Raises:
+        InvalidError: it has another shape. The text is not in the message.
+    """
+    parts = text.strip().split("/")
+    if (
+        len(text) > _TOKEN_MAX
+        or len(parts) != 4
+        or not all(parts)
+        or not text.isascii()
+        or not text.strip().isprintable()
+    ):
+        raise InvalidError("a token has the shape org/orgid/tokenid/value")
+    return parts[0], parts[1], parts[2], parts[3]
+
+
+def _hash(value: str) -> str:
+    return sha256(value.encode()).hexdigest()
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def _maybe_time(seconds: float | None) -> datetime | None:
+    return None if seconds is None else _time(seconds)
+
+
+def _token_query() -> Select[Any]:
+    return select(tokens, organizations.c.name.label("org")).join(organizations)
+
+
+def _token(row: RowMapping) -> TokenInfo:
+    return TokenInfo(
+        row["id"],
+        row["org_id"],
+        row["org"],
+        row["description"],
+        _time(row["created_at"]),
+        _maybe_time(row["revoked_at"]),
+    )
+
+
+def _sprite_query() -> Select[Any]:
+    return select(sprites, organizations.c.name.label("org")).join(organizations)
+
+
+def _sprite(row: RowMapping) -> Sprite:
+    values = dict(row)
+    for name in ("created_at", "updated_at", "last_running_at", "last_warming_at"):
+        values[name] = _maybe_time(values[name])
+    return Sprite(**values)
+
+
+def _event(row: RowMapping) -> Event:
+    return Event(row["id"], row["sprite_id"], _time(row["time"]), row["kind"], row["cause"], row["detail"])
+
+
+def _one(connection: Connection, sprite_id: str) -> Sprite:
+    row = connection.execute(_sprite_query().where(sprites.c.id == sprite_id)).mappings().first()
+    if row is None:
+        raise NotFoundError("there is no such sprite", code="sprite_not_found")
+    return _sprite(row)
+
+
+def _encode_page(name: str) -> str:
+    return base64.urlsafe_b64encode(name.encode()).decode().rstrip("=")
+
+
+def _decode_page(token: str) -> str:
+    try:
+        return base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True).decode()
+    except (binascii.Error, ValueError) as error:
+        raise InvalidError("the continuation token is not one of ours", hint="start the listing again") from error
