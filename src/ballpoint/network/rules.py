@@ -28,6 +28,8 @@ BLOCKED = (
 SOURCES = "sources"
 CONNECTIONS = "connections"
 LINK_PREFIX = "bp"
+# What one instance may ask of the node's DNS server, which answers some thousands a second for all of them.
+_QUESTIONS = "300/second burst 600 packets"
 # Device groups are 32-bit numbers, 0 being everyone's; ours are 0x42 and the node's 24-bit id.
 _GROUP_FIRST = 0x42000000
 
@@ -92,6 +94,11 @@ table inet {name} {{
         size 65536
         flags dynamic
     }}
+    set questions {{
+        type ipv4_addr
+        size 65536
+        flags dynamic
+    }}
 
     # Before defragmentation (-400) and connection tracking (-200): a forged packet costs the host nothing.
     chain ingress {{
@@ -113,6 +120,7 @@ table inet {name} {{
         type filter hook input priority filter; policy accept
         iifgroup {mine} jump egress
         iifgroup {mine} jump cap
+        iifgroup {mine} udp dport 53 add @questions {{ ip saddr limit rate over {_QUESTIONS} }} drop
     }}
     chain forward {{
         type filter hook forward priority filter; policy accept
