@@ -109,7 +109,7 @@ def load_config(file: Path | None, **flags: Any) -> NodeConfig:
             raise InvalidError(f"{file} is not TOML: {error}") from error
     values.update({name: value for name, value in flags.items() if value is not None})
     try:
-        config = msgspec.convert(values, NodeConfig, strict=False, dec_hook=_decode, builtin_types=(Path,))
+        config = msgspec.convert(values, NodeConfig, strict=False, dec_hook=_decode)
     except msgspec.ValidationError as error:
         raise InvalidError(f"bad configuration: {error}", hint="docs/configuration.md lists every key") from error
     return _checked(config)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
+import signal
 
 from ballpoint.host.libc import SYS_pidfd_getfd, SYS_pidfd_send_signal, libc, syscall
 
+PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_NAME = 15
 PR_SET_SECUREBITS = 28
@@ -28,6 +31,16 @@ def prctl(option: int, argument: int) -> None:
 def set_name(name: str) -> None:
     """Name this thread, as ps shows it (15 bytes)."""
     libc.prctl(PR_SET_NAME, ctypes.create_string_buffer(name.encode()[:15]), 0, 0, 0)
+
+
+def die_with_parent() -> None:
+    """Be killed when the thread that started this process ends; at once where it has ended already.
+
+    The kernel forgets it when this process changes its user id, so call it again after that.
+    """
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def join_session_keyring() -> None:
@@ -55,6 +68,13 @@ def pidfd_send_signal(pidfd: int, signal: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def wait_pidfd(pidfd: int, seconds: float) -> bool:
+    """Wait until the process behind `pidfd` has ended. Returns False where it has not within `seconds`."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
 
 
 def pidfd_getfd(pidfd: int, fd: int) -> int:

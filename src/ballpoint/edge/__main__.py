@@ -1,0 +1,56 @@
+"""One edge process: `python -m ballpoint.edge --listen-fd N --run DIR [--uid N]`, started by the supervisor."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import socket
+from pathlib import Path
+
+import uvloop
+
+from ballpoint.edge.server import Edge
+from ballpoint.host import prctl
+
+_STOP_SECONDS = 5.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="edge")
+    parser.add_argument("--listen-fd", type=int, required=True)
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--uid", type=int, default=0)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    prctl.set_name("edge")
+    if options.uid:
+        _drop_to(options.uid)
+    prctl.die_with_parent()
+    uvloop.run(_serve(socket.socket(fileno=options.listen_fd), options.run))
+
+
+def _drop_to(uid: int) -> None:
+    """Whoever takes an edge over gets an identity that owns nothing."""
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    prctl.prctl(prctl.PR_SET_NO_NEW_PRIVS, 1)
+    prctl.prctl(prctl.PR_SET_DUMPABLE, 0)
+
+
+async def _serve(listener: socket.socket, run: Path) -> None:
+    edge = Edge(run)
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    listener.setblocking(False)
+    server = await asyncio.start_server(edge.serve, sock=listener, backlog=4096)
+    await stop.wait()
+    server.close()
+    await edge.stop(_STOP_SECONDS)
+
+
+if __name__ == "__main__":
+    main()

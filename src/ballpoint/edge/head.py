@@ -1,0 +1,282 @@
+"""Strict parsing of HTTP/1 heads and bodies (RFC 9112): what two parsers could read differently is refused.
+
+Own code and not a library's, because a library forgives: here every leniency would be a way to smuggle a request past
+the one that was authorized.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+HEAD_MAX = 64 * 1024
+_TARGET_MAX = 48 * 1024
+_LENGTH_DIGITS_MAX = 18
+_CHUNK_LINE_MAX = 18  # 16 hexadecimal digits and the line's end
+
+_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_TARGET = re.compile(rb"[\x21-\x7e]+")
+# field-value of RFC 9110 5.5: visible characters, spaces, tabs and obs-text
+_VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
+_HOST = re.compile(rb"[0-9A-Za-z.\-_]*(:[0-9]{0,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{0,5})?")
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?")
+
+# Connection-specific fields (RFC 9110 7.6.1): never passed on.
+HOP_BY_HOP = frozenset(
+    {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
+)
+
+
+class FramingError(Exception):
+    """A message that must not be passed on. `status` is what its sender is told."""
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+@dataclass(frozen=True)
+class Head:
+    """Fields of a request or response.
+
+    Attributes:
+        fields: (name as sent, value), in order.
+        length: of the body by Content-Length; None where there is none.
+        chunked: the body is chunked.
+        version: 0 or 1, of HTTP/1.x.
+    """
+
+    fields: tuple[tuple[bytes, bytes], ...]
+    version: int
+    length: int | None = None
+    chunked: bool = False
+    _by_name: dict[bytes, bytes] = field(default_factory=dict, compare=False)
+
+    def get(self, name: bytes) -> bytes | None:
+        """Value of the last field `name` (lower case)."""
+        return self._by_name.get(name)
+
+    def tokens(self, name: bytes) -> set[bytes]:
+        """Lower-case members of the comma-separated list in all fields `name`."""
+        found: set[bytes] = set()
+        for given, value in self.fields:
+            if given.lower() == name:
+                found |= {part.strip().lower() for part in value.split(b",")}
+        return found - {b""}
+
+    @property
+    def keep_alive(self) -> bool:
+        """Whether the sender wants to use the connection again."""
+        tokens = self.tokens(b"connection")
+        return b"close" not in tokens and (self.version == 1 or b"keep-alive" in tokens)
+
+    def end_to_end(self) -> list[tuple[bytes, bytes]]:
+        """The fields that may be passed on."""
+        gone = HOP_BY_HOP | self.tokens(b"connection")
+        return [(name, value) for name, value in self.fields if name.lower() not in gone]
+
+
+@dataclass(frozen=True)
+class RequestHead(Head):
+    """A request's head. `target` is in origin form."""
+
+    method: bytes = b""
+    target: bytes = b""
+    host: bytes = b""
+
+    @property
+    def upgrade(self) -> bytes | None:
+        """The protocol asked for by an upgrade."""
+        if self.version == 1 and b"upgrade" in self.tokens(b"connection"):
+            return self.get(b"upgrade")
+        return None
+
+    @property
+    def has_body(self) -> bool:
+        return self.chunked or bool(self.length)
+
+
+@dataclass(frozen=True)
+class ResponseHead(Head):
+    """A response's head."""
+
+    status: int = 0
+    reason: bytes = b""
+
+
+def find_end(buffer: bytes | bytearray) -> int:
+    """Where the head at the start of `buffer` ends, or -1 while it is not complete.
+
+    Raises:
+        FramingError: it can never become a head that is passed on.
+    """
+    end = buffer.find(b"\r\n\r\n")
+    head = buffer if end < 0 else buffer[: end + 4]
+    if len(head) > HEAD_MAX:
+        raise FramingError("the header is too large", 431)
+    # A bare LF ends a line for some parsers, a bare CR for others.
+    if head.count(b"\n") != head.count(b"\r\n"):
+        raise FramingError("a line does not end with CR LF")
+    if b"\0" in head:
+        raise FramingError("NUL in the header")
+    return -1 if end < 0 else end + 4
+
+
+def parse_request(data: bytes) -> RequestHead:
+    """Parse a complete request head, its final empty line included.
+
+    Raises:
+        FramingError: it is malformed or ambiguous.
+    """
+    line, *rest = data[:-4].split(b"\r\n")
+    parts = line.split(b" ")
+    if len(parts) != 3:
+        raise FramingError("malformed request line")
+    method, target, version_text = parts
+    if not _TOKEN.fullmatch(method):
+        raise FramingError("malformed method")
+    if not _TARGET.fullmatch(target) or b"#" in target:
+        raise FramingError("malformed request target")
+    if len(target) > _TARGET_MAX:
+        raise FramingError("the request target is too long", 414)
+    if version_text not in (b"HTTP/1.0", b"HTTP/1.1"):
+        raise FramingError("only HTTP/1.0 and HTTP/1.1 are served", 505 if version_text.startswith(b"HTTP/") else 400)
+    version = version_text[-1] - ord("0")
+    fields = _fields(rest)
+    hosts = [value for name, value in fields if name.lower() == b"host"]
+    if len(hosts) > 1 or (not hosts and version == 1):
+        raise FramingError("there must be exactly one Host")
+    host = hosts[0] if hosts else b""
+    if not _HOST.fullmatch(host):
+        raise FramingError("malformed Host")
+    length, chunked = _framing(fields, version)
+    return RequestHead(
+        tuple(fields),
+        version,
+        length,
+        chunked,
+        {name.lower(): value for name, value in fields},
+        method=method,
+        target=_origin_form(target, host),
+        host=host,
+    )
+
+
+def parse_response(data: bytes) -> ResponseHead:
+    """Parse a complete response head of one of our own servers, as strictly.
+
+    Raises:
+        FramingError: it is malformed or ambiguous.
+    """
+    line, *rest = data[:-4].split(b"\r\n")
+    match = _STATUS_LINE.fullmatch(line)
+    if match is None:
+        raise FramingError("malformed status line", 502)
+    fields = _fields(rest)
+    version = int(match[1])
+    length, chunked = _framing(fields, version)
+    return ResponseHead(
+        tuple(fields),
+        version,
+        length,
+        chunked,
+        {name.lower(): value for name, value in fields},
+        status=int(match[2]),
+        reason=match[3] or b"",
+    )
+
+
+def _fields(lines: list[bytes]) -> list[tuple[bytes, bytes]]:
+    fields = []
+    for line in lines:
+        name, colon, value = line.partition(b":")
+        # A space before the colon, or a folded line, fails here.
+        if not colon or not _TOKEN.fullmatch(name):
+            raise FramingError("malformed header line")
+        if not _VALUE.fullmatch(value):
+            raise FramingError("a header has control characters")
+        fields.append((name, value.strip(b" \t")))
+    return fields
+
+
+def _framing(fields: list[tuple[bytes, bytes]], version: int) -> tuple[int | None, bool]:
+    lengths = [value for name, value in fields if name.lower() == b"content-length"]
+    codings = [value for name, value in fields if name.lower() == b"transfer-encoding"]
+    if codings and lengths:
+        raise FramingError("Content-Length beside Transfer-Encoding")
+    if codings:
+        if version == 0 or len(codings) > 1 or codings[0].lower() != b"chunked":
+            raise FramingError("the only Transfer-Encoding is chunked")
+        return None, True
+    if not lengths:
+        return None, False
+    if len(lengths) > 1 or not lengths[0].isdigit() or len(lengths[0]) > _LENGTH_DIGITS_MAX:
+        raise FramingError("there must be one Content-Length, in digits")
+    return int(lengths[0]), False
+
+
+def _origin_form(target: bytes, host: bytes) -> bytes:
+    if target.startswith(b"/"):
+        return target
+    scheme, separator, rest = target.partition(b"://")
+    if separator and scheme.lower() in (b"http", b"https"):
+        authority, slash, path = rest.partition(b"/")
+        if b"?" not in authority and authority.lower() == host.lower():
+            return slash + path if slash else b"/"
+    raise FramingError("the request target is for another server")
+
+
+class Chunks:
+    """Follows a chunked body (RFC 9112 7.1) without changing it. Extensions and trailers are refused.
+
+    Attributes:
+        done: the last chunk has been seen.
+    """
+
+    def __init__(self) -> None:
+        self.done = False
+        self._data_left = 0
+        self._line = b""
+        self._state = "size"
+
+    def take(self, data: bytes) -> int:
+        """How many bytes at the start of `data` belong to the body; all of them while it is not done.
+
+        Raises:
+            FramingError: it is malformed.
+        """
+        at = 0
+        while at < len(data) and not self.done:
+            if self._state == "data":
+                step = min(self._data_left, len(data) - at)
+                self._data_left -= step
+                at += step
+                if self._data_left == 0:
+                    self._state = "end of data"
+                continue
+            newline = data.find(b"\n", at)
+            stop = len(data) if newline < 0 else newline + 1
+            self._line += data[at:stop]
+            at = stop
+            if len(self._line) > _CHUNK_LINE_MAX:
+                raise FramingError("malformed chunk")
+            if newline >= 0:
+                self._take_line()
+        return at
+
+    def _take_line(self) -> None:
+        line, self._line = self._line, b""
+        if not line.endswith(b"\r\n"):
+            raise FramingError("malformed chunk")
+        text = line[:-2]
+        if self._state in ("end of data", "end of body"):
+            if text:
+                raise FramingError("malformed chunk" if self._state == "end of data" else "trailers are not accepted")
+            self.done = self._state == "end of body"
+            self._state = "size"
+            return
+        if not re.fullmatch(rb"[0-9A-Fa-f]{1,16}", text):
+            raise FramingError("malformed chunk size")
+        self._data_left = int(text, 16)
+        self._state = "data" if self._data_left else "end of body"

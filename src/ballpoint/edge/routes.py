@@ -1,0 +1,64 @@
+"""The edge's questions to the node: where does this request go, and may it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any, cast
+
+from ballpoint.core import peer
+from ballpoint.core.errors import UnavailableError
+from ballpoint.core.peer import Peer
+
+# A sprite that must be started first takes this long at most.
+_ANSWER_SECONDS = 130.0
+_CONNECT_SECONDS = 10.0
+_RETRY_SECONDS = 0.05
+
+
+class Routes:
+    """A connection to the node, made again when the node is; requests in the gap wait a little.
+
+    Absence is only ever the node's word: when it cannot be asked, that is 503.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._path = run / "route.sock"
+        self._peer: Peer | None = None
+
+    async def ask(self, question: dict[str, str]) -> dict[str, Any]:
+        """The node's answer (see node.routing).
+
+        Raises:
+            UnavailableError: the node does not answer.
+        """
+        for _ in range(2):
+            connection = await self._connection()
+            try:
+                answer, _ = await connection.call("route", seconds=_ANSWER_SECONDS, **cast(Any, question))
+                return dict(answer)
+            except UnavailableError:
+                if not connection.closed:
+                    raise
+        raise UnavailableError("the node is being started again", hint="try again")
+
+    async def _connection(self) -> Peer:
+        if self._peer is not None and not self._peer.closed:
+            return self._peer
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _CONNECT_SECONDS
+        while True:
+            try:
+                self._peer = Peer(peer.connect(self._path))
+                return self._peer
+            except OSError as error:
+                # Nobody tells when a socket file appears; the node takes a moment to start.
+                if loop.time() > deadline:
+                    raise UnavailableError("the node is not running", hint="try again") from error
+            retry = loop.create_future()
+            loop.call_later(_RETRY_SECONDS, retry.set_result, None)
+            await retry
+
+    def close(self) -> None:
+        if self._peer is not None:
+            self._peer.close()

@@ -1,0 +1,69 @@
+"""Recipes: what goes into an image. Two exist, `standard` and `slim`, and users never add one."""
+
+from __future__ import annotations
+
+import tomllib
+from hashlib import sha256
+from importlib import resources
+from importlib.resources.abc import Traversable
+
+import msgspec
+
+from ballpoint.core.errors import NotFoundError
+
+RECIPES = ("standard", "slim")
+
+
+class Recipe(msgspec.Struct, frozen=True):
+    """A recipe's content.
+
+    Attributes:
+        suite: Debian release.
+        packages: Debian packages, beside the essential ones.
+        npm: packages from the npm registry, installed for all users.
+        files: path below the root -> (mode, content), put over the packages.
+        digest: of all the above.
+    """
+
+    name: str
+    suite: str
+    packages: tuple[str, ...]
+    npm: tuple[str, ...]
+    files: dict[str, tuple[int, bytes]]
+    digest: str
+
+
+def load_recipe(name: str) -> Recipe:
+    """The recipe `name`. NotFoundError where there is none."""
+    if name not in RECIPES:
+        raise NotFoundError(f"there is no recipe {name!r}", hint=f"one of {', '.join(RECIPES)}")
+    root = resources.files("ballpoint.image") / "recipes"
+    common, own = ((root / f"{part}.toml").read_text() for part in ("common", name))
+    shared, special = tomllib.loads(common), tomllib.loads(own)
+    files = {path: (_mode(path), content) for path, content in sorted(_tree(root / "files", ""))}
+    text = b"".join([common.encode(), own.encode(), *(path.encode() + content for path, (_, content) in files.items())])
+    return Recipe(
+        name=name,
+        suite=shared["suite"],
+        packages=tuple(shared["packages"] + special.get("packages", [])),
+        npm=tuple(special.get("npm", [])),
+        files=files,
+        digest=sha256(text).hexdigest(),
+    )
+
+
+def _tree(directory: Traversable, prefix: str) -> list[tuple[str, bytes]]:
+    found: list[tuple[str, bytes]] = []
+    for entry in directory.iterdir():
+        if entry.is_dir():
+            found += _tree(entry, f"{prefix}{entry.name}/")
+        else:
+            found.append((f"{prefix}{entry.name}", entry.read_bytes()))
+    return found
+
+
+def _mode(path: str) -> int:
+    """Wheels do not keep modes, so the place says it: programs are executable, sudoers are private (sudoers(5))."""
+    if "/bin/" in path or "/sbin/" in path or path.endswith("policy-rc.d"):
+        return 0o755
+    return 0o440 if "sudoers.d" in path else 0o644

@@ -1,0 +1,86 @@
+"""What a new sprite's disk starts as: the standard image below, and a volume cloned from a template above it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import ExitStack
+from pathlib import Path
+
+from ballpoint.core.config import NodeConfig
+from ballpoint.host import mount
+from ballpoint.image.catalogue import Catalogue, Image
+from ballpoint.image.injection import Injection, apply, host_injection
+from ballpoint.image.mount import mount_image
+from ballpoint.runtime.container.rootfs import UPPER, WORK, Bind
+from ballpoint.volume.pool import AttachedVolume, VolumePool
+
+log = logging.getLogger(__name__)
+
+# Nested containers need a real file system below their storage; an overlay cannot be another's upper.
+BINDS = (Bind("binds/docker", "/var/lib/docker"), Bind("binds/containers", "/var/lib/containers"))
+
+
+class Disks:
+    """Images and volumes of one node. Calls block; they are made in worker threads.
+
+    Args:
+        image: what new sprites get.
+    """
+
+    def __init__(self, config: NodeConfig, catalogue: Catalogue, image: Image, pool: VolumePool) -> None:
+        self._config = config
+        self._catalogue = catalogue
+        self.image = image
+        self.pool = pool
+        self.injection: Injection = host_injection(config.ca_bundle)
+        self._mounts: dict[str, int] = {}
+        self._template = ""
+
+    def prepare(self) -> None:
+        """Make the template of new volumes, with this node's certificates and mirrors in it. Idempotent."""
+        self.image_mount(self.image.digest)
+        key = f"{self.image.digest[:16]}-{self.injection.digest[:16]}-{self._config.disk_gb}"
+        self.pool.ensure_template(key, self._config.disk_gb, self._inject)
+        self.pool.drop_templates({key})
+        self._template = key
+
+    def image_mount(self, digest: str) -> int:
+        """Detached mount of an image; stays this object's.
+
+        Raises:
+            NotFoundError: the node has no image of that digest.
+        """
+        if digest not in self._mounts:
+            self._mounts[digest] = mount_image(self._catalogue.find(digest))
+        return self._mounts[digest]
+
+    def create(self, volume_id: str) -> None:
+        """Make a new sprite's volume."""
+        meta = {"image": self.image.digest, "injection": self.injection.digest}
+        self.pool.create(volume_id, template=self._template, meta=meta)
+
+    def attach(self, volume_id: str) -> AttachedVolume:
+        """Mount a sprite's volume."""
+        return self.pool.attach(volume_id)
+
+    def close(self) -> None:
+        for fd in self._mounts.values():
+            os.close(fd)
+        self._mounts.clear()
+        self.pool.close()
+
+    def _inject(self, volume: int) -> None:
+        """Write the injection through an overlay, so that directories above keep what the image says of them."""
+        place = self._config.run / "template"
+        place.mkdir(exist_ok=True)
+        disk = f"/proc/self/fd/{volume}"
+        with ExitStack() as stack:
+            lower = f"/proc/self/fd/{self.image_mount(self.image.digest)}"
+            options = {"lowerdir": lower, "upperdir": f"{disk}/{UPPER}", "workdir": f"{disk}/{WORK}"}
+            mount.mount_at(place, "overlay", {"source": "template", **options, "redirect_dir": "on"})
+            stack.callback(mount.umount2, place, mount.MNT_DETACH)
+            apply(self.injection, place)
+        # Everything above an upper is the sprite's root directory, which the image owns.
+        root = Path(disk, UPPER)
+        root.chmod(0o755)

@@ -1,0 +1,119 @@
+"""Instances with everything they need of the host: a slot, a runtime object, a link."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from ballpoint.core import ids
+from ballpoint.core.errors import UnavailableError
+from ballpoint.host import slots
+from ballpoint.host.cgroup import Limits
+from ballpoint.host.slots import Slot
+from ballpoint.network.network import Network
+from ballpoint.runtime.container.instance import ContainerInstance, ContainerRuntime
+
+log = logging.getLogger(__name__)
+
+# A blank takes about 3 MB; what is left must let the host's own programs live.
+_MEMORY_FLOOR = 128 << 20
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A running runtime object and the slot it lives in."""
+
+    runtime: ContainerInstance
+    slot: Slot
+
+    @property
+    def id(self) -> str:
+        return self.runtime.id
+
+
+class Instances:
+    """Makes, finds and ends the instances of one node.
+
+    Args:
+        limits: what an instance may use unless its sprite says otherwise.
+    """
+
+    def __init__(self, node_id: str, runtime: ContainerRuntime, network: Network, limits: Limits) -> None:
+        self._node_id = node_id
+        self._runtime = runtime
+        self._network = network
+        self.limits = limits
+
+    async def make(self) -> Instance:
+        """A new blank. A failure leaves nothing.
+
+        Raises:
+            UnavailableError: no slot or no memory is left, or the zygote is being started again.
+        """
+        if available_memory() < _MEMORY_FLOOR:
+            raise UnavailableError("the host has no memory left for another instance", hint="put some sprites to sleep")
+        instance_id = ids.new_instance_id()
+        slot = await asyncio.to_thread(slots.acquire, self._owner(instance_id))
+        try:
+            runtime = await self._runtime.fill(instance_id, slot.uid_base, self.limits)
+            instance = Instance(runtime, slot)
+        except BaseException:
+            await asyncio.shield(asyncio.to_thread(slots.release, slot.number, self._owner(instance_id)))
+            raise
+        try:
+            await asyncio.to_thread(self._network.add, instance_id, slot, runtime.netns)
+        except BaseException:
+            await asyncio.shield(self.end(instance))
+            raise
+        return instance
+
+    async def adopt(self, instance_id: str) -> Instance | None:
+        """A living instance made by an earlier node process; None where there is none to trust."""
+        number = next((n for n, owner in self._slots().items() if owner == self._owner(instance_id)), None)
+        if number is None:
+            return None
+        runtime = await self._runtime.adopt(instance_id)
+        return None if runtime is None else Instance(runtime, slots.slot(number))
+
+    async def end(self, instance: Instance) -> None:
+        """End an instance with all its processes. Idempotent.
+
+        Raises:
+            UnavailableError: a process does not die.
+        """
+        await instance.runtime.destroy()
+        await asyncio.to_thread(self._forget, instance.id)
+
+    async def clean(self, instance_id: str) -> None:
+        """Remove what is left of an instance nobody can use. Idempotent."""
+        await self._runtime.clean(instance_id)
+        await asyncio.to_thread(self._forget, instance_id)
+
+    def known(self) -> set[str]:
+        """Ids of all instances of which the host holds anything: processes, files, slots or links."""
+        prefix = self._owner("")
+        of_slots = {owner.removeprefix(prefix) for owner in self._slots().values()} - {"node"}
+        return {*self._runtime.known(), *of_slots, *self._network.instances()}
+
+    def _forget(self, instance_id: str) -> None:
+        self._network.remove(instance_id)
+        owner = self._owner(instance_id)
+        for number, holder in self._slots().items():
+            if holder == owner:
+                slots.release(number, owner)
+
+    def _slots(self) -> dict[int, str]:
+        return slots.owned_by(self._owner(""))
+
+    def _owner(self, instance_id: str) -> str:
+        return f"{self._node_id}/{instance_id}"
+
+
+def available_memory(meminfo: Path = Path("/proc/meminfo")) -> int:
+    """Bytes the kernel could give out without swapping."""
+    for line in meminfo.read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 0

@@ -1,0 +1,182 @@
+"""The node process: `python -m ballpoint.node CONFIG.json READY_FD`, started by the supervisor."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvicorn
+import uvloop
+
+from ballpoint.core.config import NodeConfig
+from ballpoint.core.errors import BallpointError, InvalidError
+from ballpoint.core.peer import bind_path
+from ballpoint.core.tasks import Tasks
+from ballpoint.host import prctl
+from ballpoint.host.cgroup import Limits
+from ballpoint.image.catalogue import Catalogue
+from ballpoint.network.network import Network
+from ballpoint.network.resolver import Resolver
+from ballpoint.node.disks import Disks
+from ballpoint.node.health import Health
+from ballpoint.node.instances import Instances
+from ballpoint.node.node import Node
+from ballpoint.node.pool import Pool
+from ballpoint.node.recovery import recover
+from ballpoint.node.routing import Routing
+from ballpoint.node.running import Starter
+from ballpoint.registry.registry import Registry
+from ballpoint.runtime.container.instance import ContainerRuntime
+from ballpoint.runtime.container.programs import ensure_programs
+from ballpoint.volume.pool import VolumePool
+
+log = logging.getLogger("node")
+
+DOMAIN = "sprites.localhost"
+# Blanks that must stand by before the node answers.
+_FIRST_BLANK_SECONDS = 60.0
+
+
+async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) -> None:
+    """Run the node until SIGTERM, then leave running sprites running.
+
+    Args:
+        make_app: makes the control API's ASGI application from the node; handed in because it is a layer above.
+        ready: called once creates work.
+    """
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with AsyncExitStack() as stack:
+        registry = await Registry.open(registry_url(config))
+        stack.push_async_callback(registry.close)
+        await _import_token(registry, config)
+
+        catalogue = Catalogue(config.cache)
+        image = catalogue.current(config.image)
+        if image is None:
+            raise InvalidError(f"the image {config.image} was not built", hint="ballpoint image build")
+        volumes = await asyncio.to_thread(VolumePool.open, config.data, pool_gb=config.pool_gb)
+        disks = Disks(config, catalogue, image, volumes)
+        stack.callback(disks.close)
+        await asyncio.to_thread(disks.prepare)
+
+        network = Network(config.node_id, subnet=config.subnet, egress_allow=config.egress_allow, dns=config.dns)
+        await asyncio.to_thread(network.start)
+        runtime = ContainerRuntime(config.node_id, config.run, ensure_programs(config.cache))
+        await asyncio.to_thread(runtime.start)
+        instances = Instances(config.node_id, runtime, network, _limits(config))
+
+        node = Node(registry, disks, domain=DOMAIN)
+        pool = Pool(instances, config.pool, config.pool_max)
+        node.use(Starter(pool, instances, disks, network, on_death=node.instance_died, on_inner_exit=node.inner_exited))
+        await recover(node, instances, disks)
+        stack.callback(runtime.close, keep=bool(node.running))
+        pool.start()
+        tasks = Tasks()
+        tasks.start(Health(node).run(), "health")
+
+        resolver = Resolver(config.dns)
+        await resolver.start(str(network.gateway))
+        routing = Routing(node, config.run)
+        routing.start(edge_uid)
+        server = _ApiServer(make_app(node), config.run / "api.sock", edge_uid)
+        tasks.start(server.serve_here(), "control API")
+        if config.pool:
+            await _first_blank(pool)
+        ready()
+        log.info("node %s is ready: %d sprites adopted", config.node_id, len(node.running))
+        await stop.wait()
+
+        log.info("stopping; %d sprites go on running", len(node.running))
+        routing.close()
+        server.should_exit = True
+        await tasks.close()
+        await pool.close()
+        await resolver.close()
+        keep = bool(node.running)
+        await node.close()
+        await asyncio.to_thread(network.stop, keep=keep)
+
+
+async def _first_blank(pool: Pool) -> None:
+    """Wait until a create would find a blank, or say why none comes."""
+    blank = await pool.take(_FIRST_BLANK_SECONDS)
+    pool.put_back(blank)
+
+
+async def _import_token(registry: Registry, config: NodeConfig) -> None:
+    if config.token_file is None:
+        return
+    try:
+        text = config.token_file.read_text()
+    except OSError as error:
+        raise InvalidError(f"cannot read the token file {config.token_file}: {error.strerror}") from error
+    await registry.import_token(text)
+
+
+def registry_url(config: NodeConfig) -> str:
+    """SQLAlchemy URL of the registry of a node that was told no other."""
+    return f"sqlite:///{config.data.resolve() / 'registry.db'}"
+
+
+def _limits(config: NodeConfig) -> Limits:
+    cpus = config.cpus or float(os.cpu_count() or 1)
+    return Limits(cpus=cpus, memory=config.memory_mb << 20, pids=config.pids)
+
+
+class _ApiServer(uvicorn.Server):
+    """uvicorn inside the node's own loop, which handles signals itself."""
+
+    def __init__(self, app: Any, path: Path, uid: int) -> None:
+        super().__init__(
+            uvicorn.Config(app, http="httptools", ws="none", lifespan="off", log_config=None, access_log=False)
+        )
+        self._path = path
+        self._uid = uid
+
+    async def serve_here(self) -> None:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        bind_path(listener, self._path, 0o600)
+        os.chown(self._path, self._uid, self._uid)
+        listener.listen(512)
+        await self.serve(sockets=[listener])
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def main(make_app: Any) -> int:
+    """Entry of the node process; prints one sentence where it cannot run."""
+    parser = argparse.ArgumentParser(prog="node")
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--ready-fd", type=int, required=True)
+    parser.add_argument("--edge-uid", type=int, default=0)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    prctl.set_name("node")
+    prctl.die_with_parent()
+    config = msgspec.json.decode(options.config.read_bytes(), type=NodeConfig, dec_hook=lambda kind, value: kind(value))
+
+    def ready() -> None:
+        os.write(options.ready_fd, b"ready")
+        os.close(options.ready_fd)
+
+    try:
+        uvloop.run(serve(config, make_app, options.edge_uid, ready))
+    except BallpointError as error:
+        os.write(options.ready_fd, f"{error.message}\n{error.hint or ''}".encode())
+        log.error("%s", error)
+        return error.exit_code
+    return 0

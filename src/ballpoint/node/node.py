@@ -1,0 +1,322 @@
+"""A node: the sprites of one host, and everything a caller may do with them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, TypeVar
+
+import msgspec
+
+from ballpoint.core import ids
+from ballpoint.core.clock import SYSTEM_CLOCK, Clock
+from ballpoint.core.errors import BallpointError, ConflictError, InvalidError, UnavailableError
+from ballpoint.core.tasks import Tasks
+from ballpoint.core.types import Caller
+from ballpoint.node.disks import Disks
+from ballpoint.node.running import Running, Starter
+from ballpoint.node.views import (
+    Counts,
+    EventView,
+    NewSprite,
+    Privileges,
+    SpriteChanges,
+    SpriteConfig,
+    SpritePage,
+    SpriteView,
+    Status,
+    UrlSettings,
+)
+from ballpoint.registry.records import Event, Sprite
+from ballpoint.registry.registry import Registry
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Node:
+    """The sprites of one host. Every verb runs to its end, even when its caller goes away.
+
+    At most one verb changes a sprite at a time; what is running is known by `running`, and nowhere else.
+    """
+
+    def __init__(self, registry: Registry, disks: Disks, clock: Clock = SYSTEM_CLOCK, *, domain: str) -> None:
+        self.registry = registry
+        self.running: dict[str, Running] = {}
+        self._disks = disks
+        self._clock = clock
+        self._domain = domain
+        self._starter: Starter | None = None
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._tasks = Tasks()
+
+    def use(self, starter: Starter) -> None:
+        """Where starting goes; given once, as the starter in turn reports to this node."""
+        self._starter = starter
+
+    @property
+    def starter(self) -> Starter:
+        assert self._starter is not None
+        return self._starter
+
+    async def close(self) -> None:
+        """Stop working on sprites; those that run go on."""
+        await self._tasks.close()
+        for running in self.running.values():
+            running.instance.runtime.release()
+            running.volume.release()
+        self.running.clear()
+
+    # ---- verbs of the control API ----
+
+    async def create(self, caller: Caller, request: NewSprite) -> SpriteView:
+        """Make a sprite, running and ready for its first command."""
+        return await self._to_the_end(self._create(caller, request), f"create {request.name}")
+
+    async def _create(self, caller: Caller, request: NewSprite) -> SpriteView:
+        sprite_id = f"sprite-{ids.new_uuid()}"
+        config = {key: value for key, value in msgspec.to_builtins(request.config).items() if value is not None}
+        sprite = await self.registry.create_sprite(
+            caller.org_id,
+            request.name,
+            sprite_id=sprite_id,
+            volume_id=ids.new_uuid(),
+            image_digest=self._disks.image.digest,
+            environment=request.environment,
+            labels=list(request.labels),
+            config=config,
+            url_settings=msgspec.to_builtins(request.url_settings),
+        )
+        async with self._locks[sprite_id]:
+            try:
+                await asyncio.to_thread(self._disks.create, sprite.volume_id)
+                self.running[sprite_id] = await self.starter.start(sprite)
+                sprite = await self.registry.set_state(
+                    sprite_id, "running", kind="created", cause=f"created with token {caller.token_id}"
+                )
+            except BaseException as error:
+                await asyncio.shield(self._remove(sprite, f"create failed: {error}"))
+                raise
+        return self._view(sprite)
+
+    async def get(self, caller: Caller, name: str) -> SpriteView:
+        return self._view(await self.registry.sprite(caller.org_id, name))
+
+    async def list(self, caller: Caller, *, prefix: str, limit: int, after: str | None) -> SpritePage:
+        sprites, token = await self.registry.list_sprites(caller.org_id, prefix=prefix, limit=limit, after=after)
+        counts = await self.registry.counts(caller.org_id)
+        return SpritePage(sprites=tuple(map(self._view, sprites)), next=token, counts=Counts(**counts))
+
+    async def update(self, caller: Caller, name: str, changes: SpriteChanges) -> SpriteView:
+        sprite = await self.registry.sprite(caller.org_id, name)
+        values: dict[str, Any] = {}
+        if changes.labels is not None:
+            values["labels"] = list(changes.labels)
+        if changes.url_settings is not None:
+            settings = changes.url_settings.applied_to(_url_settings(sprite))
+            values["url_settings"] = msgspec.to_builtins(settings)
+        if values:
+            sprite = await self.registry.update_sprite(sprite.id, **values)
+        return self._view(sprite)
+
+    async def destroy(self, caller: Caller, name: str) -> None:
+        sprite = await self.registry.sprite(caller.org_id, name)
+        await self._to_the_end(self._destroy(sprite, f"destroyed with token {caller.token_id}"), f"destroy {name}")
+
+    async def _destroy(self, sprite: Sprite, cause: str) -> None:
+        async with self._locks[sprite.id]:
+            await self.registry.set_state(sprite.id, "deleting", kind="deleting", cause=cause)
+            await self._remove(sprite, cause)
+
+    async def restart(self, caller: Caller, name: str) -> SpriteView:
+        sprite = await self.registry.sprite(caller.org_id, name)
+        cause = f"restarted with token {caller.token_id}"
+        return await self._to_the_end(self._restart(sprite.id, cause), f"restart {name}")
+
+    async def _restart(self, sprite_id: str, cause: str) -> SpriteView:
+        async with self._locks[sprite_id]:
+            await self._stop(sprite_id)
+            return self._view(await self._start(sprite_id, "restarted", cause))
+
+    async def events(self, caller: Caller, name: str, *, follow: bool) -> AsyncIterator[EventView]:
+        sprite = await self.registry.sprite(caller.org_id, name)
+        after = 0
+        async with self.registry.watch(sprite.id) as changed:
+            while True:
+                for event in await self.registry.events(sprite.id, after=after):
+                    after = event.id
+                    yield _event_view(event)
+                    if event.kind == "deleted":
+                        return
+                if not follow:
+                    return
+                await changed()
+
+    async def logs(self, caller: Caller, name: str) -> AsyncIterator[bytes]:
+        sprite = await self.registry.sprite(caller.org_id, name)
+        running = self.running.get(sprite.id)
+        yield running.instance.runtime.logs() if running is not None else b""
+
+    async def privileges(self, caller: Caller, name: str) -> Privileges:
+        sprite = await self.registry.sprite(caller.org_id, name)
+        return msgspec.convert(sprite.privileges, Privileges)
+
+    async def set_privileges(self, caller: Caller, name: str, privileges: Privileges) -> None:
+        if privileges.devices:
+            raise InvalidError("this node offers no devices", hint="leave devices empty")
+        sprite = await self.registry.sprite(caller.org_id, name)
+        await self.registry.update_sprite(sprite.id, privileges=msgspec.to_builtins(privileges))
+        running = self.running.get(sprite.id)
+        if running is not None:
+            await running.instance.runtime.configure(
+                {"profile": privileges.profile or "standard", "no_new_privileges": privileges.no_new_privileges}
+            )
+
+    async def clear_privileges(self, caller: Caller, name: str) -> None:
+        await self.set_privileges(caller, name, Privileges())
+
+    # ---- what the edge needs ----
+
+    async def touch(self, caller: Caller, name: str, cause: str) -> Running:
+        """The sprite, running: started from its disk where it is not.
+
+        Raises:
+            UnavailableError: it is degraded, or cannot be started now.
+        """
+        sprite = await self.registry.sprite(caller.org_id, name)
+        running = self.running.get(sprite.id)
+        if running is None:
+            running = await self._to_the_end(self._wake(sprite.id, cause), f"wake {name}")
+        if running.trouble is not None:
+            raise UnavailableError(
+                f"the sprite {name!r} is degraded: {running.trouble}", hint="restart it", code="degraded"
+            )
+        return running
+
+    async def _wake(self, sprite_id: str, cause: str) -> Running:
+        async with self._locks[sprite_id]:
+            if sprite_id not in self.running:
+                await self._start(sprite_id, "running", cause)
+            return self.running[sprite_id]
+
+    # ---- what instances report ----
+
+    def instance_died(self, sprite_id: str) -> None:
+        """Its anchor has gone, and everything with it."""
+        self._tasks.start(self._lost(sprite_id, "its anchor died"), f"lost {sprite_id}")
+
+    def inner_exited(self, sprite_id: str, how: str) -> None:
+        """Its inner container has ended: by its own reboot or halt, or by force."""
+        if how == "reboot":
+            self._tasks.start(self._restart(sprite_id, "rebooted from inside"), f"reboot {sprite_id}")
+        elif how == "halt":
+            self._tasks.start(self._lost(sprite_id, "halted from inside"), f"halt {sprite_id}")
+        else:
+            self._tasks.start(self._lost(sprite_id, f"its container ended: {how}"), f"lost {sprite_id}")
+
+    async def _lost(self, sprite_id: str, cause: str) -> None:
+        async with self._locks[sprite_id]:
+            if sprite_id in self.running:
+                await self._stop(sprite_id)
+                await self.registry.set_state(sprite_id, "cold", kind="stopped", cause=cause)
+
+    async def report_trouble(self, running: Running, trouble: str | None) -> None:
+        """Health has changed: `degraded` with its reason, or well again."""
+        if running.trouble == trouble:
+            return
+        running.trouble = trouble
+        if trouble is None:
+            await self.registry.add_event(running.sprite_id, "healthy", "disk and agent answer again")
+        else:
+            await self.registry.add_event(running.sprite_id, "degraded", trouble)
+
+    # ---- steps; their caller holds the sprite's lock ----
+
+    async def _start(self, sprite_id: str, kind: str, cause: str) -> Sprite:
+        sprite = await self.registry.sprite_by_id(sprite_id)
+        if sprite.state == "deleting":
+            raise ConflictError(f"the sprite {sprite.name!r} is being destroyed")
+        self.running[sprite_id] = await self.starter.start(sprite)
+        return await self.registry.set_state(sprite_id, "running", kind=kind, cause=cause)
+
+    async def _stop(self, sprite_id: str) -> None:
+        running = self.running.get(sprite_id)
+        if running is not None:
+            await self.starter.stop(running)
+            del self.running[sprite_id]
+
+    async def _remove(self, sprite: Sprite, cause: str) -> None:
+        await self._stop(sprite.id)
+        await asyncio.to_thread(self._disks.pool.destroy, sprite.volume_id)
+        await self.registry.delete_sprite(sprite.id, cause)
+        self._locks.pop(sprite.id, None)
+
+    async def finish_removal(self, sprite: Sprite, cause: str) -> None:
+        """Finish what an earlier process began: the removal of a sprite, or the undoing of a half-made one."""
+        async with self._locks[sprite.id]:
+            await self._remove(sprite, cause)
+
+    async def _to_the_end(self, work: Coroutine[Any, Any, T], name: str) -> T:
+        """Run `work` whole, whether or not the caller waits for it."""
+        outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        async def run() -> None:
+            try:
+                result = await work
+            except asyncio.CancelledError:
+                outcome.cancel()
+                raise
+            except (BallpointError, OSError) as error:
+                if not outcome.done():
+                    outcome.set_exception(error)
+            except BaseException as error:
+                if not outcome.done():
+                    outcome.set_exception(error)
+                raise
+            else:
+                if not outcome.done():
+                    outcome.set_result(result)
+
+        self._tasks.start(run(), name)
+        return await outcome
+
+    # ---- views ----
+
+    def _view(self, sprite: Sprite) -> SpriteView:
+        running = self.running.get(sprite.id)
+        trouble = running.trouble if running is not None else None
+        status: Status = "cold"
+        if sprite.state == "running" and running is not None:
+            # The contract's three values have none for trouble; `health` beside it says what is wrong.
+            status = "running" if trouble is None else "warm"
+        elif sprite.state == "warm":
+            status = "warm"
+        return SpriteView(
+            id=sprite.id,
+            name=sprite.name,
+            organization=sprite.org,
+            status=status,
+            url=f"http://{sprite.name}.{self._domain}",
+            created_at=sprite.created_at,
+            updated_at=sprite.updated_at,
+            version=sprite.image_digest,
+            health="ok" if trouble is None else "degraded",
+            health_reason=trouble,
+            url_settings=_url_settings(sprite),
+            config=msgspec.convert(sprite.config, SpriteConfig, strict=False),
+            environment=sprite.environment,
+            labels=tuple(sprite.labels),
+            last_running_at=sprite.last_running_at,
+            last_warming_at=sprite.last_warming_at,
+        )
+
+
+def _url_settings(sprite: Sprite) -> UrlSettings:
+    return msgspec.convert(sprite.url_settings, UrlSettings)
+
+
+def _event_view(event: Event) -> EventView:
+    return EventView(time=event.time, kind=event.kind, cause=event.cause, detail=event.detail or None)

@@ -1,0 +1,159 @@
+"""The pool: blanks standing by, and the policy that refills them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+
+from ballpoint.core.clock import SYSTEM_CLOCK, Clock
+from ballpoint.core.errors import BallpointError, UnavailableError
+from ballpoint.core.tasks import Tasks
+from ballpoint.node.instances import Instance, Instances
+
+log = logging.getLogger(__name__)
+
+# Demand is what was taken in this many seconds; the pool stands ready for as much again.
+_DEMAND_SECONDS = 20.0
+# More than one at a time overlaps the waiting for the kernel; more than two only crowd out claims on a small host.
+_FILLERS = 2
+_RETRY_FIRST, _RETRY_MAX = 0.1, 5.0
+
+
+class Pool:
+    """Keeps between `minimum` and `maximum` blanks, by demand.
+
+    When it is empty a taker waits for the next blank, first come first served. Claims go first: while one is under way
+    and a blank is left, nothing is filled.
+    """
+
+    def __init__(self, instances: Instances, minimum: int, maximum: int, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._instances = instances
+        self._minimum = minimum
+        self._maximum = maximum
+        self._clock = clock
+        self._blanks: deque[Instance] = deque()
+        self._waiters: deque[asyncio.Future[Instance]] = deque()
+        self._taken: deque[float] = deque()
+        self._claims = 0
+        self._filling = 0
+        self._changed = asyncio.Event()
+        self._tasks = Tasks()
+        self._failure: BallpointError | None = None
+
+    def start(self) -> None:
+        for number in range(_FILLERS):
+            self._tasks.start(self._fill(), f"fill blanks {number}")
+
+    async def close(self) -> None:
+        """End all blanks and stop filling."""
+        await self._tasks.close()
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_exception(UnavailableError("the node is stopping"))
+        while self._blanks:
+            await self._instances.end(self._blanks.popleft())
+
+    @property
+    def size(self) -> int:
+        """Blanks standing by."""
+        return len(self._blanks)
+
+    def target(self) -> int:
+        """How many blanks should stand by, for the demand of the last seconds."""
+        while self._taken and self._taken[0] < self._clock.monotonic() - _DEMAND_SECONDS:
+            self._taken.popleft()
+        return max(self._minimum, min(self._maximum, len(self._taken)))
+
+    async def take(self, seconds: float) -> Instance:
+        """A blank, now the caller's. Call `claimed` when it has its identity.
+
+        Args:
+            seconds: how long to wait where the pool is empty.
+
+        Raises:
+            UnavailableError: none came in time; says why filling fails, if it does.
+        """
+        self._taken.append(self._clock.monotonic())
+        self._claims += 1
+        if self._blanks:
+            blank = self._blanks.popleft()
+            blank.runtime.on_death = None
+            return blank
+        waiter: asyncio.Future[Instance] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        self._changed.set()
+        try:
+            async with asyncio.timeout(seconds):
+                return await waiter
+        except BaseException as error:
+            self._claims -= 1
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                self._add(waiter.result())  # it came in the same moment
+            if isinstance(error, TimeoutError):
+                reason = self._failure
+                raise UnavailableError(
+                    reason.message if reason else f"no blank became free within {seconds:g} s",
+                    hint=reason.hint if reason else "try again",
+                ) from error
+            raise
+        finally:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+
+    def put_back(self, blank: Instance) -> None:
+        """Give back a blank that was taken and not used."""
+        self._add(blank)
+        self.claimed()
+
+    def claimed(self) -> None:
+        """The claim of a taken blank has ended, well or not."""
+        self._claims -= 1
+        self._changed.set()
+
+    def _add(self, blank: Instance) -> None:
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(blank)
+                return
+        if not blank.runtime.alive:
+            self._tasks.start(self._instances.end(blank), f"end dead blank {blank.id}")
+            return
+        blank.runtime.on_death = lambda: self._died(blank)
+        self._blanks.append(blank)
+
+    def _died(self, blank: Instance) -> None:
+        log.warning("blank %s died", blank.id)
+        self._blanks.remove(blank)
+        self._tasks.start(self._instances.end(blank), f"end dead blank {blank.id}")
+        self._changed.set()
+
+    def _wanted(self) -> bool:
+        missing = len(self._waiters) + self.target() - len(self._blanks) - self._filling
+        if missing <= 0:
+            return False
+        return bool(self._waiters) or self._claims == 0 or not self._blanks
+
+    async def _fill(self) -> None:
+        retry = _RETRY_FIRST
+        while True:
+            if not self._wanted():
+                self._changed.clear()
+                await self._changed.wait()
+                continue
+            self._filling += 1
+            try:
+                blank = await self._instances.make()
+            except (BallpointError, OSError) as error:
+                problem = error if isinstance(error, BallpointError) else UnavailableError(f"no blank: {error}")
+                if self._failure is None or self._failure.message != problem.message:
+                    log.warning("filling a blank failed: %s", problem)
+                self._failure = problem
+                await self._clock.sleep(retry)
+                retry = min(retry * 2, _RETRY_MAX)
+            else:
+                self._failure, retry = None, _RETRY_FIRST
+                self._add(blank)
+            finally:
+                self._filling -= 1

@@ -1,0 +1,56 @@
+"""Start-up is recovery: what an earlier node process left is adopted, finished or removed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from ballpoint.core.errors import BallpointError
+from ballpoint.node.disks import Disks
+from ballpoint.node.instances import Instances
+from ballpoint.node.node import Node
+from ballpoint.node.running import Running
+
+log = logging.getLogger(__name__)
+
+
+async def recover(node: Node, instances: Instances, disks: Disks) -> None:
+    """Bring registry, instances and volumes together. Idempotent; nothing else may use them meanwhile.
+
+    An instance is adopted if it answers, was claimed for a sprite of the registry, and its volume is attached. Every
+    other one is removed. Then no sprite is called running that is not, half-made and half-destroyed ones are finished,
+    and volumes of no sprite are destroyed.
+    """
+    sprites = {sprite.id: sprite for sprite in await node.registry.all_sprites()}
+    for instance_id in sorted(instances.known()):
+        instance = await instances.adopt(instance_id)
+        if instance is None:
+            await instances.clean(instance_id)
+            continue
+        sprite = sprites.get(str(instance.runtime.note.get("sprite")))
+        volume = None
+        if sprite is not None and sprite.state == "running" and instance.runtime.phase == "running":
+            volume = await asyncio.to_thread(disks.pool.adopt, sprite.volume_id)
+        if sprite is None or volume is None:
+            await instances.end(instance)
+            continue
+        running = Running(sprite.id, instance, volume)
+        node.running[sprite.id] = running
+        node.starter.watch(running)
+        log.info("adopted %s in instance %s", sprite.name, instance_id)
+
+    for sprite in sprites.values():
+        if sprite.state == "creating":
+            await node.finish_removal(sprite, "the node ended while it was being created")
+        elif sprite.state == "deleting":
+            await node.finish_removal(sprite, "the node ended while it was being destroyed")
+        elif sprite.state != "cold" and sprite.id not in node.running:
+            await node.registry.set_state(sprite.id, "cold", kind="stopped", cause="its instance ended with the node")
+
+    known = {sprite.volume_id for sprite in await node.registry.all_sprites()}
+    for volume_id in await asyncio.to_thread(disks.pool.volumes):
+        if volume_id not in known:
+            try:
+                await asyncio.to_thread(disks.pool.destroy, volume_id)
+            except BallpointError as error:
+                log.error("volume %s of no sprite stays: %s", volume_id, error)

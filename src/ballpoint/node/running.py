@@ -1,0 +1,131 @@
+"""Running sprites, and the one primitive: claim a blank, attach the volume, start the inner container."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from ballpoint.core.errors import BallpointError
+from ballpoint.host.cgroup import Limits
+from ballpoint.network.network import Network
+from ballpoint.node.disks import BINDS, Disks
+from ballpoint.node.instances import Instance, Instances
+from ballpoint.node.pool import Pool
+from ballpoint.registry.records import Sprite
+from ballpoint.volume.pool import AttachedVolume
+
+log = logging.getLogger(__name__)
+
+# A client waits 120 s for a create; a blank that does not come in this time is not coming.
+_BLANK_SECONDS = 100.0
+
+
+@dataclass
+class Running:
+    """A sprite that has an instance.
+
+    Attributes:
+        trouble: why it is degraded; None while it is well.
+    """
+
+    sprite_id: str
+    instance: Instance
+    volume: AttachedVolume
+    trouble: str | None = None
+
+
+class Starter:
+    """Starts and stops sprites. There is no other way to either.
+
+    Args:
+        on_death: called with the sprite's id when its instance has died under it.
+        on_inner_exit: called with the sprite's id and how its inner container ended.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        instances: Instances,
+        disks: Disks,
+        network: Network,
+        *,
+        on_death: Callable[[str], None],
+        on_inner_exit: Callable[[str, str], None],
+    ) -> None:
+        self._pool = pool
+        self._instances = instances
+        self._disks = disks
+        self._network = network
+        self._on_death = on_death
+        self._on_inner_exit = on_inner_exit
+
+    async def start(self, sprite: Sprite) -> Running:
+        """Give `sprite` a running instance over its volume. A failure leaves none, and the volume detached.
+
+        Raises:
+            UnavailableError: no blank, or the volume is still in use.
+            CorruptError: its disk cannot be used.
+        """
+        async with AsyncExitStack() as undo:
+            blank = await self._pool.take(_BLANK_SECONDS)
+            undo.push_async_callback(self._end, blank)
+            try:
+                volume = await asyncio.to_thread(self._disks.attach, sprite.volume_id)
+                undo.push_async_callback(asyncio.to_thread, volume.release)
+                image = await asyncio.to_thread(self._disks.image_mount, sprite.image_digest)
+                limits = self.limits(sprite.config)
+                if limits != self._instances.limits:
+                    blank.runtime.limit(limits)
+                # Written before anything of the sprite is in the instance: after a crash it is known whose it was.
+                await blank.runtime.set_note({"sprite": sprite.id})
+                await blank.runtime.claim(
+                    image,
+                    volume.mount,
+                    BINDS,
+                    sprite=sprite.id,
+                    environment={**self._disks.injection.environment, **sprite.environment},
+                    profile=sprite.privileges.get("profile") or "standard",
+                    resolv_conf=f"nameserver {self._network.gateway}\n",
+                )
+            finally:
+                self._pool.claimed()
+            running = Running(sprite.id, blank, volume)
+            self.watch(running)
+            undo.pop_all()
+            return running
+
+    def watch(self, running: Running) -> None:
+        """Hear of the end of its instance or container."""
+        sprite_id = running.sprite_id
+        running.instance.runtime.on_death = lambda: self._on_death(sprite_id)
+        running.instance.runtime.on_inner_exit = lambda how: self._on_inner_exit(sprite_id, how)
+
+    async def stop(self, running: Running) -> None:
+        """End the instance, and let go of the volume when nobody else holds it.
+
+        Raises:
+            UnavailableError: a process or the volume does not let go; call again.
+        """
+        running.instance.runtime.on_inner_exit = None
+        await self._instances.end(running.instance)
+        await asyncio.to_thread(running.volume.detach)
+
+    async def _end(self, instance: Instance) -> None:
+        try:
+            await self._instances.end(instance)
+        except BallpointError as error:
+            log.error("instance %s is left behind: %s", instance.id, error)
+
+    def limits(self, config: dict[str, Any]) -> Limits:
+        """Limits of a sprite: what it asked for, up to what the node gives."""
+        default = self._instances.limits
+        memory, cpus = config.get("ram_mb"), config.get("cpus")
+        return Limits(
+            cpus=float(cpus) if cpus else default.cpus,
+            memory=int(memory) << 20 if memory else default.memory,
+            pids=default.pids,
+        )

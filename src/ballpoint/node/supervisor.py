@@ -1,0 +1,321 @@
+"""The supervisor: binds what must outlive its children, starts them, and starts again what dies.
+
+It holds no state and no secret. Its children die with it; instances do not, and are adopted by the next node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from ballpoint.core import peer
+from ballpoint.core.clock import SYSTEM_CLOCK
+from ballpoint.core.config import RUN_ROOT, NodeConfig
+from ballpoint.core.errors import BallpointError, ConflictError, InvalidError, UnavailableError
+from ballpoint.host import mount, namespaces, prctl, process, slots
+from ballpoint.host.cgroup import Limits
+from ballpoint.host.files import remove_tree, write_atomically
+from ballpoint.host.namespaces import CLONE_NEWNS
+from ballpoint.image.build import Progress
+from ballpoint.image.catalogue import Catalogue
+from ballpoint.network.network import Network
+from ballpoint.node.instances import Instances
+from ballpoint.node.main import registry_url
+from ballpoint.registry.registry import Registry
+from ballpoint.runtime.container.instance import ContainerRuntime, zygote_command
+from ballpoint.runtime.container.programs import ensure_programs
+from ballpoint.volume.pool import VolumePool
+
+log = logging.getLogger("supervisor")
+
+# The last slot of the host-wide range is nobody's: its first id is the edges' identity.
+_EDGE_UID = slots.UID_FIRST + slots.COUNT * slots.UID_STRIDE - 1
+_STOP_SECONDS = 20.0
+_RESTART_FIRST, _RESTART_MAX = 0.1, 5.0
+_STEADY_SECONDS = 10.0
+_READY_SECONDS = 120.0
+_DETACH_SECONDS = 30.0
+
+
+def serve(config: NodeConfig) -> int:
+    """Run a node in the foreground until SIGTERM. Running sprites go on running.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        InvalidError: not root, or a setting cannot be used.
+        ConflictError: another supervisor runs this node, or the port is taken.
+        UnavailableError: something the host must have is missing.
+    """
+    if os.geteuid() != 0:
+        raise InvalidError("a node must be run as root", hint="sudo ballpoint serve ...")
+    with ExitStack() as stack:
+        # Nobody else sees the node's mounts, so nobody can pin them, and none outlives it.
+        namespaces.unshare(CLONE_NEWNS)
+        mount.mount("none", "/", flags=mount.MS_REC | mount.MS_PRIVATE)
+        config.data.mkdir(parents=True, exist_ok=True)
+        for directory in (RUN_ROOT, config.run):
+            directory.mkdir(exist_ok=True)
+            directory.chmod(0o711)
+        stack.callback(os.close, _lock(config.run))
+        listener = _bind(config)
+        stack.callback(listener.close)
+        programs = ensure_programs(config.cache)
+        _ensure_image(config)
+        return asyncio.run(_Supervisor(config, listener, programs).run())
+
+
+def stop(config: NodeConfig) -> None:
+    """Stop a node with its sprites, running or dead, and leave nothing of it but its data. Idempotent.
+
+    Raises:
+        UnavailableError: something does not end.
+    """
+    if os.geteuid() != 0:
+        raise InvalidError("stopping a node needs root", hint="sudo ballpoint down ...")
+    _stop_supervisor(config.run)
+    namespaces.unshare(CLONE_NEWNS)
+    mount.mount("none", "/", flags=mount.MS_REC | mount.MS_PRIVATE)
+    if config.run.exists() or any(slots.owned_by(f"{config.node_id}/")):
+        asyncio.run(_clean(config))
+    remove_tree(config.run)
+
+
+async def _clean(config: NodeConfig) -> None:
+    runtime = ContainerRuntime(config.node_id, config.run, config.run)
+    network = Network(config.node_id, subnet=config.subnet, egress_allow=config.egress_allow)
+    instances = Instances(config.node_id, runtime, network, limits=Limits())
+    for instance_id in sorted(instances.known()):
+        await instances.clean(instance_id)
+    runtime.close(keep=False)
+    await asyncio.to_thread(network.stop, keep=False)
+    if (config.data / "pool").exists():
+        pool = await asyncio.to_thread(VolumePool.open, config.data, pool_gb=config.pool_gb)
+        for volume_id in pool.volumes():
+            volume = await asyncio.to_thread(pool.adopt, volume_id)
+            if volume is not None:
+                await asyncio.to_thread(volume.detach, _DETACH_SECONDS)
+        pool.close()
+    if (config.data / "registry.db").exists():
+        registry = await Registry.open(registry_url(config))
+        for sprite in await registry.all_sprites():
+            if sprite.state in ("running", "warm"):
+                await registry.set_state(sprite.id, "cold", kind="stopped", cause="the node was taken down")
+        await registry.close()
+
+
+def _lock(run: Path) -> int:
+    """Hold the node's lock for as long as this process lives; the file says who does."""
+    fd = os.open(run / "supervisor", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(fd)
+        raise ConflictError("this node runs already", hint="ballpoint down stops it") from error
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, str(os.getpid()).encode(), 0)
+    return fd
+
+
+def _stop_supervisor(run: Path) -> None:
+    try:
+        fd = os.open(run / "supervisor", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return  # nobody holds it
+    except BlockingIOError:
+        pidfd = os.pidfd_open(int(os.pread(fd, 32, 0)))
+    finally:
+        os.close(fd)
+    try:
+        prctl.pidfd_send_signal(pidfd, signal.SIGTERM)
+        if not prctl.wait_pidfd(pidfd, _STOP_SECONDS * 2):
+            raise UnavailableError("the node does not stop", hint="look into its log; then kill its supervisor")
+    finally:
+        os.close(pidfd)
+
+
+def _bind(config: NodeConfig) -> socket.socket:
+    host, port = config.listen_address
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise ConflictError(
+            f"cannot listen on {config.listen}: {error.strerror}", hint="choose another --listen"
+        ) from error
+    listener.listen(4096)
+    return listener
+
+
+def _ensure_image(config: NodeConfig) -> None:
+    last = ""
+
+    def report(progress: Progress) -> None:
+        nonlocal last
+        if progress.step != last:
+            last = progress.step
+            log.info("image %s: %3.0f %% %s", config.image, progress.fraction * 100, progress.step)
+
+    Catalogue(config.cache).ensure(config.image, mirror=config.mirror, progress=report)
+
+
+@dataclass
+class _Child:
+    """A process to keep running. `start` makes it anew; `process` is the present one."""
+
+    name: str
+    start: Callable[[], process.Child]
+    process: process.Child | None = None
+    restart_after: float = _RESTART_FIRST
+    started: float = 0.0
+
+
+class _Supervisor:
+    def __init__(self, config: NodeConfig, listener: socket.socket, programs: Path) -> None:
+        self._config = config
+        self._listener = listener
+        self._programs = programs
+        self._stopping = asyncio.Event()
+        self._zygotes = peer.listen(config.run / "zygote.sock", mode=0o600)
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        write_atomically(self._config.run / "config.json", msgspec.json.encode(self._config, enc_hook=str), mode=0o600)
+        # The zygote first: it must not see anything that is read later.
+        keepers = [self._keep(_Child("zygote", self._start_zygote))]
+        ready_read, ready_write = os.pipe()
+        os.set_blocking(ready_read, False)
+        node = _Child("node", lambda: self._start_node(ready_write))
+        keepers.append(self._keep(node))
+        tasks = [loop.create_task(keeper) for keeper in keepers]
+        try:
+            failure = await self._ready(ready_read, tasks)
+            if failure is not None:
+                raise failure
+            if not self._stopping.is_set():
+                edges = self._config.edges or os.cpu_count() or 1
+                tasks += [loop.create_task(self._keep(_Child(f"edge {n}", self._start_edge))) for n in range(edges)]
+                # On standard output, where a script waits for it.
+                sys.stdout.write(f"ballpoint: serving on http://{self._address()}\n")
+                sys.stdout.flush()
+            await self._stopping.wait()
+        finally:
+            self._stopping.set()
+            await asyncio.gather(*reversed(tasks), return_exceptions=True)
+            os.close(ready_read)
+            os.close(ready_write)
+        return 0
+
+    async def _ready(self, fd: int, tasks: list[asyncio.Task[None]]) -> BallpointError | None:
+        """Wait for the node's word that creates work. Returns why they never will."""
+        loop = asyncio.get_running_loop()
+        readable = loop.create_future()
+        loop.add_reader(fd, _settle, readable)
+        stopping = loop.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait(
+                {readable, stopping, *tasks}, return_when=asyncio.FIRST_COMPLETED, timeout=_READY_SECONDS
+            )
+        finally:
+            loop.remove_reader(fd)
+            stopping.cancel()
+        if self._stopping.is_set():
+            return None
+        if not readable.done():
+            return UnavailableError(f"the node is not ready after {_READY_SECONDS:g} s", hint="its log says why")
+        said = os.read(fd, 4096).decode()
+        if said == "ready":
+            return None
+        message, _, hint = said.partition("\n")
+        return UnavailableError(message, hint=hint or None)
+
+    async def _keep(self, child: _Child) -> None:
+        """Keep `child` running until the stop, then end it."""
+        while not self._stopping.is_set():
+            child.started = SYSTEM_CLOCK.monotonic()
+            child.process = child.start()
+            log.info("%s is process %d", child.name, child.process.pid)
+            await self._ended_or_stopping(child.process)
+            if self._stopping.is_set():
+                break
+            log.warning("%s ended with status %s; starting it again", child.name, child.process.wait())
+            if SYSTEM_CLOCK.monotonic() - child.started > _STEADY_SECONDS:
+                child.restart_after = _RESTART_FIRST
+            try:
+                await asyncio.wait_for(self._stopping.wait(), child.restart_after)
+            except TimeoutError:
+                child.restart_after = min(child.restart_after * 2, _RESTART_MAX)
+        if child.process is not None:
+            await self._end(child)
+
+    async def _end(self, child: _Child) -> None:
+        assert child.process is not None
+        if child.process.poll() is None:
+            child.process.send_signal(signal.SIGTERM)
+            try:
+                await asyncio.wait_for(asyncio.to_thread(child.process.wait), _STOP_SECONDS)
+            except TimeoutError:
+                log.warning("%s does not stop; killing it", child.name)
+                child.process.kill()
+                await asyncio.to_thread(child.process.wait)
+
+    async def _ended_or_stopping(self, child: process.Child) -> None:
+        loop = asyncio.get_running_loop()
+        ended = loop.create_future()
+        pidfd = os.pidfd_open(child.pid)
+        loop.add_reader(pidfd, _settle, ended)
+        stopping = loop.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({ended, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+            loop.remove_reader(pidfd)
+            os.close(pidfd)
+
+    def _start_zygote(self) -> process.Child:
+        fd = self._zygotes.fileno()
+        command = zygote_command(sys.executable, fd, self._programs)
+        return process.start(command, pass_fds=[fd], clean_environment=True)
+
+    def _start_node(self, ready: int) -> process.Child:
+        command = [
+            sys.executable, "-m", "ballpoint.api", str(self._config.run / "config.json"),
+            f"--ready-fd={ready}", f"--edge-uid={_EDGE_UID}",
+        ]  # fmt: skip
+        return process.start(command, pass_fds=[ready])
+
+    def _start_edge(self) -> process.Child:
+        fd = self._listener.fileno()
+        command = [
+            sys.executable, "-m", "ballpoint.edge", f"--listen-fd={fd}", f"--run={self._config.run}", f"--uid={_EDGE_UID}",
+        ]  # fmt: skip
+        return process.start(command, pass_fds=[fd])
+
+    def _address(self) -> str:
+        host, port = self._listener.getsockname()[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
