@@ -1,0 +1,269 @@
+"""The bodies of the contract: what requests may hold, and what responses look like.
+
+Unknown keys are ignored, since newer clients send more; null means the same as leaving a key out.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    StringConstraints,
+    WithJsonSchema,
+    computed_field,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from ballpoint.core.clock import rfc3339
+from ballpoint.core.errors import InvalidError
+from ballpoint.core.ids import NAME_MAX, check_name
+from ballpoint.node import views
+
+# MAX_ARG_STRLEN of linux/binfmts.h, 32 pages: execve(2) takes no longer `NAME=value` with its final NUL.
+MAX_ENVIRONMENT_STRING = 32 * 4096
+MAX_LABELS = 64
+MAX_DEVICES = 64
+
+
+def _sprite_name(name: str) -> str:
+    try:
+        return check_name(name)
+    except InvalidError as error:
+        raise PydanticCustomError("name", "{message}", {"message": error.message, "hint": error.hint}) from error
+
+
+def _environment(variables: dict[str, str]) -> dict[str, str]:
+    for name, value in variables.items():
+        if len(f"{name}={value}".encode()) >= MAX_ENVIRONMENT_STRING:
+            raise PydanticCustomError(
+                "environment",
+                "the variable {name} is too long",
+                {"name": name[:80], "hint": f"a variable may hold less than {MAX_ENVIRONMENT_STRING} bytes"},
+            )
+    return variables
+
+
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+SpriteName = Annotated[
+    str,
+    AfterValidator(_sprite_name),
+    Field(
+        description=f"1-{NAME_MAX} lower-case letters, digits and inner hyphens.",
+        json_schema_extra={"maxLength": NAME_MAX, "pattern": "^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"},
+    ),
+]
+Label = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Labels = Annotated[list[Label], Field(max_length=MAX_LABELS)]
+VariableName = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^=\x00]*$")]
+VariableValue = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
+Environment = Annotated[dict[VariableName, VariableValue], AfterValidator(_environment)]
+Timestamp = Annotated[
+    AwareDatetime,
+    PlainSerializer(rfc3339, when_used="json"),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
+]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _Response(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+
+class Config(_Request):
+    """What a sprite asks of the hardware; what is left out takes the node's default."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    ram_mb: Count | None = Field(
+        None, validation_alias=AliasChoices("ram_mb", "ramMB"), description="Limit of its memory in MiB."
+    )
+    cpus: Count | None = Field(None, description="Limit in whole processors.")
+    region: Label | None = Field(None, description="Recorded, as a node is one place.")
+    storage_gb: Count | None = Field(
+        None, validation_alias=AliasChoices("storage_gb", "storageGB"), description="Size of its disk in GiB."
+    )
+
+
+class UrlSettingsRequest(_Request):
+    """Who may open the sprite's URL; what is left out stays as it is."""
+
+    auth: views.UrlAuth | None = None
+    private_access: views.PrivateAccess | None = None
+
+    def change(self) -> views.UrlSettingsChange:
+        return views.UrlSettingsChange(auth=self.auth, private_access=self.private_access)
+
+
+class CreateSprite(_Request):
+    """A sprite to make."""
+
+    name: SpriteName
+    config: Config | None = None
+    environment: Environment | None = Field(None, description="Variables of every command run in the sprite.")
+    url_settings: UrlSettingsRequest | None = None
+    labels: Labels | None = None
+    wait_for_capacity: bool | None = Field(None, description="Wait for a free slot instead of failing.")
+    runtime: Literal["default", "dev"] | None = Field(None, description="Accepted; both mean the same here.")
+
+    def request(self) -> views.NewSprite:
+        change = (self.url_settings or UrlSettingsRequest()).change()
+        return views.NewSprite(
+            name=self.name,
+            config=views.SpriteConfig(**self.config.model_dump()) if self.config else views.SpriteConfig(),
+            environment=self.environment or {},
+            url_settings=change.applied_to(views.UrlSettings()),
+            labels=_distinct(self.labels or []),
+            wait_for_capacity=bool(self.wait_for_capacity),
+        )
+
+
+class UpdateSprite(_Request):
+    """Settings to change; what is left out stays as it is."""
+
+    url_settings: UrlSettingsRequest | None = None
+    labels: Labels | None = Field(None, description="Replaces all labels; an empty list removes them.")
+    clear_labels: bool | None = Field(
+        None, description="Removes all labels, for clients that cannot send an empty list."
+    )
+
+    @model_validator(mode="after")
+    def _one_wish(self) -> Self:
+        if self.clear_labels and self.labels:
+            raise PydanticCustomError("labels", "labels and clear_labels contradict each other")
+        return self
+
+    def changes(self) -> views.SpriteChanges:
+        labels = [] if self.clear_labels else self.labels
+        return views.SpriteChanges(
+            labels=None if labels is None else _distinct(labels),
+            url_settings=self.url_settings.change() if self.url_settings else None,
+        )
+
+
+def _distinct(labels: list[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(labels))
+
+
+class UrlSettings(_Response):
+    """Who may open a sprite's URL: the organization (`sprite`), or everybody (`public`)."""
+
+    auth: views.UrlAuth
+    private_access: views.PrivateAccess | None
+
+
+class Sprite(_Response):
+    """A durable computer."""
+
+    id: str = Field(description="`sprite-` and a UUID; never used again.")
+    name: str
+    organization: str
+    status: views.Status
+    health: views.Health = Field(description="`degraded` where disk or agent do not answer; `restart` mends it.")
+    health_reason: str | None
+    url: str
+    url_settings: UrlSettings
+    created_at: Timestamp
+    updated_at: Timestamp
+    config: Config
+    environment: dict[str, str]
+    labels: list[str]
+    last_running_at: Timestamp | None
+    last_warming_at: Timestamp | None
+    version: str = Field(description="Digest of the standard image it runs on.")
+
+    @computed_field(description="The same as `organization`, which older clients read here.")  # type: ignore[prop-decorator]
+    @property
+    def org_slug(self) -> str:
+        return self.organization
+
+
+class Counts(_Response):
+    """An organization's sprites by state; a limit of null is none."""
+
+    running: int
+    warm: int
+    cold: int
+    running_limit: int | None
+    warm_limit: int | None
+
+
+class OrganizationCounts(Counts):
+    """The counters once more, where some clients look for them."""
+
+    name: str
+
+
+class SpriteList(OrganizationCounts):
+    """One page of sprites, and the counters of the whole organization."""
+
+    sprites: list[Sprite]
+    has_more: bool
+    next_continuation_token: str | None
+    org: OrganizationCounts
+
+
+class Restarted(BaseModel):
+    """A restart that is done."""
+
+    sprite_name: str
+    machine_id: str
+    message: str
+
+
+class Event(BaseModel):
+    """Something that happened to a sprite: one line of the stream."""
+
+    time: Timestamp
+    kind: str
+    cause: str = Field(description="Why it happened.")
+    detail: dict[str, object] | None = Field(None, description="Further facts; absent where there are none.")
+
+
+class Organization(BaseModel):
+    """The caller's organization; a limit of null is none."""
+
+    slug: str
+    sprites_enabled: bool
+    active_sprites: list[str] = Field(description="Names of the sprites that run now.")
+    max_sprites: int | None
+    active_sprite_limit: int | None
+
+
+class OrganizationBody(BaseModel):
+    """An envelope, as older clients expect it."""
+
+    organization: Organization
+
+
+class Privileges(_Request):
+    """What code inside a sprite may do beyond the ordinary."""
+
+    profile: views.Profile | None = Field(None, description="A named set; empty is the node's default.")
+    devices: Annotated[list[Label], Field(max_length=MAX_DEVICES)] | None = Field(
+        None, description="Device files shown inside."
+    )
+    no_new_privileges: bool | None = Field(
+        None, alias="noNewPrivileges", description="Whether sudo and its like lose their effect."
+    )
+
+    @classmethod
+    def of(cls, view: views.Privileges) -> Self:
+        return cls(profile=view.profile, devices=list(view.devices), noNewPrivileges=view.no_new_privileges)
+
+    def view(self) -> views.Privileges:
+        return views.Privileges(
+            profile=self.profile or "",
+            devices=tuple(self.devices or ()),
+            no_new_privileges=bool(self.no_new_privileges),
+        )

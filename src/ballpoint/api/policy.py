@@ -1,0 +1,36 @@
+"""The routes of a sprite's policies."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from fastapi import FastAPI, Request, Response
+
+from ballpoint.api.bodies import Privileges
+from ballpoint.api.parameters import SpriteOf, caller_of, errors
+from ballpoint.api.service import NodeService
+
+TAGS: list[str | Enum] = ["Policy"]
+
+
+def add_policy_routes(app: FastAPI, node: NodeService) -> None:
+    """Give `app` the routes below `/v1/sprites/{name}/policy`."""
+
+    @app.get("/v1/sprites/{name}/policy/privileges", tags=TAGS, responses=errors(404, 503))
+    async def get_privileges(request: Request, name: SpriteOf) -> Privileges:
+        """What code inside a sprite may do beyond the ordinary."""
+        return Privileges.of(await node.privileges(caller_of(request), name))
+
+    @app.post(
+        "/v1/sprites/{name}/policy/privileges", status_code=204, tags=TAGS, responses=errors(400, 404, 413, 422, 503)
+    )
+    async def set_privileges(request: Request, name: SpriteOf, body: Privileges) -> Response:
+        """Replace a sprite's privileges."""
+        await node.set_privileges(caller_of(request), name, body.view())
+        return Response(status_code=204)
+
+    @app.delete("/v1/sprites/{name}/policy/privileges", status_code=204, tags=TAGS, responses=errors(404, 503))
+    async def clear_privileges(request: Request, name: SpriteOf) -> Response:
+        """Go back to the node's default privileges."""
+        await node.clear_privileges(caller_of(request), name)
+        return Response(status_code=204)

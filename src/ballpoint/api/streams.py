@@ -1,0 +1,88 @@
+"""Answers without a known end: they stop when their source ends or their reader goes away, whichever is first."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from ballpoint.core.clock import rfc3339
+from ballpoint.node.views import EventView
+
+
+class StreamedResponse(Response):
+    """A response of chunks as they come.
+
+    The head is sent with the first chunk, so that an error raised before it is answered as any other; one after it cuts
+    the connection. In every case the source is closed before the response ends.
+
+    Args:
+        chunks: the source; owned from here on.
+    """
+
+    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
+        self._chunks = chunks
+        self.status_code = 200
+        self.background = None
+        # Proxies that collect a response before passing it on would hold back what happens now.
+        self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                sender = tasks.create_task(self._send(send))
+                watcher = tasks.create_task(_cancel_on_disconnect(receive, sender))
+                sender.add_done_callback(lambda _: watcher.cancel())
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+
+    async def _send(self, send: Send) -> None:
+        head = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+        started = False
+        try:
+            async for chunk in self._chunks:
+                if not started:
+                    await send(head)
+                    started = True
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        finally:
+            if isinstance(self._chunks, AsyncGenerator):
+                await self._chunks.aclose()
+        if not started:
+            await send(head)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class TextStream(StreamedResponse):
+    """A log as text."""
+
+    media_type = "text/plain"
+
+
+class LineStream(StreamedResponse):
+    """JSON objects, one a line (NDJSON)."""
+
+    media_type = "application/x-ndjson"
+
+
+async def event_lines(events: AsyncIterator[EventView]) -> AsyncGenerator[bytes]:
+    """Each event as one line of JSON; closes `events` when it is closed itself."""
+    try:
+        async for event in events:
+            line: dict[str, Any] = {"time": rfc3339(event.time), "kind": event.kind, "cause": event.cause}
+            if event.detail is not None:
+                line["detail"] = event.detail
+            yield msgspec.json.encode(line) + b"\n"
+    finally:
+        if isinstance(events, AsyncGenerator):
+            await events.aclose()
+
+
+async def _cancel_on_disconnect(receive: Receive, task: asyncio.Task[None]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    task.cancel()

@@ -1,0 +1,71 @@
+"""The official Python client against the API, with the edge's part played by a few lines."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from sprites import SpriteConfig, SpritesClient, URLSettings
+from sprites.exceptions import NotFoundError, SpriteError
+from starlette.types import Receive, Scope, Send
+
+from ballpoint.node import views
+
+from .double import START, NodeDouble, caller_header
+
+
+@pytest.fixture
+async def sdk(app: FastAPI, node: NodeDouble) -> AsyncIterator[SpritesClient]:
+    async def edge(scope: Scope, receive: Receive, send: Send) -> None:
+        caller = [(name.lower().encode(), value.encode()) for name, value in caller_header().items()]
+        await app({**scope, "headers": [*scope["headers"], *caller]}, receive, send)
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(edge, http="httptools", lifespan="off", log_config=None))
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(server.serve(sockets=[listener]))
+        port = listener.getsockname()[1]
+        with SpritesClient(token="acme/o1/t1/value", base_url=f"http://127.0.0.1:{port}") as client:
+            yield client
+        server.should_exit = True
+    listener.close()
+
+
+async def test_the_life_of_a_sprite(sdk: SpritesClient, node: NodeDouble) -> None:
+    made = await asyncio.to_thread(
+        sdk.create_sprite, "web", SpriteConfig(ram_mb=512, cpus=1), URLSettings(auth="public"), ["a"], True
+    )
+    assert made.name == "web"
+    assert node.requests[0].config == views.SpriteConfig(ram_mb=512, cpus=1)
+    assert node.requests[0].wait_for_capacity
+    found = await asyncio.to_thread(sdk.get_sprite, "web")
+    assert found.organization_name == "acme"
+    assert (found.status, found.created_at, found.last_running_at) == ("running", START, START)
+    changed = await asyncio.to_thread(
+        sdk.update_sprite, "web", url_settings=URLSettings(private_access="admins"), labels=[]
+    )
+    assert changed.labels == []
+    assert node.sprites["o1", "web"].url_settings == views.UrlSettings(auth="public", private_access="admins")
+    await asyncio.to_thread(sdk.destroy_sprite, "web")
+    with pytest.raises(NotFoundError):
+        await asyncio.to_thread(sdk.get_sprite, "web")
+
+
+async def test_all_pages_of_a_list(sdk: SpritesClient, node: NodeDouble) -> None:
+    names = [f"w{number:03}" for number in range(120)]
+    for name in names:
+        node.put(name)
+    sprites = await asyncio.to_thread(sdk.list_all_sprites, "w")
+    assert [sprite.name for sprite in sprites] == names
+    page = await asyncio.to_thread(sdk.list_sprites)
+    assert (page.running, page.warm, page.cold, page.has_more) == (1, 2, 3, True)
+
+
+async def test_a_taken_name(sdk: SpritesClient, node: NodeDouble) -> None:
+    node.put("web")
+    with pytest.raises(SpriteError, match="sprite_exists"):
+        await asyncio.to_thread(sdk.create_sprite, "web")

@@ -1,0 +1,132 @@
+"""Streams over a real server: what a reader sees, and that nothing stays behind when it leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx2
+import pytest
+import uvicorn
+from fastapi import FastAPI
+
+from ballpoint.core.errors import UnavailableError
+
+from .double import NodeDouble, caller_header
+
+EVENTS = "/v1/sprites/web/events"
+
+
+@pytest.fixture
+async def remote(app: FastAPI, tmp_path: Path) -> AsyncIterator[httpx2.AsyncClient]:
+    """A client of the app behind the server that the node uses, on a unix socket."""
+    path = tmp_path / "api.sock"
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+    server = uvicorn.Server(uvicorn.Config(app, http="httptools", loop="uvloop", lifespan="off", log_config=None))
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(server.serve(sockets=[listener]))
+        transport = httpx2.AsyncHTTPTransport(uds=str(path))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://node", headers=caller_header()) as client:
+            yield client
+        server.should_exit = True
+    listener.close()
+
+
+async def test_events_are_one_object_a_line(client: httpx2.AsyncClient, node: NodeDouble) -> None:
+    node.put("web")
+    answer = await client.get(EVENTS)
+    assert answer.headers["content-type"] == "application/x-ndjson"
+    assert [json.loads(line) for line in answer.text.splitlines()] == [
+        {
+            "time": "2026-01-02T03:04:05.678901Z",
+            "kind": "created",
+            "cause": "the API asked",
+            "detail": {"image": "blake3:00"},
+        },
+        {"time": "2026-01-02T03:04:06.678901Z", "kind": "running", "cause": "claimed a blank"},
+    ]
+    assert node.open_streams == 0
+
+
+async def test_logs_are_text(client: httpx2.AsyncClient, node: NodeDouble) -> None:
+    node.put("web")
+    answer = await client.get("/v1/sprites/web/logs")
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    assert answer.text == "agent: ready\ncontainer: gr\u00fc\u00df dich\n"
+
+
+@pytest.mark.parametrize("query", ["", "?follow=true"])
+async def test_an_error_before_the_first_line_has_its_status(remote: httpx2.AsyncClient, query: str) -> None:
+    answer = await remote.get(EVENTS + query)
+    assert (answer.status_code, answer.json()["error"]) == (404, "not_found")
+
+
+async def test_follow_gives_each_event_as_it_comes_and_ends_with_its_source(
+    remote: httpx2.AsyncClient, node: NodeDouble
+) -> None:
+    node.put("web")
+    async with remote.stream("GET", EVENTS, params={"follow": "true"}) as answer:
+        lines = answer.aiter_lines()
+        assert [json.loads(await anext(lines))["kind"] for _ in range(2)] == ["created", "running"]
+        node.more.put_nowait(True)
+        assert json.loads(await anext(lines))["kind"] == "note"
+        node.more.put_nowait(False)
+        assert [line async for line in lines] == []
+    assert node.open_streams == 0
+
+
+async def test_a_reader_that_leaves_closes_the_source(remote: httpx2.AsyncClient, node: NodeDouble) -> None:
+    node.put("web")
+    async with remote.stream("GET", EVENTS, params={"follow": "true"}) as answer:
+        await anext(answer.aiter_lines())
+        assert node.open_streams == 1
+    await node.closed.wait()
+    assert node.open_streams == 0
+
+
+async def test_a_reader_that_takes_nothing_and_leaves_closes_the_source(app: FastAPI, node: NodeDouble) -> None:
+    node.put("web")
+    sending = asyncio.Event()
+    left = asyncio.Event()
+
+    async def receive() -> dict[str, str]:
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: object) -> None:
+        sending.set()
+        await asyncio.Event().wait()
+
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": EVENTS,
+        "query_string": b"follow=true",
+        "headers": [(name.lower().encode(), value.encode()) for name, value in caller_header().items()],
+    }
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(app(scope, receive, send))
+        await sending.wait()
+        assert node.open_streams == 1
+        left.set()
+    assert node.open_streams == 0
+
+
+@pytest.mark.parametrize("failure", [UnavailableError("gone"), RuntimeError("a defect")])
+async def test_an_error_after_the_first_line_cuts_the_connection(
+    remote: httpx2.AsyncClient, node: NodeDouble, failure: Exception
+) -> None:
+    node.put("web")
+    node.late_failure = failure
+    seen = ""
+    with pytest.raises(httpx2.RemoteProtocolError):
+        async with remote.stream("GET", EVENTS) as answer:
+            async for piece in answer.aiter_text():
+                seen += piece
+    assert json.loads(seen)["kind"] == "created"
+    assert node.open_streams == 0
