@@ -21,7 +21,7 @@ TAGS: list[str | Enum] = ["Sprites"]
 def add_sprite_routes(app: FastAPI, node: NodeService) -> None:
     """Give `app` the routes below `/v1/sprites` that the node itself answers."""
 
-    @app.post("/v1/sprites", status_code=201, tags=TAGS, responses=errors(409, 413, 422, 503))
+    @app.post("/v1/sprites", status_code=201, tags=TAGS, responses=errors(400, 409, 413, 422, 503))
     async def create_sprite(request: Request, body: CreateSprite) -> Sprite:
         """Make a sprite.
 
@@ -60,7 +60,7 @@ def add_sprite_routes(app: FastAPI, node: NodeService) -> None:
         """A sprite as it is now. Asking does not wake it."""
         return Sprite.model_validate(await node.get(caller_of(request), name))
 
-    @app.put("/v1/sprites/{name}", tags=TAGS, responses=errors(404, 413, 422, 503))
+    @app.put("/v1/sprites/{name}", tags=TAGS, responses=errors(400, 404, 413, 422, 503))
     async def update_sprite(request: Request, name: SpriteOf, body: UpdateSprite) -> Sprite:
         """Change a sprite's settings. What the body leaves out stays as it is."""
         return Sprite.model_validate(await node.update(caller_of(request), name, body.changes()))
