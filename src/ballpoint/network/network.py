@@ -220,9 +220,10 @@ class Network:
             undo.callback(_delete_link, link)
             set_sysctl(f"net/ipv6/conf/{link}/disable_ipv6", "1")
             index = socket.if_nametoindex(link)
+            # Switching ARP off empties the link's table of neighbours, so this one comes after.
             kernel.change(
-                netlink.add_neighbour(index, address, mac),
                 netlink.set_up(index, arp=False, inet=_INET),
+                netlink.add_neighbour(index, address, mac),
                 netlink.add_host_route(index, address, gateway),
             )
             with netlink.inside(netns), Netlink() as within:

@@ -1,0 +1,114 @@
+"""Machines for the network's tests: a network namespace each, with a thread that lives in it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from ballpoint.host import process, slots
+from ballpoint.host.namespaces import CLONE_NEWNET, unshare
+from ballpoint.host.slots import Slot
+from ballpoint.network.network import Network
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+HOST_ADDRESS = "198.51.100.1"
+REMOTE_ADDRESS = "198.51.100.2"
+# Of the remote machine, too; the host routes there.
+PRIVATE_ADDRESSES = ("10.9.9.9", "100.64.0.9", "169.254.169.254", "172.16.0.9", "192.168.9.9")
+SUBNET = "10.213.0.0/16"
+# For what must happen. Seconds.
+_DEADLINE = 30
+
+
+class Machine:
+    """A network namespace and a thread in it: what `run` is given sees only that network."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, initializer=unshare, initargs=(CLONE_NEWNET,))
+        self.netns = self.run(os.open, "/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self.sh("ip link set lo up")
+
+    def submit(self, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> Future[T]:
+        return self._thread.submit(work, *arguments, **named)
+
+    def run(self, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        return self.submit(work, *arguments, **named).result(60)
+
+    def sh(self, script: str) -> str:
+        return self.run(process.run, ["sh", "-euc", script], timeout=30)
+
+    def udp(self, address: str = "0.0.0.0", port: int = 0) -> socket.socket:
+        """A datagram socket of this machine; its reads have a deadline."""
+        opened = self.run(socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
+        opened.settimeout(_DEADLINE)
+        opened.bind((address, port))
+        return opened
+
+    def close(self) -> None:
+        self._thread.shutdown()
+        os.close(self.netns)
+
+
+def drain(opened: socket.socket) -> list[bytes]:
+    """The datagrams that have come in."""
+    found = []
+    opened.settimeout(0)
+    while True:
+        try:
+            found.append(opened.recv(2048))
+        except BlockingIOError:
+            opened.settimeout(_DEADLINE)
+            return found
+
+
+class World:
+    """A host, a machine it reaches over its uplink, and the instances the tests connect to it."""
+
+    def __init__(self, root: Path, machines: ExitStack) -> None:
+        self.root = root
+        self._machines = machines
+        self.host = self.machine()
+        self.remote = self.machine()
+        self.host.sh(
+            f"ip link add wan type veth peer name wan netns /proc/{os.getpid()}/fd/{self.remote.netns}\n"
+            f"ip address add {HOST_ADDRESS}/24 dev wan\n"
+            "ip link set wan up\n"
+            "ip route add default via " + REMOTE_ADDRESS + " dev wan onlink"
+        )
+        self.remote.sh(
+            f"ip address add {REMOTE_ADDRESS}/24 dev wan\nip link set wan up\n"
+            + "\n".join(f"ip address add {address}/32 dev lo" for address in PRIVATE_ADDRESSES)
+        )
+
+    def machine(self) -> Machine:
+        made = Machine()
+        self._machines.callback(made.close)
+        return made
+
+    def network(self, node_id: str = "0a1b2c", *, allow: tuple[str, ...] = (), connections: int = 4096) -> Network:
+        return Network(node_id, subnet=SUBNET, egress_allow=allow, root=self.root, connections=connections)
+
+    def start(self, network: Network) -> Network:
+        self.host.run(network.start)
+        return network
+
+    def connect(self, network: Network, instance_id: str, slot: Slot | None = None) -> Machine:
+        """A new machine connected to `network` as instance `instance_id`."""
+        made = self.machine()
+        taken = slot or slots.acquire(f"test/{instance_id}", self.root)
+        self.host.run(network.add, instance_id, taken, made.netns)
+        return made
+
+    def state(self) -> str:
+        """Everything of the host that a network may change."""
+        return self.host.sh(
+            "ip address; ip route show table all; ip neigh show nud permanent; nft list ruleset; "
+            "sysctl net.ipv4.ip_forward; sysctl -a -r '^net[.]ipv[46][.]conf' 2>&1"
+        )
