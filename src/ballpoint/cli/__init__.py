@@ -1,1 +1,1 @@
-"""."""
+"""The command line: `client/` speaks HTTP like any other client, `host/` runs a node on this machine."""

@@ -8,7 +8,7 @@ import logging
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ballpoint.core import ids
 from ballpoint.core.errors import BallpointError, UnavailableError
@@ -88,9 +88,7 @@ class Stream:
 
     @property
     def transport(self) -> asyncio.Transport:
-        transport = self.writer.transport
-        assert isinstance(transport, asyncio.Transport)
-        return transport
+        return cast(asyncio.Transport, self.writer.transport)  # uvloop's are not derived from it
 
     async def close(self) -> None:
         self.writer.close()

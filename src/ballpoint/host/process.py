@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -165,6 +166,11 @@ def start(
         cwd=cwd,
         start_new_session=new_session,
     )
+
+
+def pause(seconds: float) -> None:
+    """Wait between two looks at something that tells nobody when it changes."""
+    threading.Event().wait(seconds)
 
 
 def exec_environment() -> Mapping[str, str]:

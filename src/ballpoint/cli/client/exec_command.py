@@ -1,0 +1,238 @@
+"""exec and console: a command in a sprite, with this process's streams and its exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import os
+import shutil
+import signal
+import sys
+import termios
+import tty
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+import click
+
+from ballpoint.cli.client.http import Api, api, error_of, sprite_name, sprite_path
+from ballpoint.core.errors import InvalidError, UnavailableError
+
+_STDIN, _STDOUT, _STDERR, _EXIT, _EOF = 0, 1, 2, 3, 4
+_READ = 64 * 1024
+_DETACH = b"\x1c"  # Ctrl+\
+_TERMINAL_VARIABLES = ("TERM", "COLORTERM", "LANG", "LC_ALL")
+_SHELL = ("bash", "-l")
+
+
+@click.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("--dir", "directory", help="Working directory.")
+@click.option("--tty", "-t", "terminal", is_flag=True, help="Give it a terminal.")
+@click.option("--env", "environment", multiple=True, metavar="K=V[,K=V]", help="Variables.")
+@click.option("--http-post", is_flag=True, help="Use a plain HTTP request instead of a WebSocket.")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.pass_context
+def exec_(
+    ctx: click.Context,
+    directory: str | None,
+    terminal: bool,
+    environment: tuple[str, ...],
+    http_post: bool,
+    command: tuple[str, ...],
+) -> int:
+    """Run COMMAND in a sprite; its exit code becomes this one's."""
+    node, name = api(ctx), sprite_name(ctx, None)
+    variables = parse_environment(environment)
+    if http_post:
+        if terminal:
+            raise InvalidError("exec over HTTP has no terminal", hint="leave out --http-post or --tty")
+        return _post(node, name, _query(command, directory, variables, None))
+    return run(node, name, command, directory=directory, environment=variables, terminal=terminal)
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.pass_context
+def console(ctx: click.Context, name: str | None) -> int:
+    """Open a shell in a sprite. Ctrl+\\ leaves it running."""
+    return open_console(api(ctx), sprite_name(ctx, name))
+
+
+def open_console(node: Api, name: str) -> int:
+    """A login shell of `name` on this terminal. Returns its exit code."""
+    return run(node, name, _SHELL, directory=None, environment={}, terminal=True)
+
+
+def parse_environment(pairs: tuple[str, ...]) -> dict[str, str]:
+    """`K=V,K=V` options as variables."""
+    variables = {}
+    for pair in (part for given in pairs for part in given.split(",") if part):
+        key, equals, value = pair.partition("=")
+        if not key or not equals:
+            raise InvalidError(f"{pair!r} is not NAME=VALUE")
+        variables[key] = value
+    return variables
+
+
+def run(
+    node: Api,
+    name: str,
+    command: tuple[str, ...],
+    *,
+    directory: str | None,
+    environment: dict[str, str],
+    terminal: bool,
+) -> int:
+    """Run `command` over the WebSocket, joined to this process's streams."""
+    if terminal:
+        environment = {**{key: os.environ[key] for key in _TERMINAL_VARIABLES if key in os.environ}, **environment}
+    query = _query(command, directory, environment, shutil.get_terminal_size() if terminal else None)
+    with _raw_terminal(terminal and sys.stdin.isatty()):
+        return asyncio.run(_WebSocketExec(node, sprite_path(name, "/exec") + "?" + query, terminal).run())
+
+
+def _query(
+    command: tuple[str, ...], directory: str | None, environment: dict[str, str], size: os.terminal_size | None
+) -> str:
+    fields: list[tuple[str, str]] = [("cmd", word) for word in command]
+    fields += [("env", f"{key}={value}") for key, value in environment.items()]
+    fields.append(("stdin", "true"))
+    if directory:
+        fields.append(("dir", directory))
+    if size is not None:
+        fields += [("tty", "true"), ("rows", str(size.lines)), ("cols", str(size.columns))]
+    return urlencode(fields, quote_via=quote, errors="surrogateescape")
+
+
+@contextmanager
+def _raw_terminal(wanted: bool) -> Iterator[None]:
+    """Every key goes to the sprite; the terminal is put back whatever happens."""
+    if not wanted:
+        yield
+        return
+    before = termios.tcgetattr(0)
+    tty.setraw(0)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(0, termios.TCSADRAIN, before)
+
+
+class _WebSocketExec:
+    def __init__(self, node: Api, target: str, terminal: bool) -> None:
+        self._url = node.selection.url.replace("http", "ws", 1) + target
+        self._headers = {"Authorization": f"Bearer {node.selection.token}"}
+        self._terminal = terminal
+        self._input: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._detached = False
+
+    async def run(self) -> int:
+        from websockets.asyncio.client import connect
+        from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+        try:
+            async with connect(
+                self._url, additional_headers=self._headers, max_size=None, compression=None, proxy=None
+            ) as socket:
+                sender = asyncio.get_running_loop().create_task(self._send(socket))
+                try:
+                    return await self._receive(socket)
+                finally:
+                    sender.cancel()
+        except InvalidStatus as error:
+            raise error_of(error.response.status_code, bytes(error.response.body or b"")) from error
+        except ConnectionClosed as error:
+            if self._detached:
+                return 0
+            raise UnavailableError("the connection ended before the command did") from error
+        except OSError as error:
+            raise UnavailableError(
+                f"the node does not answer: {error}", hint="is it running? (ballpoint up)"
+            ) from error
+
+    async def _receive(self, socket: Any) -> int:
+        while True:
+            message = await socket.recv()
+            if isinstance(message, str):
+                said = json.loads(message)
+                if said.get("type") == "exit" and self._terminal:
+                    return int(said["exit_code"])
+            elif self._terminal:
+                _write(1, message)
+            elif message[:1] == bytes((_EXIT,)):
+                return int(message[1])
+            elif message[:1] in (bytes((_STDOUT,)), bytes((_STDERR,))):
+                _write(message[0], message[1:])
+
+    async def _send(self, socket: Any) -> None:
+        """Pass input on. A thread that waits for it would outlive the command, so the loop does."""
+        loop = asyncio.get_running_loop()
+        if self._terminal:
+            loop.add_signal_handler(signal.SIGWINCH, self._input.put_nowait, None)
+        while True:
+            data = await self._next_input(loop)
+            if data is None:
+                size = shutil.get_terminal_size()
+                await socket.send(json.dumps({"type": "resize", "rows": size.lines, "cols": size.columns}))
+            elif self._terminal and data.endswith(_DETACH):
+                self._detached = True
+                await socket.close()
+                return
+            elif self._terminal:
+                await socket.send(data or b"\x04")
+            elif data:
+                await socket.send(bytes((_STDIN,)) + data)
+            else:
+                await socket.send(bytes((_EOF,)))
+            if not data and data is not None:
+                return
+
+    async def _next_input(self, loop: asyncio.AbstractEventLoop) -> bytes | None:
+        """What comes next on standard input, empty at its end; None where the window has changed its size."""
+        if self._input.empty():
+            try:
+                loop.add_reader(0, self._read_input, loop)
+            except PermissionError:  # a plain file: always readable, and not to be waited for (epoll_ctl(2))
+                return os.read(0, _READ)
+        return await self._input.get()
+
+    def _read_input(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.remove_reader(0)
+        self._input.put_nowait(os.read(0, _READ))
+
+
+def _post(node: Api, name: str, query: str) -> int:
+    """Exec over HTTP: one frame in each chunk, whose edges only a raw reader sees."""
+    parts = urlsplit(node.selection.url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.hostname or "", parts.port)
+    body = None if sys.stdin.isatty() else sys.stdin.buffer
+    headers = {"Authorization": f"Bearer {node.selection.token}"}
+    target = (
+        sprite_path(name, "/exec") + "?" + (query if body is not None else query.replace("stdin=true", "stdin=false"))
+    )
+    try:
+        connection.request("POST", target, body=body, headers=headers, encode_chunked=body is not None)
+        response = connection.getresponse()
+        if response.status >= 400:
+            raise error_of(response.status, response.read())
+        while size := int(response.fp.readline().strip() or b"0", 16):
+            frame = response.fp.read(size)
+            response.fp.readline()
+            if frame[0] == _EXIT:
+                return int(frame[1])
+            _write(frame[0], frame[1:])
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise UnavailableError(f"the node does not answer: {error}", hint="is it running? (ballpoint up)") from error
+    finally:
+        connection.close()
+    raise UnavailableError("the connection ended before the command did")
+
+
+def _write(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]

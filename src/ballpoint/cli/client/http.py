@@ -1,0 +1,100 @@
+"""Requests to the control API, and its errors as ours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import quote
+
+import click
+import httpx2
+
+from ballpoint.cli.client import settings
+from ballpoint.core.errors import (
+    BallpointError,
+    ConflictError,
+    InternalError,
+    InvalidError,
+    NotFoundError,
+    UnauthorizedError,
+    UnavailableError,
+)
+
+# A create may wait this long for a blank.
+_SECONDS = 120.0
+_KINDS = {400: InvalidError, 401: UnauthorizedError, 404: NotFoundError, 409: ConflictError, 422: InvalidError}
+
+
+class Api:
+    """A node's control API, with one token."""
+
+    def __init__(self, selection: settings.Selection) -> None:
+        self.selection = selection
+        self._client = httpx2.Client(
+            base_url=selection.url, headers={"Authorization": f"Bearer {selection.token}"}, timeout=_SECONDS
+        )
+
+    def call(self, method: str, path: str, **arguments: Any) -> Any:
+        """A request; returns the decoded body, None where it is empty.
+
+        Raises:
+            BallpointError: of the kind the answer's status says; UnavailableError where there is no answer.
+        """
+        with _told():
+            response = self._client.request(method, path, **arguments)
+        if response.status_code >= 400:
+            raise error_of(response.status_code, response.content)
+        if response.headers.get("content-type", "").startswith("application/json"):
+            return response.json()
+        return response.text or None
+
+    def lines(self, path: str, **arguments: Any) -> Iterator[dict[str, Any]]:
+        """Objects of an NDJSON stream, as they come."""
+        with _told(), self._client.stream("GET", path, timeout=None, **arguments) as response:
+            if response.status_code >= 400:
+                raise error_of(response.status_code, response.read())
+            for line in response.iter_lines():
+                if line:
+                    yield json.loads(line)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except httpx2.HTTPError as error:
+        raise UnavailableError(f"the node does not answer: {error}", hint="is it running? (ballpoint up)") from error
+
+
+def error_of(status: int, body: bytes) -> BallpointError:
+    """The error an answer tells."""
+    try:
+        content = json.loads(body)
+        message, hint = str(content["message"]), content.get("hint")
+    except (ValueError, KeyError, TypeError):
+        message, hint = f"the node answered {status}", None
+    kind = _KINDS.get(status, UnavailableError if status in (429, 502, 503) else InternalError)
+    return kind(message, hint=hint)
+
+
+def api(ctx: click.Context) -> Api:
+    """The API the command line's options select."""
+    return Api(settings.select(ctx.obj["org"]))
+
+
+def sprite_path(name: str, below: str = "") -> str:
+    return f"/v1/sprites/{quote(name, safe='')}{below}"
+
+
+def sprite_name(ctx: click.Context, name: str | None) -> str:
+    """The sprite to act on: named, selected by -s, or by `use`.
+
+    Raises:
+        InvalidError: none is.
+    """
+    found = name or ctx.obj["sprite"] or settings.selected_sprite()
+    if not found:
+        raise InvalidError("no sprite is named", hint="name one, pass -s NAME, or select one with ballpoint use NAME")
+    return str(found)

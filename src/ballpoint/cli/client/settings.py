@@ -1,0 +1,123 @@
+"""The client's configuration: which node, which organization, which sprite, and the tokens.
+
+`~/.sprites/sprites.json` has the shape the original's command line uses; tokens are in `~/.sprites/tokens.json`, mode
+0600, and nowhere else. A file `.sprite` in the working directory or above selects a sprite.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ballpoint.core.errors import InvalidError, UnauthorizedError
+
+_HINT = "ballpoint up on this machine, or ballpoint login URL"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Where requests go.
+
+    Attributes:
+        url: of the node, without a trailing slash.
+        org: organization.
+        token: secret; never printed.
+    """
+
+    url: str
+    org: str
+    token: str
+
+
+def home() -> Path:
+    """Directory of the configuration."""
+    return Path(os.environ.get("HOME", "/root")) / ".sprites"
+
+
+def select(org: str | None) -> Selection:
+    """The node and token to use, from the environment first, then from the configuration.
+
+    Raises:
+        UnauthorizedError: there is no token.
+    """
+    config = _read(home() / "sprites.json")
+    current = config.get("current_selection", {})
+    url = (os.environ.get("SPRITES_API_URL") or current.get("url") or "").rstrip("/")
+    token = os.environ.get("SPRITE_TOKEN")
+    if token:
+        return Selection(_required(url), org or token.split("/", maxsplit=1)[0], token)
+    tokens = _read(home() / "tokens.json").get(_required(url), {})
+    wanted = org or current.get("org") or next(iter(tokens), None)
+    if wanted is None or wanted not in tokens:
+        raise UnauthorizedError(f"there is no token for {wanted or 'any organization'} at {url}", hint=_HINT)
+    return Selection(url, wanted, tokens[wanted])
+
+
+def _required(url: str) -> str:
+    if not url:
+        raise UnauthorizedError("no node is configured", hint=_HINT)
+    return url
+
+
+def remember(url: str, token: str) -> str:
+    """Store a token and select its node and organization. Returns the organization.
+
+    Raises:
+        InvalidError: the token has not the shape org/orgid/tokenid/value.
+    """
+    url = url.rstrip("/")
+    parts = token.strip().split("/")
+    if len(parts) != 4 or not all(parts):
+        raise InvalidError("a token has the shape org/orgid/tokenid/value")
+    org = parts[0]
+    config = _read(home() / "sprites.json")
+    config["version"] = "1"
+    config["current_selection"] = {"url": url, "org": org}
+    orgs = config.setdefault("urls", {}).setdefault(url, {"url": url, "orgs": {}})["orgs"]
+    orgs[org] = {"name": org, "keyring_key": "", "use_keyring": False, "sprites": {}}
+    tokens = _read(home() / "tokens.json")
+    tokens.setdefault(url, {})[org] = token.strip()
+    home().mkdir(mode=0o700, exist_ok=True)
+    _write(home() / "tokens.json", tokens)
+    _write(home() / "sprites.json", config)
+    return org
+
+
+def selected_sprite() -> str | None:
+    """The sprite that `use` selected for this directory or one above."""
+    here = Path.cwd()
+    for directory in (here, *here.parents):
+        if (directory / ".sprite").is_file():
+            name = _read(directory / ".sprite").get("sprite")
+            return str(name) if name else None
+    return None
+
+
+def use_sprite(org: str, name: str | None) -> None:
+    """Select a sprite for this directory, or none."""
+    file = Path.cwd() / ".sprite"
+    if name is None:
+        file.unlink(missing_ok=True)
+    else:
+        file.write_text(json.dumps({"organization": org, "sprite": name}) + "\n")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise InvalidError(f"{file} cannot be read", hint="mend or remove it") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _write(file: Path, content: dict[str, Any]) -> None:
+    partial = file.with_name(f".{file.name}.new")
+    fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(fd, "w") as stream:
+        json.dump(content, stream, indent=2)
+    partial.replace(file)

@@ -1,0 +1,172 @@
+"""create, list, info, use, restart, events, logs, destroy."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from ballpoint.cli.client import settings
+from ballpoint.cli.client.exec_command import open_console, parse_environment
+from ballpoint.cli.client.http import api, sprite_name, sprite_path
+from ballpoint.cli.client.names import new_name
+
+_PAGE = 50
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--skip-console", is_flag=True, help="Do not open a console in it.")
+@click.option("--label", "labels", multiple=True, help="A label; repeat for more.")
+@click.option("--env", "environment", multiple=True, metavar="K=V[,K=V]", help="Variables of every command in it.")
+@click.option("--json", "as_json", is_flag=True, help="Print the sprite as JSON and open no console.")
+@click.pass_context
+def create(
+    ctx: click.Context,
+    name: str | None,
+    skip_console: bool,
+    labels: tuple[str, ...],
+    environment: tuple[str, ...],
+    as_json: bool,
+) -> int:
+    """Make a sprite, select it for this directory, and open its console."""
+    node = api(ctx)
+    wanted = name or ctx.obj["sprite"] or new_name()
+    body: dict[str, Any] = {"name": wanted, "labels": list(labels), "environment": parse_environment(environment)}
+    sprite = node.call("POST", "/v1/sprites", json=body)
+    if as_json:
+        click.echo(json.dumps(sprite, indent=2))
+        return 0
+    click.echo(f"created {sprite['name']}")
+    if skip_console or not sys.stdin.isatty():
+        return 0
+    return open_console(node, sprite["name"])
+
+
+@click.command("list")
+@click.option("--prefix", default="", help="Only names that begin so.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def list_(ctx: click.Context, prefix: str, as_json: bool) -> None:
+    """List the sprites."""
+    node, found, token = api(ctx), [], None
+    while True:
+        query: dict[str, Any] = {"prefix": prefix, "max_results": _PAGE}
+        if token:
+            query["continuation_token"] = token
+        page = node.call("GET", "/v1/sprites", params=query)
+        found += page["sprites"]
+        token = page["next_continuation_token"]
+        if not page["has_more"]:
+            break
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    rows = [("NAME", "STATUS", "CREATED", "LABELS")]
+    rows += [
+        (each["name"], _status(each), each["created_at"][:19].replace("T", " "), ",".join(each["labels"]))
+        for each in found
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for row in rows:
+        click.echo(
+            "  ".join([*(cell.ljust(width) for cell, width in zip(row[:3], widths, strict=True)), row[3]]).rstrip()
+        )
+
+
+def _status(sprite: dict[str, Any]) -> str:
+    return "degraded" if sprite.get("health") == "degraded" else str(sprite["status"])
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def info(ctx: click.Context, name: str | None, as_json: bool) -> None:
+    """Show a sprite."""
+    sprite = api(ctx).call("GET", sprite_path(sprite_name(ctx, name)))
+    if as_json:
+        click.echo(json.dumps(sprite, indent=2))
+        return
+    shown = {
+        "name": sprite["name"],
+        "id": sprite["id"],
+        "organization": sprite["organization"],
+        "status": _status(sprite),
+    }
+    if sprite.get("health_reason"):
+        shown["trouble"] = sprite["health_reason"]
+    shown["url"] = sprite["url"]
+    shown["created"] = sprite["created_at"]
+    shown["image"] = (sprite.get("version") or "")[:16]
+    if sprite["labels"]:
+        shown["labels"] = ", ".join(sprite["labels"])
+    width = max(map(len, shown))
+    for key, value in shown.items():
+        click.echo(f"{key.ljust(width)}  {value}")
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--unset", is_flag=True, help="Select none.")
+@click.pass_context
+def use(ctx: click.Context, name: str | None, unset: bool) -> None:
+    """Select a sprite for this directory (writes .sprite), or show which one is."""
+    if unset:
+        settings.use_sprite("", None)
+        return
+    if name is None:
+        click.echo(settings.selected_sprite() or "no sprite is selected here")
+        return
+    node = api(ctx)
+    node.call("GET", sprite_path(name))
+    settings.use_sprite(node.selection.org, name)
+    click.echo(f"{name} is selected in this directory")
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.pass_context
+def restart(ctx: click.Context, name: str | None) -> None:
+    """Give a sprite a fresh instance over its disk, also when it no longer answers."""
+    wanted = sprite_name(ctx, name)
+    api(ctx).call("POST", sprite_path(wanted, "/restart"))
+    click.echo(f"restarted {wanted}")
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("-f", "--follow", is_flag=True, help="Go on with what happens from now on.")
+@click.option("--json", "as_json", is_flag=True, help="Print NDJSON.")
+@click.pass_context
+def events(ctx: click.Context, name: str | None, follow: bool, as_json: bool) -> None:
+    """Show what happened to a sprite, and why."""
+    query = {"follow": "true"} if follow else {}
+    for event in api(ctx).lines(sprite_path(sprite_name(ctx, name), "/events"), params=query):
+        if as_json:
+            click.echo(json.dumps(event))
+        else:
+            click.echo(f"{event['time'][:19].replace('T', ' ')}  {event['kind']:<10}  {event['cause']}")
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.pass_context
+def logs(ctx: click.Context, name: str | None) -> None:
+    """Show the log of a sprite's agent and container."""
+    click.echo(api(ctx).call("GET", sprite_path(sprite_name(ctx, name), "/logs")) or "", nl=False)
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--force", is_flag=True, help="Do not ask.")
+@click.pass_context
+def destroy(ctx: click.Context, name: str | None, force: bool) -> None:
+    """Remove a sprite and its disk."""
+    wanted = sprite_name(ctx, name)
+    if not force:
+        click.confirm(f"Destroy {wanted} and everything on its disk?", abort=True)
+    api(ctx).call("DELETE", sprite_path(wanted))
+    click.echo(f"destroyed {wanted}")

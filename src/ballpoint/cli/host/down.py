@@ -1,0 +1,51 @@
+"""down, uninstall."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ballpoint.cli.host.options import data_option
+from ballpoint.cli.host.unit import UNIT_FILE, remove_unit, stop_unit
+from ballpoint.core.config import DEFAULT_CACHE, DEFAULT_DATA, NodeConfig, load_config
+
+
+def _config(data: Path | None) -> NodeConfig:
+    return load_config(None, data=data or DEFAULT_DATA)
+
+
+@click.command()
+@data_option
+def down(data: Path | None) -> None:
+    """Stop a node with its sprites, also one that is dead already. The data stays."""
+    from ballpoint.node import supervisor
+
+    config = _config(data)
+    if stop_unit():
+        click.echo("stopped the systemd unit")
+    supervisor.stop(config)
+    click.echo(f"stopped the node in {config.data}; its sprites are cold")
+
+
+@click.command()
+@data_option
+@click.option("--cache", type=click.Path(path_type=Path), default=DEFAULT_CACHE)
+@click.option("--purge", is_flag=True, help="Remove the data and the images, too.")
+def uninstall(data: Path | None, cache: Path, purge: bool) -> None:
+    """Leave the host as it was found: stop the node, remove unit and settings, and with --purge all data."""
+    from ballpoint.host.files import remove_tree
+    from ballpoint.host.requirements import SYSCTL_FILE
+    from ballpoint.node import supervisor
+
+    config = _config(data)
+    supervisor.stop(config)
+    removed = []
+    if remove_unit():
+        removed.append(str(UNIT_FILE))
+    if SYSCTL_FILE.exists():
+        SYSCTL_FILE.unlink()
+        removed.append(f"{SYSCTL_FILE} (the limits themselves stay until the next boot)")
+    if purge:
+        removed += [str(directory) for directory in (config.data, cache) if remove_tree(directory)]
+    click.echo("removed " + ", ".join(removed) if removed else "there was nothing to remove")

@@ -1,0 +1,58 @@
+"""Options that several of the node's verbs share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ballpoint.core.config import NodeConfig, load_config
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_OPTIONS = [
+    click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML file with the same settings."),
+    click.option("--data", type=click.Path(path_type=Path), help="Directory of the node [/var/lib/ballpoint]."),
+    click.option(
+        "--cache", type=click.Path(path_type=Path), help="Images and helpers of this host [/var/cache/ballpoint]."
+    ),
+    click.option("--listen", metavar="HOST:PORT", help="Where to serve [127.0.0.1:7070]."),
+    click.option("--image", type=click.Choice(["standard", "slim"]), help="Image of new sprites [standard]."),
+    click.option("--pool", type=int, help="Blanks kept standing by at least [4]."),
+    click.option("--pool-max", type=int, help="Blanks kept at most when demand is high [32]."),
+    click.option("--edges", type=int, help="Front-door processes [one per core]."),
+    click.option("--token-file", type=click.Path(path_type=Path), help="File with one token, made known at start."),
+    click.option("--dns", metavar="HOST[:PORT]", help="Resolver asked for sprites [the host's]."),
+    click.option(
+        "--ca-bundle", type=click.Path(path_type=Path), help="Certificates sprites trust [the administrator's]."
+    ),
+    click.option("--egress-allow", multiple=True, metavar="CIDR", help="Reachable although in a blocked range."),
+    click.option("--mirror", metavar="URL", help="Debian mirror of the image build [the host's]."),
+    click.option("--subnet", metavar="CIDR", help="Addresses of this host's sprites [10.213.0.0/16]."),
+    click.option("--memory-mb", type=int, help="Memory of a sprite that asks for none [8192]."),
+    click.option("--cpus", type=float, help="Processors of a sprite that asks for none [all]."),
+    click.option("--pids", type=int, help="Processes of a sprite [4096]."),
+    click.option("--disk-gb", type=int, help="Apparent size of a new disk [100]."),
+    click.option("--pool-gb", type=int, help="Size of the volume pool's file [most of what is free]."),
+]
+
+
+def node_options(command: F) -> F:
+    """All settings of a node as options of `command`."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def config_from(options: dict[str, Any]) -> NodeConfig:
+    """The configuration that a command's options and its file give."""
+    file = options.pop("config_file")
+    options["egress_allow"] = options["egress_allow"] or None
+    return load_config(file, **options)
+
+
+def data_option(command: F) -> F:
+    """Only --data, for verbs on what a node left."""
+    return click.option("--data", type=click.Path(path_type=Path), help="Directory of the node.")(command)

@@ -1,0 +1,87 @@
+"""token create, token list, token revoke: on the registry of a node of this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ballpoint.cli.host.options import data_option
+from ballpoint.core.config import DEFAULT_DATA, load_config
+from ballpoint.core.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from ballpoint.registry.registry import Registry
+
+
+@click.group()
+def token() -> None:
+    """Tokens of a node of this machine."""
+
+
+@token.command()
+@data_option
+@click.option("--org", default="default", show_default=True, help="Organization, made if it is new.")
+@click.option("--description", default="", help="What it is for.")
+def create(data: Path | None, org: str, description: str) -> None:
+    """Make a token and print it, this once."""
+
+    async def work(registry: Registry) -> str:
+        return (await registry.create_token(org, description))[1]
+
+    click.echo(_with_registry(data, work))
+
+
+@token.command("list")
+@data_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_(data: Path | None, as_json: bool) -> None:
+    """List tokens, without their secrets."""
+
+    async def work(registry: Registry) -> Any:
+        return await registry.tokens()
+
+    found = _with_registry(data, work)
+    if as_json:
+        import msgspec
+
+        click.echo(json.dumps(msgspec.to_builtins(found), indent=2))
+        return
+    for each in found:
+        state = "revoked" if each.revoked_at else "valid"
+        click.echo(f"{each.id}  {each.org:<16}  {state:<8}  {each.created_at:%Y-%m-%d %H:%M}  {each.description}")
+
+
+@token.command()
+@data_option
+@click.argument("token_id")
+def revoke(data: Path | None, token_id: str) -> None:
+    """Make a token worthless, at once."""
+
+    async def work(registry: Registry) -> bool:
+        return await registry.revoke_token(token_id)
+
+    if not _with_registry(data, work):
+        raise NotFoundError(f"there is no valid token {token_id}", hint="ballpoint token list")
+    click.echo(f"revoked {token_id}")
+
+
+def _with_registry(data: Path | None, work: Any) -> Any:
+    from ballpoint.node.main import registry_url
+    from ballpoint.registry.registry import Registry
+
+    config = load_config(None, data=data or DEFAULT_DATA)
+    if not (config.data / "registry.db").exists():
+        raise NotFoundError(f"there is no node in {config.data}", hint="start one: ballpoint up, or ballpoint serve")
+
+    async def run() -> Any:
+        registry = await Registry.open(registry_url(config))
+        try:
+            return await work(registry)
+        finally:
+            await registry.close()
+
+    return asyncio.run(run())

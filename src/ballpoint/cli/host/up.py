@@ -1,0 +1,156 @@
+"""up: from a bare machine to a console in a sprite."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from ballpoint.cli.client import settings
+from ballpoint.cli.client.exec_command import open_console, run
+from ballpoint.cli.client.http import Api, sprite_path
+from ballpoint.cli.host.options import config_from, node_options
+from ballpoint.cli.host.unit import install_unit
+from ballpoint.core import ids
+from ballpoint.core.clock import SYSTEM_CLOCK
+from ballpoint.core.config import NodeConfig
+from ballpoint.core.errors import InvalidError, NotFoundError, UnavailableError
+from ballpoint.host import process
+from ballpoint.host.files import write_atomically
+from ballpoint.host.requirements import install_packages, missing_packages, raise_sysctls
+
+FIRST_SPRITE = "first"
+_START_SECONDS = 60.0
+_GREETING = """
+. /etc/os-release
+echo "Hello from a sprite: $PRETTY_NAME, $(nproc) processors, $(df -h --output=avail / | tail -1 | tr -d " ") of disk"
+"""
+
+
+def _say(text: str) -> None:
+    click.echo(f"ballpoint: {text}", err=True)
+
+
+@click.command()
+@node_options
+@click.option("--system", is_flag=True, help="Run as a systemd unit that starts with the host.")
+@click.option("--no-console", is_flag=True, help="Open no console; run one command and print the result.")
+def up(system: bool, no_console: bool, **options: Any) -> int:
+    """Install what is missing, build the image, start a node, and open a first sprite. Run it as often as you like."""
+    if os.geteuid() != 0:
+        raise InvalidError("a node must be run as root", hint="sudo ballpoint up")
+    config = config_from(options)
+    missing = missing_packages()
+    if missing:
+        _say(f"installing {', '.join(missing)}")
+        install_packages(missing)
+    for name, value in raise_sysctls().items():
+        _say(f"raised {name} to {value}")
+    _ensure_image(config)
+    config = _with_token(config)
+    _start(config, system)
+    return _first_sprite(config, console=sys.stdin.isatty() and not no_console)
+
+
+def _ensure_image(config: NodeConfig) -> None:
+    from ballpoint.cli.host.progress import showing
+    from ballpoint.image.catalogue import Catalogue
+
+    catalogue = Catalogue(config.cache)
+    if catalogue.current(config.image) is None:
+        _say(f"building the {config.image} image, once for this host")
+        with showing(f"image {config.image}") as report:
+            catalogue.ensure(config.image, mirror=config.mirror, progress=report)
+
+
+def _with_token(config: NodeConfig) -> NodeConfig:
+    """The administrator's token: made here once, known to the node by its file, remembered by the client."""
+    if config.token_file is not None:
+        return config
+    file = config.data / "admin.token"
+    if not file.exists():
+        config.data.mkdir(parents=True, exist_ok=True)
+        text = f"local/{ids.new_instance_id()}/{ids.new_instance_id()}/{ids.new_secret()}\n"
+        write_atomically(file, text.encode(), mode=0o600)
+    return msgspec.structs.replace(config, token_file=file)
+
+
+def _start(config: NodeConfig, system: bool) -> None:
+    if _answers(config):
+        _say(f"a node is running on {config.listen}")
+        return
+    _say(f"starting a node on {config.listen}, data in {config.data}")
+    config.data.mkdir(parents=True, exist_ok=True)
+    file = config.data / "node.toml"
+    write_atomically(file, _toml(config).encode(), mode=0o600)
+    if system:
+        install_unit(config, file)
+        _wait(config, None, "journalctl -u ballpoint")
+        return
+    log = config.data / "node.log"
+    with log.open("ab") as stream:
+        child = process.start(
+            [sys.executable, "-m", "ballpoint.cli", "serve", "--config", str(file)],
+            stdout=stream.fileno(),
+            stderr=stream.fileno(),
+            new_session=True,
+        )
+    _wait(config, child, str(log))
+
+
+def _toml(config: NodeConfig) -> str:
+    """The configuration as TOML; every value is a string, a number or a list of strings, whose JSON is TOML, too."""
+    values = msgspec.to_builtins(config, enc_hook=str)
+    lines = [f"{key} = {msgspec.json.encode(value).decode()}" for key, value in values.items() if value is not None]
+    return "\n".join(lines) + "\n"
+
+
+def _url(config: NodeConfig) -> str:
+    host, port = config.listen_address
+    return f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
+
+
+def _answers(config: NodeConfig) -> bool:
+    import httpx2
+
+    try:
+        return httpx2.get(f"{_url(config)}/openapi.json", timeout=5.0).status_code == 200
+    except httpx2.HTTPError:
+        return False
+
+
+def _wait(config: NodeConfig, child: process.Child | None, log: str) -> None:
+    deadline = SYSTEM_CLOCK.monotonic() + _START_SECONDS
+    while not _answers(config):
+        if child is not None and child.poll() is not None:
+            lines = Path(log).read_text().strip().splitlines()
+            told = next((line for line in reversed(lines) if line.startswith("ballpoint: ")), "it ended at once")
+            raise UnavailableError(
+                f"the node did not start: {told.removeprefix('ballpoint: ')}", hint=f"its log: {log}"
+            )
+        if SYSTEM_CLOCK.monotonic() > deadline:
+            raise UnavailableError(f"the node does not answer after {_START_SECONDS:g} s", hint=f"its log: {log}")
+        process.pause(0.1)
+
+
+def _first_sprite(config: NodeConfig, *, console: bool) -> int:
+    assert config.token_file is not None
+    org = settings.remember(_url(config), config.token_file.read_text())
+    node = Api(settings.select(org))
+    try:
+        node.call("GET", sprite_path(FIRST_SPRITE))
+    except NotFoundError:
+        node.call("POST", "/v1/sprites", json={"name": FIRST_SPRITE})
+        _say(f"created the sprite {FIRST_SPRITE!r}")
+    if console:
+        _say(f"opening a console in {FIRST_SPRITE!r} (exit ends it)")
+        return open_console(node, FIRST_SPRITE)
+    _say(f"running a command in {FIRST_SPRITE!r}")
+    code = run(node, FIRST_SPRITE, ("bash", "-c", _GREETING), directory=None, environment={}, terminal=False)
+    if code == 0:
+        _say(f"next: ballpoint create, ballpoint console {FIRST_SPRITE}, ballpoint --help")
+    return code

@@ -1,0 +1,103 @@
+"""What a host must have: programs and kernel limits. `up` brings them about, `doctor` checks them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ballpoint.core.errors import UnavailableError
+from ballpoint.host import process
+from ballpoint.host.files import write_atomically
+
+# program or file that must be there -> Debian and Ubuntu package that brings it
+PACKAGES = {
+    "gcc": "gcc",
+    "/usr/include/stdlib.h": "libc6-dev",
+    "mmdebstrap": "mmdebstrap",
+    "mkfs.erofs": "erofs-utils",
+    "mkfs.xfs": "xfsprogs",
+    "mkfs.ext4": "e2fsprogs",
+    "nft": "nftables",
+    "ip": "iproute2",
+    "unshare": "util-linux",
+    "/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring",
+    "/etc/ssl/certs/ca-certificates.crt": "ca-certificates",
+}
+
+# Limits that all instances of a host share; a value below these lets one sprite starve another.
+SYSCTLS = {
+    "fs.inotify.max_user_instances": 1024,
+    "fs.inotify.max_user_watches": 524288,
+    "kernel.keys.maxkeys": 20000,
+    "kernel.keys.maxbytes": 2000000,
+    "kernel.pid_max": 4194304,
+    "kernel.pty.max": 65536,
+    "vm.max_map_count": 1048576,
+    "net.core.somaxconn": 4096,
+    "net.netfilter.nf_conntrack_max": 262144,
+}
+SYSCTL_FILE = Path("/etc/sysctl.d/60-ballpoint.conf")
+_INSTALL_SECONDS = 1800.0
+
+
+def missing_packages(root: Path = Path("/")) -> list[str]:
+    """Packages whose programs or files the host lacks."""
+    missing = []
+    for item, package in PACKAGES.items():
+        there = (root / item.lstrip("/")).exists() if item.startswith("/") else process.which(item) is not None
+        if not there:
+            missing.append(package)
+    return missing
+
+
+def install_packages(packages: list[str]) -> None:
+    """Install Debian packages.
+
+    Raises:
+        UnavailableError: there is no apt, or it fails.
+    """
+    if process.which("apt-get") is None:
+        raise UnavailableError("this host has no apt-get", hint=f"install yourself: {' '.join(packages)}")
+    quiet = {"DEBIAN_FRONTEND": "noninteractive"}
+    try:
+        process.run(["apt-get", "update", "-q"], timeout=_INSTALL_SECONDS, env=quiet)
+        process.run(
+            ["apt-get", "install", "-y", "-q", "--no-install-recommends", *packages],
+            timeout=_INSTALL_SECONDS,
+            env=quiet,
+        )
+    except process.CommandFailedError as error:
+        raise UnavailableError(
+            f"apt could not install {' '.join(packages)}: {error.message}", hint=error.hint
+        ) from error
+
+
+def sysctl_value(name: str, root: Path = Path("/proc/sys")) -> int | None:
+    """Present value; None where this kernel has no such limit (yet)."""
+    try:
+        return int((root / name.replace(".", "/")).read_text().split()[0])
+    except (OSError, ValueError):
+        return None
+
+
+def low_sysctls(root: Path = Path("/proc/sys")) -> dict[str, int]:
+    """Limits that are lower than they should be, with the value they should have."""
+    low = {}
+    for name, wanted in SYSCTLS.items():
+        value = sysctl_value(name, root)
+        if value is not None and value < wanted:
+            low[name] = wanted
+    return low
+
+
+def raise_sysctls() -> dict[str, int]:
+    """Raise what is too low, now and for the next boot. Returns what was changed."""
+    low = low_sysctls()
+    if not low:
+        return {}
+    lines = ["# Written by `ballpoint up`: limits that all sprites of this host share.", ""]
+    lines[1:1] = [f"{name} = {value}" for name, value in SYSCTLS.items()]
+    SYSCTL_FILE.parent.mkdir(exist_ok=True)
+    write_atomically(SYSCTL_FILE, "\n".join(lines).encode())
+    for name, value in low.items():
+        Path("/proc/sys", name.replace(".", "/")).write_text(str(value))
+    return low
