@@ -1,0 +1,46 @@
+"""Fixtures every room may use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.host import traces
+from tests.support.nodes import TestNode
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast tests first: a mistake in one layer should not cost the time of all layers."""
+    items.sort(key=lambda item: ("node" in item.keywords, "host" in item.keywords, "slow" in item.keywords))
+
+
+@pytest.fixture(scope="session")
+def root() -> None:
+    """A test that changes the host needs root, and says so instead of being skipped."""
+    assert os.geteuid() == 0, "this test changes the host and must be run as root"
+
+
+@pytest.fixture(scope="session")
+def node(root: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestNode]:
+    """A running node for tests that do not harm it."""
+    made = TestNode(tmp_path_factory.mktemp("node") / "data")
+    made.start()
+    try:
+        yield made
+    finally:
+        made.down()
+    assert traces(made.id, made.data) == dict.fromkeys(traces(made.id, made.data), [])
+
+
+@pytest.fixture
+def own_node(root: None, tmp_path: Path) -> Iterator[TestNode]:
+    """A node of the test's own, to be killed and started; not started yet."""
+    made = TestNode(tmp_path / "data")
+    try:
+        yield made
+    finally:
+        made.down()
+    assert traces(made.id, made.data) == dict.fromkeys(traces(made.id, made.data), [])

@@ -1,0 +1,70 @@
+"""A sprite from its creation to its end, by the official SDK."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sprites import SpriteError
+from sprites.exceptions import NotFoundError
+
+from ballpoint.core import ids
+from tests.support.nodes import TestNode, shell
+
+pytestmark = pytest.mark.node
+
+
+def test_create_run_destroy(node: TestNode) -> None:
+    client = node.client()
+    name = f"t-{ids.new_instance_id()}"
+    sprite = client.create_sprite(name)
+    assert shell(sprite, "echo out; echo err >&2; exit 3") == (3, "out\nerr\n")
+    assert shell(sprite, "id -un; hostname; pwd") == (0, "sprite\nsprite\n/home/sprite\n")
+    assert shell(sprite, "id -u", user="root") == (0, "0\n")
+    assert client.get_sprite(name).name == name
+    client.delete_sprite(name)
+    with pytest.raises(NotFoundError):
+        client.get_sprite(name)
+
+
+def test_one_name_is_one_sprite(node: TestNode) -> None:
+    name = f"t-{ids.new_instance_id()}"
+
+    def create(_: int) -> bool:
+        try:
+            node.client().create_sprite(name)
+        except SpriteError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as threads:
+        assert sum(threads.map(create, range(8))) == 1
+    node.client().delete_sprite(name)
+
+
+def test_more_creates_than_blanks_wait_and_succeed(node: TestNode) -> None:
+    client = node.client()
+    names = [f"t-{ids.new_instance_id()}" for _ in range(12)]
+    with ThreadPoolExecutor(12) as threads:
+        sprites = list(threads.map(client.create_sprite, names))
+        assert [shell(sprite, "echo $((6 * 7))") for sprite in sprites] == [(0, "42\n")] * 12
+        list(threads.map(client.delete_sprite, names))
+
+
+def test_disk_survives_a_restart(node: TestNode) -> None:
+    client = node.client()
+    name = f"t-{ids.new_instance_id()}"
+    sprite = client.create_sprite(name)
+    assert shell(sprite, "echo kept > file; sync; sudo reboot; sleep 5")[0] != 0
+    assert shell(sprite, "cat file") == (0, "kept\n")
+    client.delete_sprite(name)
+
+
+def test_background_processes_survive_their_exec(node: TestNode) -> None:
+    client = node.client()
+    name = f"t-{ids.new_instance_id()}"
+    sprite = client.create_sprite(name)
+    code, pid = shell(sprite, "sleep 1000 & echo $!")
+    assert code == 0
+    assert shell(sprite, f"kill -0 {pid.strip()} && echo alive") == (0, "alive\n")
+    client.delete_sprite(name)

@@ -1,0 +1,49 @@
+"""What a node may leave on its host, so that a test can see that it leaves nothing."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+
+def traces(node_id: str, data: Path) -> dict[str, list[str]]:
+    """Everything on the host that belongs to a node: kind -> names. All empty when it is gone."""
+    cgroups = [
+        str(path)
+        for root in Path("/sys/fs/cgroup").glob("*")
+        if root.is_dir()
+        for path in root.glob(f"ballpoint-{node_id}")
+    ] + [str(path) for path in Path("/sys/fs/cgroup").glob(f"ballpoint-{node_id}")]
+    slots = Path("/run/ballpoint/slots")
+    return {
+        "processes": _processes(str(data)),
+        "loop devices": [line for line in _run("losetup", "-a") if str(data) in line],
+        "mounts": [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(data) in line],
+        "cgroups": cgroups,
+        "tables": [line for line in _run("nft", "list", "tables") if node_id in line],
+        "slots": [
+            path.name for path in slots.iterdir() if str(path.readlink()).startswith(f"{node_id}/")
+        ] if slots.is_dir() else [],
+        "run directory": [str(path) for path in Path("/run/ballpoint").glob(node_id)],
+    }  # fmt: skip
+
+
+def links() -> list[str]:
+    """Names of the host's ends of all sprites' links."""
+    return sorted(path.name for path in Path("/sys/class/net").glob("bp*"))
+
+
+def _processes(text: str) -> list[str]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if text in command and "pytest" not in command:
+            found.append(f"{path.parent.name} {command}")
+    return found
+
+
+def _run(*command: str) -> list[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
