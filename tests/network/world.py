@@ -92,8 +92,15 @@ class World:
         self._machines.callback(made.close)
         return made
 
-    def network(self, node_id: str = "0a1b2c", *, allow: tuple[str, ...] = (), connections: int = 4096) -> Network:
-        return Network(node_id, subnet=SUBNET, egress_allow=allow, root=self.root, connections=connections)
+    def network(
+        self,
+        node_id: str = "0a1b2c",
+        *,
+        allow: tuple[str, ...] = (),
+        connections: int = 4096,
+        subnet: str = SUBNET,
+    ) -> Network:
+        return Network(node_id, subnet=subnet, egress_allow=allow, root=self.root, connections=connections)
 
     def start(self, network: Network) -> Network:
         self.host.run(network.start)
