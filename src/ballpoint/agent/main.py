@@ -213,7 +213,7 @@ class _Main:
 
         loop.add_reader(agent.inner.pidfd, inner_ended)
         routes = Routes()
-        routes.refusal = lambda: None if agent.phase == "running" else f"the instance is {agent.phase}"
+        routes.serving = lambda: agent.phase == "running"
         ExecRoutes(sessions, agent.environment).add_to(routes)
         async with await serve(socket.socket(fileno=_kept(self._anchor, "http")), routes) as server:
             await server.serve_forever()

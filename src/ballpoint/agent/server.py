@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 import httptools
 
-from ballpoint.core.errors import BallpointError, InvalidError, NotFoundError, UnavailableError
+from ballpoint.core.errors import BallpointError, InvalidError, NotFoundError
 
 log = logging.getLogger("agent.http")
 
@@ -220,24 +220,29 @@ class Connection(asyncio.Protocol):
 
 
 class Routes:
-    """The table of what an agent serves: (method, path) -> route. A path may end in `/*` for one more segment."""
+    """The table of what an agent serves: (method, path) -> route. A path may end in `/*` for one more segment.
+
+    Attributes:
+        serving: while it says no, connections end without an answer: the edge asks the node what comes next.
+    """
 
     def __init__(self) -> None:
         self._table: dict[str, dict[str, Route]] = {}
-        self.refusal: Callable[[], str | None] = lambda: None
+        self.serving: Callable[[], bool] = lambda: True
 
     def add(self, method: str, path: str, route: Route) -> None:
         self._table.setdefault(path, {})[method] = route
 
     def __call__(self, connection: Connection, request: Request) -> Handler | None:
+        if not self.serving():
+            connection.close()
+            return None
         methods = self._table.get(request.path)
         if methods is None:
             parent, _, last = request.path.rpartition("/")
             methods = self._table.get(f"{parent}/*") if last else None
         if methods is None:
             raise NotFoundError(f"there is no {request.path[:200]}")
-        if (reason := self.refusal()) is not None:
-            raise UnavailableError(reason)
         route = methods.get(request.method)
         if route is None:
             allowed = ", ".join(sorted(methods))

@@ -177,7 +177,8 @@ class Edge:
         status, keep = 500, False
         try:
             question = {"method": head.method.decode(), "target": head.target.decode(), "host": head.host.decode()}
-            route = await self._routes.ask({**question, "token": _bearer(head), "peer": address})
+            question |= {"token": _bearer(head), "peer": address}
+            route = await self._routes.ask(question)
             if "refuse" in route:
                 refusal = route["refuse"]
                 status = int(refusal["status"])
@@ -187,7 +188,16 @@ class Edge:
                     hint=refusal.get("hint"), headers=refusal.get("headers"), keep=keep, request_id=request_id,
                 )  # fmt: skip
                 return keep
-            status, keep = await _Exchange(self, client, head, route, request_id).run()
+            try:
+                status, keep = await _Exchange(self, client, head, route, request_id).run()
+            except UnavailableError:
+                if head.has_body or route["to"] != "agent":
+                    raise
+                # Its instance has just ended; nothing was answered, so the node is asked what comes next.
+                route = await self._routes.ask(question)
+                if "refuse" in route:
+                    raise
+                status, keep = await _Exchange(self, client, head, route, request_id).run()
             return keep
         except FramingError as error:
             status = error.status

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from ballpoint.core.errors import UnavailableError
@@ -101,3 +102,17 @@ def raise_sysctls() -> dict[str, int]:
     for name, value in low.items():
         Path("/proc/sys", name.replace(".", "/")).write_text(str(value))
     return low
+
+
+def main(extra: list[str]) -> None:
+    """Install what the host lacks, and raise its limits; for scripts that run before there is a command line."""
+    missing = missing_packages() + [package for package in extra if process.which(package) is None]
+    if missing:
+        sys.stderr.write(f"ballpoint: installing {', '.join(missing)}\n")
+        install_packages(missing)
+    for name, value in raise_sysctls().items():
+        sys.stderr.write(f"ballpoint: raised {name} to {value}\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -188,7 +188,7 @@ class Node:
         """
         sprite = await self.registry.sprite(caller.org_id, name)
         running = self.running.get(sprite.id)
-        if running is None:
+        if running is None or running.ending:
             running = await self._to_the_end(self._wake(sprite.id, cause), f"wake {name}")
         if running.trouble is not None:
             raise UnavailableError(
@@ -206,16 +206,22 @@ class Node:
 
     def instance_died(self, sprite_id: str) -> None:
         """Its anchor has gone, and everything with it."""
+        self._mark_ending(sprite_id)
         self._tasks.start(self._lost(sprite_id, "its anchor died"), f"lost {sprite_id}")
 
     def inner_exited(self, sprite_id: str, how: str) -> None:
         """Its inner container has ended: by its own reboot or halt, or by force."""
+        self._mark_ending(sprite_id)
         if how == "reboot":
             self._tasks.start(self._restart(sprite_id, "rebooted from inside"), f"reboot {sprite_id}")
         elif how == "halt":
             self._tasks.start(self._lost(sprite_id, "halted from inside"), f"halt {sprite_id}")
         else:
             self._tasks.start(self._lost(sprite_id, f"its container ended: {how}"), f"lost {sprite_id}")
+
+    def _mark_ending(self, sprite_id: str) -> None:
+        if (running := self.running.get(sprite_id)) is not None:
+            running.ending = True
 
     async def _lost(self, sprite_id: str, cause: str) -> None:
         async with self._locks[sprite_id]:
@@ -245,6 +251,7 @@ class Node:
     async def _stop(self, sprite_id: str) -> None:
         running = self.running.get(sprite_id)
         if running is not None:
+            running.ending = True
             await self.starter.stop(running)
             del self.running[sprite_id]
 

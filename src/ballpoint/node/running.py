@@ -30,12 +30,14 @@ class Running:
 
     Attributes:
         trouble: why it is degraded; None while it is well.
+        ending: it is being stopped, or has died: whoever wants the sprite waits for what comes next.
     """
 
     sprite_id: str
     instance: Instance
     volume: AttachedVolume
     trouble: str | None = None
+    ending: bool = False
 
 
 class Starter:

@@ -307,7 +307,8 @@ class _Supervisor:
     def _start_edge(self) -> process.Child:
         fd = self._listener.fileno()
         command = [
-            sys.executable, "-m", "ballpoint.edge", f"--listen-fd={fd}", f"--run={self._config.run}", f"--uid={_EDGE_UID}",
+            sys.executable, "-m", "ballpoint.edge", f"--listen-fd={fd}",
+            f"--run={self._config.run}", f"--uid={_EDGE_UID}",
         ]  # fmt: skip
         return process.start(command, pass_fds=[fd])
 

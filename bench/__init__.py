@@ -1,0 +1,1 @@
+"""Measurements against named yardsticks, in one run: `./dev bench`."""

@@ -1,0 +1,34 @@
+"""doctor."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from ballpoint.cli.host.options import data_option
+from ballpoint.core.config import DEFAULT_DATA, load_config
+
+_MARKS = {"ok": "ok     ", "warning": "warning", "missing": "MISSING"}
+
+
+@click.command()
+@data_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(data: Path | None, as_json: bool) -> int:
+    """Check what the host must offer, and say what mends what is missing."""
+    import msgspec
+
+    from ballpoint.cli.host.checks import checks
+
+    found = checks(load_config(None, data=data or DEFAULT_DATA))
+    if as_json:
+        click.echo(json.dumps(msgspec.to_builtins(found), indent=2))
+    else:
+        width = max(len(check.name) for check in found)
+        for check in found:
+            click.echo(f"{_MARKS[check.state]}  {check.name.ljust(width)}  {check.found}")
+            if check.state != "ok" and check.mend:
+                click.echo(f"{' ' * (width + 11)}mend: {check.mend}")
+    return 1 if any(check.state == "missing" for check in found) else 0
