@@ -32,6 +32,7 @@ class TestNode:
     org: str = "acme"
     process: subprocess.Popen[str] | None = None
     url: str = ""
+    clients: list[SpritesClient] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.data.mkdir(parents=True, exist_ok=True)
@@ -89,6 +90,8 @@ class TestNode:
 
     def down(self) -> None:
         """Stop it with its sprites, whatever state it is in."""
+        while self.clients:
+            self.clients.pop().close()
         command = [sys.executable, "-m", "ballpoint.cli", "down", "--data", str(self.data)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=_STOP_SECONDS, check=False)
         if self.process is not None:
@@ -96,8 +99,10 @@ class TestNode:
         assert done.returncode == 0, done.stderr + self.log.read_text()[-4000:]
 
     def client(self, token: str | None = None) -> SpritesClient:
-        """The official SDK, pointed at this node."""
-        return SpritesClient(token=token or self.token, base_url=self.url, timeout=60.0)
+        """The official SDK, pointed at this node; closed with it."""
+        made = SpritesClient(token=token or self.token, base_url=self.url, timeout=60.0)
+        self.clients.append(made)
+        return made
 
     def processes(self, name: str) -> list[int]:
         """Pids of the supervisor's children called `name` (node, zygote, edge)."""

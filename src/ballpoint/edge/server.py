@@ -237,6 +237,8 @@ class _Exchange:
         self._route = route
         self._request_id = request_id
         self._to_agent = route["to"] == "agent"
+        self._body_sent = False
+        self._client_left = False
 
     async def run(self) -> tuple[int, bool]:
         """Status of the response, and whether the client's connection can take another request."""
@@ -253,7 +255,7 @@ class _Exchange:
                 await self._join(upstream, response)
                 return 101, False
             reuse = await self._respond(upstream, response)
-            finished = body.done() and body.exception() is None and not self._client_left
+            finished = self._body_sent and not self._client_left
             keep = reuse and self._head.keep_alive and finished
             reuse = reuse and finished and response.keep_alive and not self._to_agent
             return response.status, keep
@@ -266,8 +268,6 @@ class _Exchange:
                 self._edge.give_back(upstream)
             else:
                 upstream.writer.close()
-
-    _client_left = False
 
     async def _open(self) -> Stream:
         if not self._to_agent:
@@ -305,6 +305,7 @@ class _Exchange:
         async for data in _body(client, head, until_close=False):
             upstream.writer.write(data)
             await upstream.writer.drain()
+        self._body_sent = True
         if head.upgrade is not None:
             return
         while len(client.buffer) < _READ:  # more than that of a next request is not read ahead
