@@ -7,10 +7,12 @@ import select
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx2
 from sprites import SpritesClient
 
 from ballpoint.core import ids
@@ -108,7 +110,17 @@ class TestNode:
         """Pids of the supervisor's children called `name` (node, zygote, edge)."""
         assert self.process is not None
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return [int(pid) for pid in children if Path(f"/proc/{pid}/comm").read_text().strip() == name]
+        found = []
+        for pid in children:
+            with suppress(FileNotFoundError, ProcessLookupError):  # it ends right now
+                if Path(f"/proc/{pid}/comm").read_text().strip() == name:
+                    found.append(int(pid))
+        return found
+
+    def api(self, method: str, path: str, **arguments: Any) -> httpx2.Response:
+        """A plain request with this node's token."""
+        headers = {"Authorization": f"Bearer {self.token}", **arguments.pop("headers", {})}
+        return httpx2.request(method, self.url + path, headers=headers, timeout=60.0, **arguments)
 
 
 def shell(sprite: Any, script: str, *, user: str = "sprite", timeout: float = 120.0) -> tuple[int, str]:

@@ -109,6 +109,7 @@ class Edge:
         self._idle: list[Stream] = []
         self._addresses: Counter[str] = Counter()
         self._connections: set[asyncio.Task[Any]] = set()
+        self._quiet: set[asyncio.Task[Any]] = set()  # between two requests
         self._stopping = False
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -127,6 +128,10 @@ class Edge:
             await self._requests(client, address)
         except (ConnectionError, TimeoutError):
             pass  # the client has gone, or takes nothing
+        except asyncio.CancelledError:
+            pass  # the edge stops
+        except Exception:
+            log.exception("a connection from %s failed", address)
         finally:
             self._connections.discard(task)
             self._addresses[address] -= 1
@@ -137,6 +142,8 @@ class Edge:
     async def stop(self, seconds: float) -> None:
         """Take no more requests, and give those under way `seconds` to end."""
         self._stopping = True
+        for task in list(self._quiet):
+            task.cancel()
         if self._connections:
             _, late = await asyncio.wait(self._connections, timeout=seconds)
             for task in late:
@@ -159,9 +166,15 @@ class Edge:
 
     async def _next_head(self, client: Stream) -> RequestHead | None:
         if not client.buffer:
-            async with asyncio.timeout(_IDLE_SECONDS):
-                if not await client.fill():
-                    return None
+            task = asyncio.current_task()
+            assert task is not None
+            self._quiet.add(task)
+            try:
+                async with asyncio.timeout(_IDLE_SECONDS):
+                    if not await client.fill():
+                        return None
+            finally:
+                self._quiet.discard(task)
         async with asyncio.timeout(_HEAD_SECONDS):
             # An empty line before a request is to be ignored (RFC 9112 2.2).
             while client.buffer[:2] == b"\r\n":

@@ -172,11 +172,11 @@ def _install_npm(recipe: Recipe, root: Path, mirrors: Mirrors) -> None:
     settings = {f"npm_config_{key.replace('-', '_')}": value for key, value in mirrors.npm.items()}
     if bundle.stat().st_size:
         settings["NODE_EXTRA_CA_CERTS"] = "/tmp/ca.pem"
+    settings |= {"npm_config_cache": "/tmp/npm", "npm_config_update_notifier": "false"}
     try:
-        _chroot(
-            root, "npm", "install", "--global", "--no-audit", "--no-fund", "--no-update-notifier", *recipe.npm,
-            timeout=_NPM_SECONDS, env={**settings, "npm_config_cache": "/tmp/npm"},
-        )  # fmt: skip
+        for packages in recipe.npm:
+            command = ("npm", "install", "--global", "--no-audit", "--no-fund", *packages)
+            _chroot(root, *command, timeout=_NPM_SECONDS, env=settings)
     except process.CommandFailedError as error:
         raise UnavailableError(
             f"the npm packages of the standard image could not be installed: {error.message}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import tomllib
 from hashlib import sha256
 from importlib import resources
@@ -20,7 +21,8 @@ class Recipe(msgspec.Struct, frozen=True):
     Attributes:
         suite: Debian release.
         packages: Debian packages, beside the essential ones.
-        npm: packages from the npm registry, installed for all users.
+        npm: packages from the npm registry, installed for all users, one list after the other: a newer Node.js and
+            npm come before what needs them.
         files: path below the root -> (mode, content), put over the packages.
         digest: of all the above.
     """
@@ -28,7 +30,7 @@ class Recipe(msgspec.Struct, frozen=True):
     name: str
     suite: str
     packages: tuple[str, ...]
-    npm: tuple[str, ...]
+    npm: tuple[tuple[str, ...], ...]
     files: dict[str, tuple[int, bytes]]
     digest: str
 
@@ -46,7 +48,7 @@ def load_recipe(name: str) -> Recipe:
         name=name,
         suite=shared["suite"],
         packages=tuple(shared["packages"] + special.get("packages", [])),
-        npm=tuple(special.get("npm", [])),
+        npm=tuple(tuple(_for_machine(package) for package in stage) for stage in special.get("npm", [])),
         files=files,
         digest=sha256(text).hexdigest(),
     )
@@ -60,6 +62,11 @@ def _tree(directory: Traversable, prefix: str) -> list[tuple[str, bytes]]:
         else:
             found.append((f"{prefix}{entry.name}", entry.read_bytes()))
     return found
+
+
+def _for_machine(package: str) -> str:
+    """npm names processors as Node.js does (process.arch)."""
+    return package.replace("@ARCH@", {"x86_64": "x64", "aarch64": "arm64"}.get(platform.machine(), platform.machine()))
 
 
 def _mode(path: str) -> int:

@@ -125,7 +125,6 @@ table inet {name} {{
     chain forward {{
         type filter hook forward priority filter; policy accept
         iifgroup {mine} jump egress
-        iifgroup {mine} oifname "{LINK_PREFIX}*" drop
         iifgroup {mine} jump cap
         iifgroup {mine} tcp flags syn tcp option maxseg size set rt mtu
         oifgroup {mine} ct direction reply ct state established,related accept

@@ -1,0 +1,181 @@
+"""Kill anything at any time: nothing is lost, nothing leaks."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sprites import SpriteError
+
+from ballpoint.core import ids
+from ballpoint.host import prctl
+from ballpoint.host.cgroup import Cgroup, Hierarchies
+from tests.support.nodes import TestNode, shell
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.node
+
+
+def kill(pid: int) -> None:
+    """SIGKILL, and wait until it is gone."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        prctl.pidfd_send_signal(pidfd, signal.SIGKILL)
+        assert prctl.wait_pidfd(pidfd, 10)
+    finally:
+        os.close(pidfd)
+
+
+def inside(node: TestNode, name: str) -> list[int]:
+    """Pids of the processes called `name` in the agents' groups of all claimed instances."""
+    group = Cgroup(Hierarchies.detect(), f"ballpoint-{node.id}")
+    pids = []
+    for record in Path(f"/run/ballpoint/{node.id}/instances").glob("*/instance.json"):
+        if '"sprite"' in record.read_text():
+            pids += group.child(record.parent.name).child("agent").pids()
+    return [pid for pid in pids if Path(f"/proc/{pid}/comm").read_text().strip() == name]
+
+
+def running_sprite(node: TestNode) -> tuple[Any, str]:
+    """A sprite with a background process, and that process's pid."""
+    sprite = node.client().create_sprite(f"t-{ids.new_instance_id()}")
+    code, pid = shell(sprite, "echo kept > file; sync; sleep 1000 & echo $!")
+    assert code == 0
+    return sprite, pid.strip()
+
+
+def assert_still_runs(sprite: Any, pid: str) -> None:
+    assert shell(sprite, f"cat file; kill -0 {pid} && echo alive") == (0, "kept\nalive\n")
+
+
+def kinds(node: TestNode, sprite: Any) -> list[str]:
+    answer = node.api("GET", f"/v1/sprites/{sprite.name}/events")
+    return [json.loads(line)["kind"] for line in answer.text.splitlines()]
+
+
+@pytest.mark.parametrize("victim", ["node", "zygote", "edge"])
+def test_a_killed_child_of_the_supervisor_comes_back(own_node: TestNode, victim: str) -> None:
+    own_node.start()
+    sprite, pid = running_sprite(own_node)
+    old = own_node.processes(victim)
+    for each in old:
+        kill(each)
+    eventually(lambda: len(own_node.processes(victim)) == len(old))
+    eventually(lambda: _quietly(assert_still_runs, sprite, pid))
+    another = own_node.client().create_sprite(f"t-{ids.new_instance_id()}")
+    assert shell(another, "echo new") == (0, "new\n")
+
+
+def test_a_killed_supervisor_leaves_sprites_running(own_node: TestNode) -> None:
+    own_node.start()
+    sprite, pid = running_sprite(own_node)
+    own_node.kill()
+    own_node.start()
+    assert_still_runs(own_node.client().sprite(sprite.name), pid)
+
+
+def test_sigterm_leaves_sprites_running(own_node: TestNode) -> None:
+    own_node.start()
+    sprite, pid = running_sprite(own_node)
+    assert own_node.terminate() == 0
+    own_node.start()
+    assert_still_runs(own_node.client().sprite(sprite.name), pid)
+
+
+def test_down_of_a_dead_node_leaves_nothing_but_data(own_node: TestNode) -> None:
+    own_node.start()
+    sprite, _ = running_sprite(own_node)
+    own_node.kill()
+    own_node.down()  # the fixture looks for traces
+    own_node.start()
+    again = own_node.client().sprite(sprite.name)
+    assert shell(again, "cat file") == (0, "kept\n")
+
+
+def test_an_agent_comes_back_under_its_anchor(own_node: TestNode) -> None:
+    own_node.start()
+    sprite, pid = running_sprite(own_node)
+    for each in inside(own_node, "agent"):
+        kill(each)
+    eventually(lambda: _quietly(assert_still_runs, sprite, pid))
+    assert "stopped" not in kinds(own_node, sprite)
+
+
+def test_an_anchor_takes_its_instance_along(own_node: TestNode) -> None:
+    own_node.start()
+    sprite, pid = running_sprite(own_node)
+    (anchor,) = inside(own_node, "anchor")
+    kill(anchor)
+    eventually(lambda: "stopped" in kinds(own_node, sprite))
+    assert shell(sprite, f"cat file; kill -0 {pid} 2>/dev/null || echo gone") == (0, "kept\ngone\n")
+    assert kinds(own_node, sprite) == ["created", "stopped", "running"]
+
+
+def test_two_nodes_on_one_host(own_node: TestNode, node: TestNode) -> None:
+    own_node.start()
+    mine, theirs = running_sprite(own_node), running_sprite(node)
+    own_node.down()
+    assert_still_runs(*theirs)
+    own_node.start()
+    assert shell(own_node.client().sprite(mine[0].name), "cat file") == (0, "kept\n")
+    node.client().delete_sprite(theirs[0].name)
+
+
+@pytest.mark.slow
+def test_random_kills_leave_nothing_half_made(own_node: TestNode) -> None:
+    seed = int(os.environ.get("BALLPOINT_SEED", "0")) or int(ids.new_instance_id(), 16)
+    sys.stdout.write(f"BALLPOINT_SEED={seed}\n")
+    chance = random.Random(seed)
+    own_node.start()
+    client = own_node.client()
+    kept, pid = running_sprite(own_node)
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            name = f"t-{ids.new_instance_id()}"
+            for step in (client.create_sprite, client.delete_sprite):
+                try:
+                    step(name)
+                except SpriteError:
+                    break
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(12):
+            stop.wait(chance.uniform(0.05, 0.8))
+            victim = chance.choice(["node", "node", "zygote", "edge"])
+            for each in own_node.processes(victim):
+                kill(each)
+            eventually(lambda victim=victim: len(own_node.processes(victim)) > 0)  # type: ignore[misc]
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    eventually(lambda: _quietly(assert_still_runs, kept, pid))
+    own_node.terminate()
+    own_node.start()
+    instances = list(Path(f"/run/ballpoint/{own_node.id}/instances").glob("*/instance.json"))
+    sprites = own_node.api("GET", "/v1/sprites").json()["sprites"]
+    running = [each for each in sprites if each["status"] == "running"]
+    assert len([each for each in instances if '"sprite"' in each.read_text()]) == len(running)
+    (daemon,) = own_node.processes("node")
+    assert len(os.listdir(f"/proc/{daemon}/root{own_node.data}/pool/volumes")) == len(sprites)
+
+
+def _quietly(check: Any, *arguments: Any) -> bool:
+    """Whether `check` passes now; what stands in the way while something is started again does not count."""
+    try:
+        check(*arguments)
+    except (SpriteError, AssertionError):
+        return False
+    return True
