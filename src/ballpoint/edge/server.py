@@ -90,10 +90,9 @@ class Stream:
     def transport(self) -> asyncio.Transport:
         return cast(asyncio.Transport, self.writer.transport)  # uvloop's are not derived from it
 
-    async def close(self) -> None:
+    def close(self) -> None:
+        """End the connection once what was written has gone out."""
         self.writer.close()
-        with suppress(OSError):
-            await self.writer.wait_closed()
 
 
 class Edge:
@@ -137,7 +136,7 @@ class Edge:
             self._addresses[address] -= 1
             if not self._addresses[address]:
                 del self._addresses[address]
-            await client.close()
+            client.close()
 
     async def stop(self, seconds: float) -> None:
         """Take no more requests, and give those under way `seconds` to end."""

@@ -44,7 +44,7 @@ _RTM_NEWADDR, _RTM_DELADDR = 20, 21
 _RTM_NEWROUTE, _RTM_GETROUTE = 24, 26
 _RTM_NEWNEIGH = 28
 
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_LINKINFO, _IFLA_AF_SPEC = 1, 3, 18, 26
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_OPERSTATE, _IFLA_LINKINFO, _IFLA_AF_SPEC = 1, 3, 16, 18, 26
 _IFLA_GROUP, _IFLA_NET_NS_FD = 27, 28
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
 _IFLA_INET_CONF = 1
@@ -52,6 +52,12 @@ _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC, _RTA_TABLE = 1, 4, 5, 7, 15
 _NDA_DST, _NDA_LLADDR = 1, 2
 _NUD_PERMANENT = 0x80
+
+_RTMGRP_LINK = 1
+_IF_OPER_UP = 6
+# SO_RCVBUFFORCE (asm-generic/socket.h), and room for some hundred notices: other links of the host cause them, too.
+_SO_RCVBUFFORCE = 33
+_NOTICES = 1 << 20
 
 IFF_UP = 0x1
 _IFF_NOARP = 0x80
@@ -124,10 +130,14 @@ class Netlink:
 
     Args:
         protocol: NETLINK_ROUTE or NETLINK_NETFILTER.
+        groups: bits of the multicast groups whose notices `notices` gives.
     """
 
-    def __init__(self, protocol: int = socket.NETLINK_ROUTE) -> None:
+    def __init__(self, protocol: int = socket.NETLINK_ROUTE, *, groups: int = 0) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+        if groups:
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _NOTICES)
+            self._socket.bind((0, groups))
         self._socket.settimeout(_DEADLINE)
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
@@ -209,6 +219,15 @@ class Netlink:
                     return found
                 found.append(body)
 
+    def notices(self) -> list[tuple[int, bytes]]:
+        """The next notices, as (type, body); waits for one.
+
+        Raises:
+            TimeoutError: none came in time.
+            OSError: ENOBUFS where some were lost.
+        """
+        return [(kind, body) for kind, _, _, body in self._receive()]
+
     def _send(self, messages: Sequence[Message], flags: int) -> None:
         batch = bytearray()
         for message in messages:
@@ -224,6 +243,36 @@ class Netlink:
             length, kind, flags, sequence, _ = _HEADER.unpack_from(data)
             yield kind, flags, sequence, data[_HEADER.size : length]
             data = data[(length + 3) & ~3 :]
+
+
+class LinkWatch:
+    """Tells when a link can send, from the kernel's notices since it was made. A context manager.
+
+    A veth whose other end comes up later drops what it is given until the kernel has noticed, some time after.
+    """
+
+    def __init__(self) -> None:
+        self._netlink = Netlink(groups=_RTMGRP_LINK)
+
+    def __enter__(self) -> LinkWatch:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._netlink.close()
+
+    def wait(self, link: int) -> None:
+        """Return once a notice has said that `link` is operational (RFC 2863 ifOperStatus up).
+
+        Raises:
+            TimeoutError: none came in time.
+        """
+        while True:
+            for kind, body in self._netlink.notices():
+                if kind == _RTM_NEWLINK and struct.unpack_from("=BxHi", body)[2] == link:
+                    if dict(attributes(body[16:])).get(_IFLA_OPERSTATE) == bytes([_IF_OPER_UP]):
+                        return
 
 
 def _error(flags: int, body: bytes, what: str) -> OSError | None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from ballpoint.core.config import RUN_ROOT
 from ballpoint.core.errors import ConflictError, InternalError, InvalidError, UnavailableError
 from ballpoint.host import conntrack, netlink, nft, slots
-from ballpoint.host.netlink import Netlink
+from ballpoint.host.netlink import LinkWatch, Netlink
 from ballpoint.host.slots import Slot
 from ballpoint.host.sysctl import set_sysctl
 from ballpoint.network import forwarding, rules
@@ -215,7 +215,7 @@ class Network:
 
     def _connect(self, link: str, address: IPv4Address, netns: int) -> None:
         gateway, mac, gateway_mac = self.gateway, _mac(address), _mac(self.gateway)
-        with ExitStack() as undo, Netlink() as kernel:
+        with ExitStack() as undo, Netlink() as kernel, LinkWatch() as watch:
             kernel.change(netlink.add_veth(link, gateway_mac, self._group, peer=_INSIDE, peer_mac=mac, netns=netns))
             undo.callback(_delete_link, link)
             set_sysctl(f"net/ipv6/conf/{link}/disable_ipv6", "1")
@@ -236,6 +236,7 @@ class Network:
                     netlink.add_neighbour(inner, gateway, gateway_mac),
                     netlink.add_default_route(inner, gateway),
                 )
+            watch.wait(index)
             undo.pop_all()
 
     def _forget(self, address: IPv4Address) -> None:

@@ -75,13 +75,13 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
         await asyncio.to_thread(network.start)
         runtime = ContainerRuntime(config.node_id, config.run, ensure_programs(config.cache))
         await asyncio.to_thread(runtime.start)
+        stack.callback(runtime.close, keep=True)
         instances = Instances(config.node_id, runtime, network, _limits(config))
 
         node = Node(registry, disks, domain=DOMAIN)
         pool = Pool(instances, config.pool, config.pool_max)
         node.use(Starter(pool, instances, disks, network, on_death=node.instance_died, on_inner_exit=node.inner_exited))
         await recover(node, instances, disks)
-        stack.callback(runtime.close, keep=bool(node.running))
         pool.start()
         tasks = Tasks()
         tasks.start(Health(node).run(), "health")
@@ -107,6 +107,7 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
         keep = bool(node.running)
         await node.close()
         await asyncio.to_thread(network.stop, keep=keep)
+        runtime.close(keep=keep)
 
 
 async def _first_blank(pool: Pool) -> None:
