@@ -229,6 +229,22 @@ def test_the_host_reaches_an_instance_and_nobody_else_does(world: World) -> None
         world.host.run(socket.create_connection, (address, 9000), 30).close()
 
 
+def test_the_first_packet_arrives(world: World) -> None:
+    network = world.start(world.network())
+
+    def connect_and_send(instance: Machine, instance_id: str, client: socket.socket) -> None:
+        slot = slots.acquire(f"test/{instance_id}", world.root)
+        network.add(instance_id, slot, instance.netns)
+        client.sendto(b"first", (str(network.address(slot)), 9000))
+
+    with world.host.udp() as client:
+        for number in range(30):
+            instance = world.machine()
+            with instance.udp(port=9000) as server:
+                world.host.run(connect_and_send, instance, f"{number:08x}", client)
+                assert server.recv(100) == b"first"
+
+
 def test_the_nodes_dns_is_not_open_to_the_outside(world: World) -> None:
     network = world.start(world.network())
     world.remote.sh(f"ip route add {SUBNET} via {HOST_ADDRESS}")

@@ -12,6 +12,7 @@ from typing import ParamSpec, TypeVar
 
 from ballpoint.host import process, slots
 from ballpoint.host.namespaces import CLONE_NEWNET, unshare
+from ballpoint.host.netlink import LinkWatch
 from ballpoint.host.slots import Slot
 from ballpoint.network.network import Network
 
@@ -76,6 +77,7 @@ class World:
         self._machines = machines
         self.host = self.machine()
         self.remote = self.machine()
+        watches = [(machine, machine.run(LinkWatch)) for machine in (self.host, self.remote)]
         self.host.sh(
             f"ip link add wan type veth peer name wan netns /proc/{os.getpid()}/fd/{self.remote.netns}\n"
             f"ip address add {HOST_ADDRESS}/24 dev wan\n"
@@ -86,6 +88,9 @@ class World:
             f"ip address add {REMOTE_ADDRESS}/24 dev wan\nip link set wan up\n"
             + "\n".join(f"ip address add {address}/32 dev lo" for address in PRIVATE_ADDRESSES)
         )
+        for machine, watch in watches:
+            with watch:
+                watch.wait(machine.run(socket.if_nametoindex, "wan"))
 
     def machine(self) -> Machine:
         made = Machine()

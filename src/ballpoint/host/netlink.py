@@ -270,9 +270,10 @@ class LinkWatch:
         """
         while True:
             for kind, body in self._netlink.notices():
-                if kind == _RTM_NEWLINK and struct.unpack_from("=BxHi", body)[2] == link:
-                    if dict(attributes(body[16:])).get(_IFLA_OPERSTATE) == bytes([_IF_OPER_UP]):
-                        return
+                if kind != _RTM_NEWLINK or struct.unpack_from("=BxHi", body)[2] != link:
+                    continue
+                if dict(attributes(body[16:])).get(_IFLA_OPERSTATE) == bytes([_IF_OPER_UP]):
+                    return
 
 
 def _error(flags: int, body: bytes, what: str) -> OSError | None:
