@@ -515,17 +515,26 @@ def test_two_nodes_stop_apart(world: World) -> None:
 def test_connecting_twice_is_refused_and_harms_nothing(world: World) -> None:
     network = world.start(world.network())
     instance = world.connect(network, A)
+    state = world.state()
     with pytest.raises(ConflictError):
-        world.connect(network, A)
-    # A process that does not know of it finds the link.
+        world.host.run(network.add, A, slots.slot(500), instance.netns)
+    assert world.state() == state
+
+
+def test_a_link_that_is_in_the_way_stays(world: World) -> None:
+    network = world.start(world.network())
+    world.host.sh(f"ip link add bp{A} type veth peer name other")
+    state = world.state()
     with pytest.raises(InternalError, match="exists"):
-        world.host.run(_connect_from_outside, network, world, instance)
-    assert f"bp{A}" in world.host.sh("ip link")
+        world.connect(network, A)
+    assert world.state() == state
 
 
-def _connect_from_outside(network: Network, world: World, instance: Machine) -> None:
-    network._addresses.clear()
-    network.add(A, slots.slot(500), instance.netns)
+def test_nothing_is_connected_before_the_start(world: World) -> None:
+    state = world.state()
+    with pytest.raises(UnavailableError):
+        world.connect(world.network(), A)
+    assert world.state() == state
 
 
 def test_a_namespace_that_is_none_leaves_nothing_behind(world: World, tmp_path: Path) -> None:

@@ -79,9 +79,10 @@ class World:
         self.remote = self.machine()
         watches = [(machine, machine.run(LinkWatch)) for machine in (self.host, self.remote)]
         self.host.sh(
-            f"ip link add wan type veth peer name wan netns /proc/{os.getpid()}/fd/{self.remote.netns}\n"
+            # Where the numbers of both ends are the same, the kernel takes a second to notice that they are up.
+            f"ip link add wan index 100 type veth peer name wan netns /proc/{os.getpid()}/fd/{self.remote.netns}\n"
             f"ip address add {HOST_ADDRESS}/24 dev wan\n"
-            "ip link set wan up\n"
+            "ip link set wan addrgenmode none up\n"
             "ip route add default via " + REMOTE_ADDRESS + " dev wan onlink"
         )
         self.remote.sh(

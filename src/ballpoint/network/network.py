@@ -174,7 +174,8 @@ class Network:
     def remove(self, instance_id: str) -> bool:
         """Disconnect an instance: nothing passes its link any more, and its flows are forgotten.
 
-        The link itself dies with the namespace. Returns False where the instance was not connected.
+        The link itself dies with the namespace. Returns False where neither `add` nor `start` knew the instance. Waits
+        8-24 ms for the kernel, and as long again where the instance used the network.
         """
         with self._lock:
             address = self._addresses.pop(instance_id, None)
