@@ -13,6 +13,7 @@ from pathlib import Path
 import uvloop
 
 from ballpoint.edge.server import Edge
+from ballpoint.edge.stream import Stream
 from ballpoint.host import prctl
 
 _STOP_SECONDS = 5.0
@@ -44,9 +45,10 @@ def _drop_to(uid: int) -> None:
 async def _serve(listener: socket.socket, run: Path) -> None:
     edge = Edge(run)
     stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
     listener.setblocking(False)
-    server = await asyncio.start_server(edge.serve, sock=listener, backlog=4096)
+    server = await loop.create_server(lambda: Stream(edge.connected), sock=listener, backlog=4096)
     await stop.wait()
     server.close()
     await edge.stop(_STOP_SECONDS)

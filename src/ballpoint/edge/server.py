@@ -8,7 +8,7 @@ import logging
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from ballpoint.core import ids
 from ballpoint.core.errors import BallpointError, UnavailableError
@@ -18,12 +18,12 @@ from ballpoint.edge.head import (
     Head,
     RequestHead,
     ResponseHead,
-    find_end,
     parse_request,
     parse_response,
 )
 from ballpoint.edge.routes import Routes
 from ballpoint.edge.splice import splice
+from ballpoint.edge.stream import Stream, connect
 
 log = logging.getLogger("edge")
 
@@ -46,55 +46,6 @@ _NEVER_PASSED = (b"authorization", b"cookie")
 _INTERNAL_PREFIX = b"x-ballpoint-"
 
 
-class Stream:
-    """A connection with what has been read of it and not been used."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self.writer = writer
-        self.buffer = bytearray()
-
-    async def fill(self) -> bool:
-        """Read more. Returns False at the end."""
-        data = await self._reader.read(_READ)
-        self.buffer += data
-        return bool(data)
-
-    async def head(self) -> bytes | None:
-        """The next head, or None where the connection ended before its first byte.
-
-        Raises:
-            FramingError: it is not one, or ended half-way.
-        """
-        while (end := find_end(self.buffer)) < 0:
-            if not await self.fill():
-                if self.buffer:
-                    raise FramingError("the connection ended in a header")
-                return None
-        head = bytes(self.buffer[:end])
-        del self.buffer[:end]
-        return head
-
-    async def some(self, limit: int) -> bytes:
-        """At least one byte and at most `limit`; empty at the end."""
-        if not self.buffer and not await self.fill():
-            return b""
-        data = bytes(self.buffer[:limit])
-        del self.buffer[:limit]
-        return data
-
-    def unread(self, data: bytes) -> None:
-        self.buffer[:0] = data
-
-    @property
-    def transport(self) -> asyncio.Transport:
-        return cast(asyncio.Transport, self.writer.transport)  # uvloop's are not derived from it
-
-    def close(self) -> None:
-        """End the connection once what was written has gone out."""
-        self.writer.close()
-
-
 class Edge:
     """Serves connections. One per process.
 
@@ -111,15 +62,16 @@ class Edge:
         self._quiet: set[asyncio.Task[Any]] = set()  # between two requests
         self._stopping = False
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one connection to its end."""
-        peer = writer.get_extra_info("peername")
-        address = peer[0] if isinstance(peer, tuple) else ""
-        task = asyncio.current_task()
-        assert task is not None
+    def connected(self, client: Stream) -> None:
+        """Serve a connection that was just made."""
+        task = asyncio.get_running_loop().create_task(self._serve(client))
         self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+
+    async def _serve(self, client: Stream) -> None:
+        peer = client.transport.get_extra_info("peername")
+        address = peer[0] if isinstance(peer, tuple) else ""
         self._addresses[address] += 1
-        client = Stream(reader, writer)
         try:
             if self._addresses[address] > _CONNECTIONS_PER_ADDRESS:
                 await _refuse(client, 503, "too_many_connections", "too many connections from this address")
@@ -132,7 +84,6 @@ class Edge:
         except Exception:
             log.exception("a connection from %s failed", address)
         finally:
-            self._connections.discard(task)
             self._addresses[address] -= 1
             if not self._addresses[address]:
                 del self._addresses[address]
@@ -230,13 +181,13 @@ class Edge:
             stream = self._idle.pop()
             if not stream.transport.is_closing():
                 return stream
-        return await _connect(self._api)
+        return await connect(self._api, _CONNECT_SECONDS)
 
     def give_back(self, stream: Stream) -> None:
         if len(self._idle) < _IDLE_API_CONNECTIONS and not stream.buffer and not self._stopping:
             self._idle.append(stream)
         else:
-            stream.writer.close()
+            stream.close()
 
 
 class _Exchange:
@@ -258,9 +209,9 @@ class _Exchange:
         reuse = False
         body: asyncio.Task[None] | None = None
         try:
-            upstream.writer.write(self._request_head())
+            upstream.write(self._request_head())
             if b"100-continue" in self._head.tokens(b"expect") and self._head.has_body:
-                self._client.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                self._client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             body = asyncio.get_running_loop().create_task(self._request_body(upstream))
             response = await self._response_head(upstream, body)
             if response.status == 101:
@@ -279,13 +230,13 @@ class _Exchange:
             if reuse:
                 self._edge.give_back(upstream)
             else:
-                upstream.writer.close()
+                upstream.close()
 
     async def _open(self) -> Stream:
         if not self._to_agent:
             return await self._edge.api_connection()
-        stream = await _connect(Path(self._route["socket"]))
-        stream.writer.write(json.dumps(self._route["preamble"]).encode() + b"\n")
+        stream = await connect(Path(self._route["socket"]), _CONNECT_SECONDS)
+        stream.write(json.dumps(self._route["preamble"]).encode() + b"\n")
         return stream
 
     def _request_head(self) -> bytes:
@@ -315,15 +266,15 @@ class _Exchange:
         """Pass the request's body on, then watch for a client that goes away: the request goes with it."""
         client, head = self._client, self._head
         async for data in _body(client, head, until_close=False):
-            upstream.writer.write(data)
-            await upstream.writer.drain()
+            upstream.write(data)
+            await upstream.drain()
         self._body_sent = True
         if head.upgrade is not None:
             return
         while len(client.buffer) < _READ:  # more than that of a next request is not read ahead
             if not await client.fill():
                 self._client_left = True
-                upstream.transport.abort()
+                upstream.abort()
                 return
 
     async def _response_head(self, upstream: Stream, body: asyncio.Task[None]) -> ResponseHead:
@@ -357,11 +308,8 @@ class _Exchange:
         if self._head.upgrade is None:
             raise FramingError("an upgrade nobody asked for", 502)
         fields = [*response.end_to_end(), (b"Connection", b"Upgrade"), (b"Upgrade", response.get(b"upgrade") or b"")]
-        self._client.writer.write(_format(b"HTTP/1.1 101 Switching Protocols", self._with_ours(fields)))
-        self._client.writer.write(bytes(upstream.buffer))
-        upstream.writer.write(bytes(self._client.buffer))
-        self._client.buffer.clear()
-        await splice(self._client.transport, upstream.transport)
+        self._client.write(_format(b"HTTP/1.1 101 Switching Protocols", self._with_ours(fields)))
+        await splice(self._client, upstream)
 
     async def _respond(self, upstream: Stream, response: ResponseHead) -> bool:
         """Pass the response on. Returns whether both connections are at a clean end of it."""
@@ -374,13 +322,13 @@ class _Exchange:
         keep = self._head.keep_alive and not until_close and not dechunk
         fields.append((b"Connection", b"keep-alive" if keep else b"close"))
         line = b"HTTP/1.1 %d %s" % (response.status, response.reason)
-        writer = self._client.writer
-        writer.write(_format(line, self._with_ours(fields)))
+        client = self._client
+        client.write(_format(line, self._with_ours(fields)))
         if not empty:
             async for data in _body(upstream, response, until_close=until_close):
-                writer.write(data)
-                await writer.drain()
-        await writer.drain()
+                client.write(data)
+                await client.drain()
+        await client.drain()
         return keep
 
     def _with_ours(self, fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
@@ -412,14 +360,6 @@ async def _body(stream: Stream, head: Head, *, until_close: bool) -> Any:
             yield data
 
 
-async def _connect(path: Path) -> Stream:
-    try:
-        async with asyncio.timeout(_CONNECT_SECONDS):
-            return Stream(*await asyncio.open_unix_connection(str(path)))
-    except OSError as error:
-        raise UnavailableError("the server does not answer", hint="try again") from error
-
-
 def _bearer(head: RequestHead) -> str:
     scheme, _, token = (head.get(b"authorization") or b"").partition(b" ")
     return token.strip().decode("latin-1") if scheme.lower() == b"bearer" else ""
@@ -449,5 +389,5 @@ async def _refuse(
     if request_id:
         fields.append((b"X-Request-Id", request_id.encode()))
     reason = _REASONS.get(status, "Error").encode()
-    client.writer.write(_format(b"HTTP/1.1 %d %s" % (status, reason), fields) + body)
-    await client.writer.drain()
+    client.write(_format(b"HTTP/1.1 %d %s" % (status, reason), fields) + body)
+    await client.drain()

@@ -1,0 +1,163 @@
+"""A connection to read from and write to, whose every received byte is accounted for.
+
+asyncio's streams keep what they have read to themselves, so a connection that is handed to another protocol (a splice)
+could lose bytes; here they are in `buffer`, and the end of the stream is in `ended`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+from ballpoint.core.errors import UnavailableError
+from ballpoint.edge.head import FramingError, find_end
+
+# Read ahead at most this much, then let the sender wait.
+READ_AHEAD = 256 * 1024
+_WRITE_HIGH_WATER = 256 * 1024
+
+
+class Stream(asyncio.Protocol):
+    """One connection, read by one task at a time.
+
+    Args:
+        connected: called with the stream when the connection is made.
+
+    Attributes:
+        buffer: bytes received and not used yet.
+        ended: no more will come.
+    """
+
+    def __init__(self, connected: Callable[[Stream], None] | None = None) -> None:
+        self._connected = connected
+        self.buffer = bytearray()
+        self.ended = False
+        self.transport: asyncio.Transport
+        self._failure: Exception | None = None
+        self._reader: asyncio.Future[None] | None = None
+        self._writer: asyncio.Future[None] | None = None
+        self._reading = True
+        self._writable = True
+
+    # ---- asyncio.Protocol ----
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's are not derived from it
+        self.transport.set_write_buffer_limits(high=_WRITE_HIGH_WATER)
+        if self._connected is not None:
+            self._connected(self)
+
+    def data_received(self, data: bytes) -> None:
+        self.buffer += data
+        if len(self.buffer) > READ_AHEAD and self._reading:
+            self._reading = False
+            self.transport.pause_reading()
+        _wake(self._reader)
+
+    def eof_received(self) -> bool:
+        self.ended = True
+        _wake(self._reader)
+        return True  # what is to be written may still be
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.ended = True
+        self._failure = exc or ConnectionResetError("the connection has ended")
+        _wake(self._reader)
+        _wake(self._writer)
+
+    def pause_writing(self) -> None:
+        self._writable = False
+
+    def resume_writing(self) -> None:
+        self._writable = True
+        _wake(self._writer)
+
+    # ---- reading ----
+
+    async def fill(self) -> bool:
+        """Wait for more than `buffer` has now. Returns False at the end."""
+        if self.ended:
+            return False
+        had = len(self.buffer)
+        if not self._reading and had <= READ_AHEAD:
+            self._reading = True
+            self.transport.resume_reading()
+        while len(self.buffer) == had and not self.ended:
+            self._reader = asyncio.get_running_loop().create_future()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+        return len(self.buffer) > had
+
+    async def head(self) -> bytes | None:
+        """The next head, or None where the connection ended before its first byte.
+
+        Raises:
+            FramingError: it is not one, or ended half-way.
+        """
+        while (end := find_end(self.buffer)) < 0:
+            if not await self.fill():
+                if self.buffer:
+                    raise FramingError("the connection ended in a header")
+                return None
+        return self.take(end)
+
+    async def some(self, limit: int) -> bytes:
+        """At least one byte and at most `limit`; empty at the end."""
+        if not self.buffer and not await self.fill():
+            return b""
+        return self.take(limit)
+
+    def take(self, limit: int) -> bytes:
+        """Up to `limit` bytes that are there."""
+        data = bytes(self.buffer[:limit])
+        del self.buffer[:limit]
+        return data
+
+    def unread(self, data: bytes) -> None:
+        """Put back what was taken last."""
+        self.buffer[:0] = data
+
+    # ---- writing ----
+
+    def write(self, data: bytes) -> None:
+        """Send; what cannot be sent any more is dropped, and `drain` says so."""
+        if self._failure is None:
+            self.transport.write(data)
+
+    async def drain(self) -> None:
+        """Wait until the peer takes more. ConnectionError where it is gone."""
+        while not self._writable and self._failure is None:
+            self._writer = asyncio.get_running_loop().create_future()
+            try:
+                await self._writer
+            finally:
+                self._writer = None
+        if self._failure is not None:
+            raise ConnectionResetError("the peer has gone") from self._failure
+
+    def close(self) -> None:
+        """End the connection once what was written has gone out."""
+        self.transport.close()
+
+    def abort(self) -> None:
+        """End the connection at once."""
+        self.transport.abort()
+
+
+def _wake(waiter: asyncio.Future[None] | None) -> None:
+    if waiter is not None and not waiter.done():
+        waiter.set_result(None)
+
+
+async def connect(path: Path, seconds: float) -> Stream:
+    """A connection to a unix socket. UnavailableError where nobody accepts within `seconds`."""
+    try:
+        async with asyncio.timeout(seconds):
+            _, stream = await asyncio.get_running_loop().create_unix_connection(Stream, str(path))
+            return stream
+    except OSError as error:
+        raise UnavailableError("the server does not answer", hint="try again") from error

@@ -1,0 +1,82 @@
+"""Exit codes are always true: one terminal frame, with all output before it."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from ballpoint.core import ids
+from tests.support.nodes import TestNode
+from tests.support.raw import Heard, exec_http, exec_websocket
+
+pytestmark = pytest.mark.node
+
+
+@pytest.fixture(scope="module")
+def name(node: TestNode) -> Iterator[str]:
+    made = f"t-{ids.new_instance_id()}"
+    node.client().create_sprite(made)
+    yield made
+    node.client().delete_sprite(made)
+
+
+def quick_commands(node: TestNode, name: str, count: int) -> None:
+    """Run `count` commands that end at once, over both ways, several at a time."""
+    seed = int(ids.new_instance_id(), 16)
+    sys.stdout.write(f"seed {seed}\n")
+    chance = random.Random(seed)
+    kinds = [chance.choice(["echo", "exit", "kill"]) for _ in range(count)]
+
+    def run(number: int) -> None:
+        way = exec_websocket if number % 3 else exec_http
+        text = f"line {number}"
+        if kinds[number] == "echo":
+            heard, code, out = way(node, name, "echo", text), 0, f"{text}\n"
+        elif kinds[number] == "exit":
+            heard, code, out = way(node, name, "sh", "-c", f"echo {text}; exit 3"), 3, f"{text}\n"
+        else:
+            heard, code, out = way(node, name, "sh", "-c", f"echo {text}; kill -9 $$"), 128 + 9, f"{text}\n"
+        assert (heard.terminal, heard.stdout, heard.after) == ([code], out.encode(), b"")
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(run, range(count)))
+
+
+def test_quick_commands(node: TestNode, name: str) -> None:
+    quick_commands(node, name, 300)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ten_thousand_quick_commands(node: TestNode, name: str) -> None:
+    quick_commands(node, name, 10_000)
+
+
+def test_streams_are_apart_and_whole(node: TestNode, name: str) -> None:
+    script = "head -c 3000000 /dev/zero; head -c 2000000 /dev/zero >&2; exit 5"
+    for heard in (exec_websocket(node, name, "sh", "-c", script), exec_http(node, name, "sh", "-c", script)):
+        assert (len(heard.stdout), len(heard.stderr), heard.terminal) == (3000000, 2000000, [5])
+
+
+def test_input_ends_a_reader(node: TestNode, name: str) -> None:
+    data = bytes(range(256)) * 4000
+    messages = tuple(b"\0" + data[at : at + 50000] for at in range(0, len(data), 50000))
+    assert exec_websocket(node, name, "cat", send=messages, stdin="true").stdout == data
+    assert exec_http(node, name, "cat", body=data).stdout == data
+
+
+def test_terminal(node: TestNode, name: str) -> None:
+    heard = exec_websocket(node, name, "sh", "-c", "stty size; tty; exit 5", tty="true", rows="30", cols="99")
+    assert heard.stdout.split() == [b"30", b"99", b"/dev/pts/0"]
+    assert (heard.terminal, heard.close_code) == ([5], 4005)
+    good: Heard = exec_websocket(node, name, "true", tty="true")
+    assert (good.terminal, good.close_code, good.info["tty"]) == ([0], 1000, True)
+
+
+def test_background_children_do_not_hold_the_exit_back(node: TestNode, name: str) -> None:
+    heard = exec_websocket(node, name, "sh", "-c", "sleep 600 & echo started")
+    assert (heard.stdout, heard.terminal) == (b"started\n", [0])
