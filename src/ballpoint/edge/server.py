@@ -179,8 +179,9 @@ class Edge:
         """A connection to the control API: one that is idle, or a new one."""
         while self._idle:
             stream = self._idle.pop()
-            if not stream.transport.is_closing():
+            if not stream.ended and not stream.transport.is_closing():
                 return stream
+            stream.close()
         return await connect(self._api, _CONNECT_SECONDS)
 
     def give_back(self, stream: Stream) -> None:
@@ -282,7 +283,7 @@ class _Exchange:
         try:
             async with asyncio.timeout(_RESPONSE_SECONDS):
                 await asyncio.wait({reading, body}, return_when=asyncio.FIRST_COMPLETED)
-                if body.done() and (failure := body.exception()) is not None:
+                if body.done() and isinstance(failure := body.exception(), FramingError):
                     raise failure  # a broken body is the client's fault, whatever the server makes of it
                 return await reading
         finally:

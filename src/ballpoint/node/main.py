@@ -45,6 +45,8 @@ log = logging.getLogger("node")
 DOMAIN = "sprites.localhost"
 # Blanks that must stand by before the node answers.
 _FIRST_BLANK_SECONDS = 60.0
+# The edges keep their connections; one that were closed just as a request comes would cost that request.
+_API_KEEP_ALIVE_SECONDS = 24 * 3600
 
 
 async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) -> None:
@@ -141,7 +143,16 @@ class _ApiServer(uvicorn.Server):
 
     def __init__(self, app: Any, path: Path, uid: int) -> None:
         super().__init__(
-            uvicorn.Config(app, http="httptools", ws="none", lifespan="off", log_config=None, access_log=False)
+            uvicorn.Config(
+                app,
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                timeout_keep_alive=_API_KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=1,  # or it would wait for those who follow events
+            )
         )
         self._path = path
         self._uid = uid
