@@ -2,14 +2,18 @@
 
 SQLite by default; any SQLAlchemy URL of a database with transactions will do. A transaction runs in a worker thread, so
 one costs one hop out of the event loop, however many statements it has.
+
+Whatever the database cannot do now (it is locked for too long, its disk is full or gone) is an UnavailableError, a
+damaged file a CorruptError; in both cases the transaction has not taken place.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,13 +21,16 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import DatabaseError, OperationalError
 
-from ballpoint.core.errors import ConflictError
+from ballpoint.core.errors import ConflictError, CorruptError, UnavailableError
+from ballpoint.host.files import fsync_directory
 
 T = TypeVar("T")
 
 _BUSY_SECONDS = 10.0
+_MIGRATIONS = Path(__file__).with_name("migrations")
 
 
 class Database:
@@ -31,8 +38,11 @@ class Database:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        # One writer at a time is SQLite's rule anyway; one thread keeps the order of calls.
-        self._worker = ThreadPoolExecutor(1, "registry")
+        self._reading = engine.execution_options(read_only=True)
+        # One writer at a time is SQLite's rule anyway; one thread keeps the order of calls. Readers have their own, so
+        # that a read never stands behind the disk.
+        self._writer = ThreadPoolExecutor(1, "registry-writer")
+        self._reader = ThreadPoolExecutor(1, "registry-reader")
 
     @classmethod
     def open(cls, url: str) -> Database:
@@ -41,31 +51,58 @@ class Database:
         Raises:
             ConflictError: it was written by a newer version.
         """
-        engine = _engine(url)
-        try:
-            _migrate(engine)
-        except BaseException:
-            engine.dispose()
-            raise
+        with _errors_told():
+            engine = _engine(url)
+            try:
+                _migrate(engine)
+            except BaseException:
+                engine.dispose()
+                raise
         return cls(engine)
 
     async def run(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a transaction: committed when it returns, rolled back when it raises."""
-        return await asyncio.get_running_loop().run_in_executor(self._worker, self.run_now, work)
+        return await asyncio.get_running_loop().run_in_executor(self._writer, self._transact, self._engine, work)
 
-    def run_now(self, work: Callable[[Connection], T]) -> T:
-        """`run` in the calling thread."""
-        with self._engine.begin() as connection:
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        """Run `work`, which changes nothing, on what was committed before; waits for no writer."""
+        return await asyncio.get_running_loop().run_in_executor(self._reader, self._transact, self._reading, work)
+
+    @staticmethod
+    def _transact(engine: Engine, work: Callable[[Connection], T]) -> T:
+        with _errors_told(), engine.begin() as connection:
             return work(connection)
 
     def close(self) -> None:
-        self._worker.shutdown(wait=True)
+        self._writer.shutdown(wait=True)
+        self._reader.shutdown(wait=True)
         self._engine.dispose()
+
+
+@contextmanager
+def _errors_told() -> Iterator[None]:
+    """Errors of the database as ours; those of a constraint are left to who knows what it means."""
+    try:
+        yield
+    except (OperationalError, sqlite3.OperationalError, OSError) as error:
+        cause = getattr(error, "orig", error)
+        raise UnavailableError(f"the registry's database cannot be used now: {cause}") from error
+    except DatabaseError as error:
+        if type(error.orig) is not sqlite3.DatabaseError:  # SQLITE_CORRUPT and SQLITE_NOTADB have no class of their own
+            raise
+        raise CorruptError(
+            f"the registry's database is damaged: {error.orig}", hint="stop the node and restore a backup of the file"
+        ) from error
 
 
 def _engine(url: str) -> Engine:
     if make_url(url).get_backend_name() != "sqlite":
         return create_engine(url)
+    file = _file(make_url(url))
+    if file is not None:
+        # It holds environments with their secrets. SQLite gives its other files the mode of this one.
+        file.touch(mode=0o600)
+        file.chmod(0o600)
     engine = create_engine(url, connect_args={"timeout": _BUSY_SECONDS, "check_same_thread": False})
 
     @event.listens_for(engine, "connect")
@@ -78,14 +115,22 @@ def _engine(url: str) -> Engine:
     @event.listens_for(engine, "begin")
     def begun(connection: Connection) -> None:
         # At once for writing: a reader that turns writer later may find that it cannot (SQLITE_BUSY_SNAPSHOT).
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        reads = connection.get_execution_options().get("read_only", False)
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
     return engine
 
 
+def _file(url: URL) -> Path | None:
+    """The file of a SQLite database; None for others, which have their own backups."""
+    if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
+        return None
+    return Path(url.database)
+
+
 def _migrate(engine: Engine) -> None:
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
+    config.set_main_option("script_location", str(_MIGRATIONS))
     script = ScriptDirectory.from_config(config)
     known, head = {revision.revision for revision in script.walk_revisions()}, script.get_current_head()
     # The lock of this transaction keeps a second process from migrating at the same time.
@@ -105,15 +150,15 @@ def _migrate(engine: Engine) -> None:
 
 
 def _back_up(engine: Engine, version: str) -> None:
-    """Copy a SQLite file beside itself, whole or not at all; other databases have their own backups."""
-    file = engine.url.database
-    if engine.url.get_backend_name() != "sqlite" or not file or file == ":memory:":
+    """Copy a SQLite file beside itself, whole and durable or not at all."""
+    file = _file(engine.url)
+    if file is None:
         return
-    target = Path(f"{file}.before-{version}-upgrade")
-    partial = target.with_name(f".{target.name}.new")
+    target = file.with_name(f"{file.name}.before-{version}-upgrade")
+    partial = file.with_name(f".{target.name}.new")
     partial.unlink(missing_ok=True)
-    with sqlite3.connect(file) as source, sqlite3.connect(partial) as copy:
+    partial.touch(mode=0o600)
+    with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(partial)) as copy:
         source.backup(copy)
-    copy.close()
-    source.close()
     partial.rename(target)
+    fsync_directory(target.parent)

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import binascii
 import hmac
+import re
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -24,9 +25,11 @@ from ballpoint.registry.database import Database
 from ballpoint.registry.records import Event, Sprite, SpriteState, TokenInfo
 from ballpoint.registry.schema import events, organizations, sprites, tokens
 
-DEFAULT_ORG = "default"
 _TOKEN_MAX = 1024
+_ORG_MAX = 63
+_TOKEN_PART = re.compile(r"[!-.0-~]+")  # printable ASCII but for the space and the slash
 _EVENTS_KEPT = 10_000  # of one sprite; the oldest go first
+_EVENTS_KEPT_OF_ALL = 1_000_000  # those of deleted sprites included
 _CHANGEABLE = frozenset({"labels", "url_settings", "environment", "config", "privileges", "image_digest"})
 
 
@@ -36,19 +39,18 @@ class Registry:
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
-        self._authenticated: dict[str, Caller] = {}
         self._watchers: dict[str, set[asyncio.Event]] = defaultdict(set)
 
     @classmethod
     async def open(cls, url: str, *, clock: Clock = SYSTEM_CLOCK) -> Registry:
-        """Open the database at `url`, migrated to this version, with at least the default organization.
+        """Open the database at `url`, migrated to this version; made, and empty, where there is none.
 
         Raises:
             ConflictError: a newer version wrote it.
+            UnavailableError: it cannot be reached, or another process keeps it locked.
+            CorruptError: it is no database, or a damaged one.
         """
-        registry = cls(await asyncio.to_thread(Database.open, url), clock)
-        await registry._database.run(lambda connection: registry._ensure_org(connection, DEFAULT_ORG, None))
-        return registry
+        return cls(await asyncio.to_thread(Database.open, url), clock)
 
     async def close(self) -> None:
         await asyncio.to_thread(self._database.close)
@@ -56,7 +58,16 @@ class Registry:
     # ---- organizations and tokens ----
 
     async def create_token(self, org: str, description: str) -> tuple[TokenInfo, str]:
-        """A new token of `org` (made if new). The text is returned once; only its value's hash is kept."""
+        """A new token of `org` (made if new). The text is returned once; only its value's hash is kept.
+
+        Raises:
+            InvalidError: no token can name an organization so.
+        """
+        if len(org) > _ORG_MAX or not _TOKEN_PART.fullmatch(org):
+            raise InvalidError(
+                f"{org[:80]!r} cannot name an organization",
+                hint=f"use 1-{_ORG_MAX} printable ASCII characters without space and slash",
+            )
         token_id, value = ids.new_instance_id(), ids.new_secret()
 
         def work(connection: Connection) -> tuple[TokenInfo, str]:
@@ -96,7 +107,7 @@ class Registry:
             org, org_id, token_id, value = split_token(text)
         except InvalidError as error:
             raise UnauthorizedError("the token is not valid", hint="log in again") from error
-        row = await self._database.run(
+        row = await self._database.read(
             lambda connection: connection.execute(_token_query().where(tokens.c.id == token_id)).mappings().first()
         )
         known = row["hash"] if row is not None else _hash("")
@@ -110,7 +121,7 @@ class Registry:
         query = _token_query().order_by(tokens.c.created_at)
         if org is not None:
             query = query.where(organizations.c.name == org)
-        return await self._database.run(
+        return await self._database.read(
             lambda connection: [_token(row) for row in connection.execute(query).mappings()]
         )
 
@@ -200,10 +211,10 @@ class Registry:
                 raise NotFoundError(f"there is no sprite {name!r}", code="sprite_not_found")
             return _sprite(row)
 
-        return await self._database.run(work)
+        return await self._database.read(work)
 
     async def sprite_by_id(self, sprite_id: str) -> Sprite:
-        return await self._database.run(lambda connection: _one(connection, sprite_id))
+        return await self._database.read(lambda connection: _one(connection, sprite_id))
 
     async def list_sprites(
         self, org_id: str, *, prefix: str = "", limit: int = 50, after: str | None = None
@@ -215,11 +226,11 @@ class Registry:
         """
         query = _sprite_query().where(sprites.c.org_id == org_id, sprites.c.state != "deleting")
         if prefix:
-            query = query.where(sprites.c.name.startswith(prefix, autoescape=True))
+            query = query.where(func.substr(sprites.c.name, 1, len(prefix)) == prefix)
         if after is not None:
             query = query.where(sprites.c.name > _decode_page(after))
         query = query.order_by(sprites.c.name).limit(limit + 1)
-        found = await self._database.run(
+        found = await self._database.read(
             lambda connection: [_sprite(row) for row in connection.execute(query).mappings()]
         )
         more = _encode_page(found[limit - 1].name) if len(found) > limit else None
@@ -228,18 +239,18 @@ class Registry:
     async def counts(self, org_id: str) -> dict[str, int]:
         """How many of an organization's sprites are running, warm and cold."""
         query = select(sprites.c.state, func.count()).where(sprites.c.org_id == org_id).group_by(sprites.c.state)
-        found = await self._database.run(lambda connection: {row[0]: row[1] for row in connection.execute(query)})
+        found = await self._database.read(lambda connection: {row[0]: row[1] for row in connection.execute(query)})
         return {state: found.get(state, 0) for state in ("running", "warm", "cold")}
 
     async def all_sprites(self) -> list[Sprite]:
         """Every sprite of every organization, for recovery."""
         query = _sprite_query().order_by(sprites.c.created_at)
-        return await self._database.run(
+        return await self._database.read(
             lambda connection: [_sprite(row) for row in connection.execute(query).mappings()]
         )
 
     async def update_sprite(self, sprite_id: str, **changes: Any) -> Sprite:
-        """Change what its owner may change: labels, url_settings, environment, config, privileges."""
+        """Change labels, url_settings, environment, config, privileges or image_digest."""
         if not changes.keys() <= _CHANGEABLE:
             raise InvalidError(f"not changeable: {', '.join(sorted(changes.keys() - _CHANGEABLE))}")
         change = update(sprites).where(sprites.c.id == sprite_id).values(**changes, updated_at=self._now())
@@ -272,8 +283,10 @@ class Registry:
         """Forget a sprite; its events stay. Returns whether it was there."""
 
         def work(connection: Connection) -> bool:
-            self._insert_event(connection, sprite_id, "deleted", cause, {})
-            return connection.execute(delete(sprites).where(sprites.c.id == sprite_id)).rowcount > 0
+            found = connection.execute(delete(sprites).where(sprites.c.id == sprite_id)).rowcount > 0
+            if found:
+                self._insert_event(connection, sprite_id, "deleted", cause, {})
+            return found
 
         found = await self._database.run(work)
         self._notify(sprite_id)
@@ -296,7 +309,7 @@ class Registry:
             .order_by(events.c.id)
             .limit(limit)
         )
-        return await self._database.run(
+        return await self._database.read(
             lambda connection: [_event(row) for row in connection.execute(query).mappings()]
         )
 
@@ -329,17 +342,10 @@ class Registry:
         made = connection.execute(insert(events).values(**row)).inserted_primary_key
         assert made is not None
         number = int(made[0])
-        if number % 100 == 0:
-            oldest = (
-                select(events.c.id)
-                .where(events.c.sprite_id == sprite_id)
-                .order_by(events.c.id.desc())
-                .offset(_EVENTS_KEPT)
-                .limit(1)
-            )
-            limit = connection.execute(oldest).scalar()
-            if limit is not None:
-                connection.execute(delete(events).where(events.c.sprite_id == sprite_id, events.c.id <= limit))
+        of_sprite = events.c.sprite_id == sprite_id
+        first_too_many = select(events.c.id).where(of_sprite).order_by(events.c.id.desc()).offset(_EVENTS_KEPT).limit(1)
+        connection.execute(delete(events).where(of_sprite, events.c.id <= first_too_many.scalar_subquery()))
+        connection.execute(delete(events).where(events.c.id <= number - _EVENTS_KEPT_OF_ALL))
         return Event(number, sprite_id, _time(now), kind, cause, detail)
 
     def _now(self) -> float:
@@ -353,13 +359,7 @@ def split_token(text: str) -> tuple[str, str, str, str]:
         InvalidError: it has another shape. The text is not in the message.
     """
     parts = text.strip().split("/")
-    if (
-        len(text) > _TOKEN_MAX
-        or len(parts) != 4
-        or not all(parts)
-        or not text.isascii()
-        or not text.strip().isprintable()
-    ):
+    if len(text) > _TOKEN_MAX or len(parts) != 4 or not all(map(_TOKEN_PART.fullmatch, parts)):
         raise InvalidError("a token has the shape org/orgid/tokenid/value")
     return parts[0], parts[1], parts[2], parts[3]
 
