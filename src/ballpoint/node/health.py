@@ -37,6 +37,8 @@ class Health:
     async def run(self) -> None:
         while True:
             for sprite_id, running in list(self._node.running.items()):
+                if running.frozen:
+                    continue  # said already, with its cause; the disk would only be found not to answer
                 trouble = await self.check(running)
                 if self._node.running.get(sprite_id) is running:
                     await self._node.report_trouble(running, trouble)

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import uvicorn
 import uvloop
+from sqlalchemy import URL
 
 from ballpoint.core.config import NodeConfig
 from ballpoint.core.errors import BallpointError, InvalidError
@@ -35,9 +36,11 @@ from ballpoint.node.pool import Pool
 from ballpoint.node.recovery import recover
 from ballpoint.node.routing import Routing
 from ballpoint.node.running import Starter
+from ballpoint.node.space import Space
 from ballpoint.registry.registry import Registry
 from ballpoint.runtime.container.instance import ContainerRuntime
 from ballpoint.runtime.container.programs import ensure_programs
+from ballpoint.volume.guard import PoolGuard
 from ballpoint.volume.pool import VolumePool
 
 log = logging.getLogger("node")
@@ -82,11 +85,25 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
 
         node = Node(registry, disks, domain=DOMAIN)
         pool = Pool(instances, config.pool, config.pool_max)
-        node.use(Starter(pool, instances, disks, network, on_death=node.instance_died, on_inner_exit=node.inner_exited))
+        guard = await asyncio.to_thread(PoolGuard, volumes)
+        stack.callback(guard.close)
+        space = Space(node, guard)
+        node.use(
+            Starter(
+                pool,
+                instances,
+                disks,
+                network,
+                on_death=node.instance_died,
+                on_inner_exit=node.inner_exited,
+                before_stop=space.release,
+            )
+        )
         await recover(node, instances, disks)
         pool.start()
         tasks = Tasks()
         tasks.start(Health(node).run(), "health")
+        tasks.start(space.run(), "space")
 
         resolver = Resolver(config.dns)
         await resolver.start(str(network.gateway))
@@ -130,7 +147,7 @@ async def _import_token(registry: Registry, config: NodeConfig) -> None:
 
 def registry_url(config: NodeConfig) -> str:
     """SQLAlchemy URL of the registry of a node that was told no other."""
-    return f"sqlite:///{config.data.resolve() / 'registry.db'}"
+    return URL.create("sqlite", database=str(config.data.resolve() / "registry.db")).render_as_string()
 
 
 def _limits(config: NodeConfig) -> Limits:

@@ -146,11 +146,14 @@ class Node:
         after = 0
         async with self.registry.watch(sprite.id) as changed:
             while True:
-                for event in await self.registry.events(sprite.id, after=after):
+                found = await self.registry.events(sprite.id, after=after)
+                for event in found:
                     after = event.id
                     yield _event_view(event)
                     if event.kind == "deleted":
                         return
+                if found:
+                    continue  # there may be more than a page
                 if not follow:
                     return
                 await changed()

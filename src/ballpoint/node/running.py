@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +30,7 @@ class Running:
 
     Attributes:
         trouble: why it is degraded; None while it is well.
+        frozen: its writers wait, because the pool is full.
         ending: it is being stopped, or has died: whoever wants the sprite waits for what comes next.
     """
 
@@ -38,6 +39,7 @@ class Running:
     volume: AttachedVolume
     trouble: str | None = None
     ending: bool = False
+    frozen: bool = False
 
 
 class Starter:
@@ -46,6 +48,7 @@ class Starter:
     Args:
         on_death: called with the sprite's id when its instance has died under it.
         on_inner_exit: called with the sprite's id and how its inner container ended.
+        before_stop: awaited with the volume's id before its processes are ended.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Starter:
         *,
         on_death: Callable[[str], None],
         on_inner_exit: Callable[[str, str], None],
+        before_stop: Callable[[str], Awaitable[None]],
     ) -> None:
         self._pool = pool
         self._instances = instances
@@ -64,6 +68,7 @@ class Starter:
         self._network = network
         self._on_death = on_death
         self._on_inner_exit = on_inner_exit
+        self._before_stop = before_stop
 
     async def start(self, sprite: Sprite) -> Running:
         """Give `sprite` a running instance over its volume. A failure leaves none, and the volume detached.
@@ -113,6 +118,7 @@ class Starter:
             UnavailableError: a process or the volume does not let go; call again.
         """
         running.instance.runtime.on_inner_exit = None
+        await self._before_stop(running.volume.id)
         await self._instances.end(running.instance)
         await asyncio.to_thread(running.volume.detach)
 

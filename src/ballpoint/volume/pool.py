@@ -10,8 +10,8 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,8 @@ _DETACH_SECONDS = 10.0
 _DIRTY_BYTES = 1 * _GIB
 _RESERVE_PER_VOLUME = 64 * _MIB
 _RESERVE_MAX_SHARE = 0.25
-_LOOP_DIRTY_MIN, _LOOP_DIRTY_SHARE = 16 * _MIB, 256 * _MIB
+# What one volume may have unwritten: 256 MiB costs a writer about a tenth, and a small pool has no room for that.
+_LOOP_DIRTY_MIN, _LOOP_DIRTY_MAX, _LOOP_DIRTY_SHARE = 16 * _MIB, 256 * _MIB, 1 / 64
 _TRIM_MINIMUM = 64 * 1024
 
 DIRECTORIES = ("upper", "work", "binds/docker", "binds/containers")
@@ -89,9 +90,23 @@ class AttachedVolume:
             os.close(self.mount)
             self.mount = -1
 
+    def allocated(self) -> int:
+        """Bytes of the pool its image takes, shared ones included."""
+        return self.image.stat().st_blocks * 512
+
     def trim(self) -> int:
         """Give blocks of deleted files back to the pool. Returns bytes."""
-        return filesystem.fitrim(self.mount, _TRIM_MINIMUM)
+        with self.opened() as root:
+            return filesystem.fitrim(root, _TRIM_MINIMUM)
+
+    @contextmanager
+    def opened(self) -> Iterator[int]:
+        """A descriptor that takes ioctls; `mount` itself is only a path (O_PATH, fsmount(2))."""
+        root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.mount)
+        try:
+            yield root
+        finally:
+            os.close(root)
 
 
 class VolumePool:
@@ -212,6 +227,9 @@ class VolumePool:
             NotFoundError: there is no such template.
         """
         _check_id(volume_id)
+        usage = self.usage()
+        if usage.free < usage.hard:
+            raise UnavailableError("the volume pool is full", hint="destroy sprites, or give the node a larger disk")
         final = self.volumes_directory / volume_id
         if final.exists():
             raise ConflictError(f"volume {volume_id} exists")
@@ -255,7 +273,10 @@ class VolumePool:
         if device is None:
             return None
         # The same block device gives the same superblock, so this is one more mount of it, not a second one.
-        return AttachedVolume(volume_id, image, _mount_ext4(device), device)
+        volume = AttachedVolume(volume_id, image, _mount_ext4(device), device)
+        with volume.opened() as root:
+            filesystem.fithaw(root)  # whoever froze it may have died before he could thaw it
+        return volume
 
     def destroy(self, volume_id: str) -> bool:
         """Remove a volume that nobody uses. Idempotent; returns whether it was there. A crash is finished by `open`.
@@ -303,7 +324,7 @@ class VolumePool:
     def _attach(self, volume_id: str, image: Path) -> AttachedVolume:
         device, fd = loop.attach(image)
         try:
-            _bound_dirty_data(device)
+            _bound_dirty_data(device, self.usage().total)
             return AttachedVolume(volume_id, image, _mount_ext4(device), device)
         finally:
             os.close(fd)  # the mount holds the device from now on
@@ -342,12 +363,13 @@ def _make_image(image: Path, pool_gb: int) -> None:
     fsync_directory(image.parent)
 
 
-def _bound_dirty_data(device: str) -> None:
+def _bound_dirty_data(device: str, pool_bytes: int) -> None:
     """Keep what one sprite can have unwritten small enough for the pool's reserve, where the kernel can (6.2+)."""
+    bound = min(_LOOP_DIRTY_MAX, max(_LOOP_DIRTY_MIN, int(pool_bytes * _LOOP_DIRTY_SHARE)))
     bdi = Path("/sys/block") / Path(device).name / "bdi"
     if (bdi / "strict_limit").exists():
         (bdi / "strict_limit").write_text("1")
-        (bdi / "max_bytes").write_text(str(max(_LOOP_DIRTY_MIN, _LOOP_DIRTY_SHARE)))
+        (bdi / "max_bytes").write_text(str(bound))
 
 
 def _check_id(volume_id: str) -> None:

@@ -1,0 +1,196 @@
+"""Volumes: made, attached, destroyed; and a pool that runs full."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ballpoint.core.errors import ConflictError, InvalidError, NotFoundError, UnavailableError
+from ballpoint.host import loop, mount, namespaces
+from ballpoint.volume.guard import PoolGuard
+from ballpoint.volume.pool import DIRECTORIES, VolumePool
+
+pytestmark = pytest.mark.host
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_mounts(root: None) -> None:
+    """Mounts of these tests stay in this process's own namespace."""
+    namespaces.unshare(namespaces.CLONE_NEWNS)
+    mount.mount("none", "/", flags=mount.MS_REC | mount.MS_PRIVATE)
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Iterator[VolumePool]:
+    made = VolumePool.open(tmp_path, pool_gb=2)
+
+    def populate(fd: int) -> None:
+        path(fd, "upper/hello").write_text("hello")
+
+    made.ensure_template("base", 4, populate)
+    yield made
+    made.close()
+    loop.wait_released(tmp_path / "pool.img", 10)
+    assert loop.find_by_backing(tmp_path / "pool.img") is None
+
+
+def path(fd: int, *below: str) -> Path:
+    return Path(f"/proc/self/fd/{fd}", *below)
+
+
+def test_a_volume_starts_as_its_template_and_keeps_what_is_written(pool: VolumePool) -> None:
+    pool.create("v1", template="base", meta={"image": "digest"})
+    volume = pool.attach("v1")
+    assert all(path(volume.mount, name).is_dir() for name in DIRECTORIES)
+    assert path(volume.mount, "upper/hello").read_text() == "hello"
+    path(volume.mount, "upper/mine").write_text("mine")
+    volume.detach()
+    again = pool.attach("v1")
+    assert path(again.mount, "upper/mine").read_text() == "mine"
+    again.detach()
+    assert pool.meta("v1")["image"] == "digest"
+    assert pool.destroy("v1")
+    assert not pool.destroy("v1")
+    assert pool.volumes() == []
+
+
+def test_volumes_do_not_see_each_other(pool: VolumePool) -> None:
+    for name in ("a", "b"):
+        pool.create(name, template="base", meta={})
+    first, second = pool.attach("a"), pool.attach("b")
+    path(first.mount, "upper/only-a").write_text("")
+    assert not path(second.mount, "upper/only-a").exists()
+    first.detach()
+    second.detach()
+
+
+def test_a_volume_in_use_is_neither_attached_again_nor_destroyed(pool: VolumePool) -> None:
+    pool.create("v", template="base", meta={})
+    volume = pool.attach("v")
+    with pytest.raises(ConflictError):
+        pool.attach("v")
+    other = pool.adopt("v")
+    assert other is not None
+    assert os.fstatvfs(other.mount).f_fsid == os.fstatvfs(volume.mount).f_fsid
+    volume.release()
+    with pytest.raises(UnavailableError):
+        volume.detach(timeout=0.1)
+    other.detach()
+    assert pool.adopt("v") is None
+    assert pool.destroy("v")
+
+
+def test_bad_names_and_absent_volumes(pool: VolumePool) -> None:
+    for bad in ("..", "a/b", "", "A", "x" * 65):
+        with pytest.raises(InvalidError):
+            pool.create(bad, template="base", meta={})
+    with pytest.raises(NotFoundError):
+        pool.attach("absent")
+    with pytest.raises(NotFoundError):
+        pool.create("v", template="absent", meta={})
+    assert pool.volumes() == []
+    pool.create("v", template="base", meta={})
+    with pytest.raises(ConflictError):
+        pool.create("v", template="base", meta={})
+
+
+def test_a_pool_has_one_node(pool: VolumePool, tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path; from ballpoint.volume.pool import VolumePool;"
+        f"VolumePool.open(Path({str(tmp_path)!r}), pool_gb=2)"
+    )
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "ConflictError" in other.stderr
+
+
+def test_what_was_interrupted_is_swept(pool: VolumePool, tmp_path: Path) -> None:
+    pool.create("kept", template="base", meta={})
+    (pool.root / "staging/half").mkdir()
+    (pool.root / "staging/half/disk.img").write_bytes(b"x")
+    (pool.root / "trash/gone").mkdir()
+    pool.close()
+    again = VolumePool.open(tmp_path, pool_gb=2)
+    assert (again.volumes(), list((again.root / "staging").iterdir()), list((again.root / "trash").iterdir())) == (
+        ["kept"],
+        [],
+        [],
+    )
+    again.close()
+
+
+def test_the_same_superblock_is_found_again(pool: VolumePool, tmp_path: Path) -> None:
+    """A pool that volumes keep alive is mounted through the loop device it has: a second one would destroy it."""
+    pool.create("v", template="base", meta={})
+    volume = pool.attach("v")
+    device = loop.find_by_backing(tmp_path / "pool.img")
+    pool.close()
+    again = VolumePool.open(tmp_path, pool_gb=2)
+    assert loop.find_by_backing(tmp_path / "pool.img") == device
+    path(volume.mount, "upper/f").write_text("through the old mount")
+    adopted = again.adopt("v")
+    assert adopted is not None
+    assert path(adopted.mount, "upper/f").read_text() == "through the old mount"
+    volume.release()
+    adopted.detach()
+    again.close()
+
+
+def test_a_pool_that_fills_up_loses_no_byte(pool: VolumePool) -> None:
+    """Writers that never fsync are stopped before the pool is full, and go on when there is room."""
+    names = [f"w{number}" for number in range(4)]
+    for name in (*names, "ballast"):
+        pool.create(name, template="base", meta={})
+    ballast = pool.attach("ballast")
+    path(ballast.mount, "upper/ballast").write_bytes(os.urandom(MIB) * 900)
+    os.sync()
+    ballast.detach()
+    volumes = {name: pool.attach(name) for name in names}
+    guard = PoolGuard(pool)
+    written: dict[str, int] = dict.fromkeys(names, 0)
+
+    def write(name: str) -> None:
+        block = name.encode().ljust(16) * (MIB // 16)
+        with path(volumes[name].mount, "upper/data").open("wb") as file:
+            for _ in range(200):
+                file.write(block)
+                written[name] += 1
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in names]
+    stopped = threading.Event()
+    seen: set[str] = set()
+    ballast_gone = False
+    deadline = time.monotonic() + 60
+    try:
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            assert time.monotonic() < deadline, f"the writers wait for ever: {pool.usage()}, frozen {guard.frozen}"
+            for notice in guard.tick(volumes.values()):
+                seen.add(notice.kind)
+            if guard.frozen and not ballast_gone:
+                assert pool.usage().free > 0
+                with pytest.raises(UnavailableError):
+                    pool.create("late", template="base", meta={})
+                pool.destroy("ballast")
+                ballast_gone = True
+            stopped.wait(0.1)
+        assert seen == {"frozen", "thawed"}
+    finally:
+        guard.close()
+        for thread in threads:
+            thread.join()
+    for name, volume in volumes.items():
+        volume.detach()
+        again = pool.attach(name)
+        data = path(again.mount, "upper/data").read_bytes()
+        assert data == name.encode().ljust(16) * (MIB // 16) * 200
+        again.detach()
