@@ -7,10 +7,12 @@ the one that was authorized.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 HEAD_MAX = 64 * 1024
 _TARGET_MAX = 48 * 1024
+_HOST_MAX = 255
 _LENGTH_DIGITS_MAX = 18
 _CHUNK_LINE_MAX = 18  # 16 hexadecimal digits and the line's end
 
@@ -25,6 +27,8 @@ _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t\x20-\x7e\x80
 HOP_BY_HOP = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
 )
+# Connection may not name these (RFC 9110 7.6.1): they would be left out, and the message read differently further on.
+_NEVER_HOP_BY_HOP = frozenset({b"host", b"content-length", b"transfer-encoding"})
 
 
 class FramingError(Exception):
@@ -59,11 +63,7 @@ class Head:
 
     def tokens(self, name: bytes) -> set[bytes]:
         """Lower-case members of the comma-separated list in all fields `name`."""
-        found: set[bytes] = set()
-        for given, value in self.fields:
-            if given.lower() == name:
-                found |= {part.strip().lower() for part in value.split(b",")}
-        return found - {b""}
+        return _tokens(self.fields, name)
 
     @property
     def keep_alive(self) -> bool:
@@ -87,8 +87,8 @@ class RequestHead(Head):
 
     @property
     def upgrade(self) -> bytes | None:
-        """The protocol asked for by an upgrade."""
-        if self.version == 1 and b"upgrade" in self.tokens(b"connection"):
+        """The protocol asked for by an upgrade. Beside a body it is ignored: both would use the connection at once."""
+        if self.version == 1 and not self.has_body and b"upgrade" in self.tokens(b"connection"):
             return self.get(b"upgrade")
         return None
 
@@ -148,7 +148,7 @@ def parse_request(data: bytes) -> RequestHead:
     if len(hosts) > 1 or (not hosts and version == 1):
         raise FramingError("there must be exactly one Host")
     host = hosts[0] if hosts else b""
-    if not _HOST.fullmatch(host):
+    if not _HOST.fullmatch(host) or len(host) > _HOST_MAX:
         raise FramingError("malformed Host")
     length, chunked = _framing(fields, version)
     return RequestHead(
@@ -200,7 +200,14 @@ def _fields(lines: list[bytes]) -> list[tuple[bytes, bytes]]:
     return fields
 
 
+def _tokens(fields: Iterable[tuple[bytes, bytes]], name: bytes) -> set[bytes]:
+    values = [value for given, value in fields if given.lower() == name]
+    return {part.strip(b" \t").lower() for value in values for part in value.split(b",")} - {b""}
+
+
 def _framing(fields: list[tuple[bytes, bytes]], version: int) -> tuple[int | None, bool]:
+    if _tokens(fields, b"connection") & _NEVER_HOP_BY_HOP:
+        raise FramingError("Connection names a field that belongs to the message")
     lengths = [value for name, value in fields if name.lower() == b"content-length"]
     codings = [value for name, value in fields if name.lower() == b"transfer-encoding"]
     if codings and lengths:
@@ -230,12 +237,18 @@ def _origin_form(target: bytes, host: bytes) -> bytes:
 class Chunks:
     """Follows a chunked body (RFC 9112 7.1) without changing it. Extensions and trailers are refused.
 
+    Args:
+        keep: collect what the chunks hold.
+
     Attributes:
         done: the last chunk has been seen.
+        content: what the chunks held so far, for the caller to take and clear; empty without `keep`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, keep: bool = False) -> None:
         self.done = False
+        self.content = bytearray()
+        self._keep = keep
         self._data_left = 0
         self._line = b""
         self._state = "size"
@@ -251,6 +264,8 @@ class Chunks:
             if self._state == "data":
                 step = min(self._data_left, len(data) - at)
                 self._data_left -= step
+                if self._keep:
+                    self.content += data[at : at + step]
                 at += step
                 if self._data_left == 0:
                     self._state = "end of data"

@@ -43,11 +43,11 @@ class Routes:
         raise UnavailableError("the node is being started again", hint="try again")
 
     async def _connection(self) -> Peer:
-        if self._peer is not None and not self._peer.closed:
-            return self._peer
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _CONNECT_SECONDS
         while True:
+            if self._peer is not None and not self._peer.closed:
+                return self._peer  # another request may have made it meanwhile
             try:
                 self._peer = Peer(peer.connect(self._path))
                 return self._peer

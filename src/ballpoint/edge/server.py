@@ -6,7 +6,9 @@ import asyncio
 import json
 import logging
 from collections import Counter
+from collections.abc import AsyncIterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +34,13 @@ _HEAD_SECONDS = 15.0
 _IDLE_SECONDS = 75.0
 _CONNECT_SECONDS = 5.0
 _RESPONSE_SECONDS = 150.0
+_LINGER_SECONDS = 2.0
 _CONNECTIONS_PER_ADDRESS = 2048
 _IDLE_API_CONNECTIONS = 16
+# The control API's server ends a connection that was idle for 5 s; one that it may be ending just now is not used.
+_IDLE_API_SECONDS = 3.0
+# No token is longer; what is said to be one is no more worth than none.
+_TOKEN_MAX = 1024
 
 _REASONS = {
     400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found", 408: "Request Timeout",
@@ -42,8 +49,9 @@ _REASONS = {
 }  # fmt: skip
 # One client attaches by P/exec/{id} from release candidate 30 on (contract section 1).
 _VERSION = b"v0.0.1-rc43"
-_NEVER_PASSED = (b"authorization", b"cookie")
+_NEVER_PASSED = (b"authorization", b"cookie", b"expect", b"x-request-id")
 _INTERNAL_PREFIX = b"x-ballpoint-"
+_RETRY = {"Retry-After": "2"}
 
 
 class Edge:
@@ -56,7 +64,7 @@ class Edge:
     def __init__(self, run: Path) -> None:
         self._api = run / "api.sock"
         self._routes = Routes(run)
-        self._idle: list[Stream] = []
+        self._idle: list[tuple[Stream, float]] = []  # and since when
         self._addresses: Counter[str] = Counter()
         self._connections: set[asyncio.Task[Any]] = set()
         self._quiet: set[asyncio.Task[Any]] = set()  # between two requests
@@ -77,6 +85,8 @@ class Edge:
                 await _refuse(client, 503, "too_many_connections", "too many connections from this address")
                 return
             await self._requests(client, address)
+            if not client.ended and not self._stopping:
+                await client.linger(_LINGER_SECONDS)
         except (ConnectionError, TimeoutError):
             pass  # the client has gone, or takes nothing
         except asyncio.CancelledError:
@@ -127,16 +137,18 @@ class Edge:
                 self._quiet.discard(task)
         async with asyncio.timeout(_HEAD_SECONDS):
             # An empty line before a request is to be ignored (RFC 9112 2.2).
-            while client.buffer[:2] == b"\r\n":
-                del client.buffer[:2]
-                if not client.buffer and not await client.fill():
-                    return None
+            while b"\r\n".startswith(client.buffer[:2]):
+                if len(client.buffer) >= 2:
+                    del client.buffer[:2]
+                elif not await client.fill():
+                    break
             data = await client.head()
         return None if data is None else parse_request(data)
 
     async def _request(self, client: Stream, head: RequestHead, address: str) -> bool:
         """Handle one request. Returns whether the connection can take another."""
         request_id = ids.new_instance_id()
+        refuse = partial(_refuse, client, request_id=request_id, head_only=head.method == b"HEAD")
         status, keep = 500, False
         try:
             question = {"method": head.method.decode(), "target": head.target.decode(), "host": head.host.decode()}
@@ -146,9 +158,9 @@ class Edge:
                 refusal = route["refuse"]
                 status = int(refusal["status"])
                 keep = head.keep_alive and not head.has_body
-                await _refuse(
-                    client, status, refusal["error"], refusal["message"],
-                    hint=refusal.get("hint"), headers=refusal.get("headers"), keep=keep, request_id=request_id,
+                await refuse(
+                    status, refusal["error"], refusal["message"],
+                    hint=refusal.get("hint"), headers=refusal.get("headers"), keep=keep,
                 )  # fmt: skip
                 return keep
             try:
@@ -164,12 +176,16 @@ class Edge:
             return keep
         except FramingError as error:
             status = error.status
-            await _refuse(client, status, "bad_request", error.message, request_id=request_id)
+            await refuse(status, "bad_gateway" if status == 502 else "bad_request", error.message)
             return False
-        except (UnavailableError, TimeoutError) as error:
+        except TimeoutError:
             status = 503
-            text = error.message if isinstance(error, BallpointError) else "no answer in time"
-            await _refuse(client, status, "unavailable", text, headers={"Retry-After": "2"}, request_id=request_id)
+            await refuse(status, "unavailable", "no answer in time", headers=_RETRY)
+            return False
+        except BallpointError as error:
+            status = error.status
+            headers = _RETRY if isinstance(error, UnavailableError) else None
+            await refuse(status, error.code, error.message, hint=error.hint, headers=headers)
             return False
         finally:
             path = head.target.partition(b"?")[0].decode()
@@ -177,16 +193,18 @@ class Edge:
 
     async def api_connection(self) -> Stream:
         """A connection to the control API: one that is idle, or a new one."""
+        now = asyncio.get_running_loop().time()
         while self._idle:
-            stream = self._idle.pop()
-            if not stream.ended and not stream.transport.is_closing():
+            stream, since = self._idle.pop()
+            # Bytes on an idle connection answer nothing that was asked.
+            if now - since < _IDLE_API_SECONDS and not (stream.ended or stream.buffer or stream.transport.is_closing()):
                 return stream
             stream.close()
         return await connect(self._api, _CONNECT_SECONDS)
 
     def give_back(self, stream: Stream) -> None:
         if len(self._idle) < _IDLE_API_CONNECTIONS and not stream.buffer and not self._stopping:
-            self._idle.append(stream)
+            self._idle.append((stream, asyncio.get_running_loop().time()))
         else:
             stream.close()
 
@@ -201,7 +219,9 @@ class _Exchange:
         self._route = route
         self._request_id = request_id
         self._to_agent = route["to"] == "agent"
-        self._body_sent = False
+        self._body_over = asyncio.Event()  # no more of the request's body is passed on
+        self._body_sent = False  # it was passed on whole
+        self._broken: FramingError | None = None
         self._client_left = False
 
     async def run(self) -> tuple[int, bool]:
@@ -211,22 +231,21 @@ class _Exchange:
         body: asyncio.Task[None] | None = None
         try:
             upstream.write(self._request_head())
-            if b"100-continue" in self._head.tokens(b"expect") and self._head.has_body:
+            # RFC 9110 10.1.1: an HTTP/1.0 client knows no interim response.
+            if b"100-continue" in self._head.tokens(b"expect") and self._head.has_body and self._head.version == 1:
                 self._client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             body = asyncio.get_running_loop().create_task(self._request_body(upstream))
-            response = await self._response_head(upstream, body)
+            response = await self._response_head(upstream)
             if response.status == 101:
                 await self._join(upstream, response)
                 return 101, False
-            reuse = await self._respond(upstream, response)
-            finished = self._body_sent and not self._client_left
-            keep = reuse and self._head.keep_alive and finished
-            reuse = reuse and finished and response.keep_alive and not self._to_agent
+            keep = await self._respond(upstream, response) and not self._client_left
+            reuse = keep and response.keep_alive and not self._to_agent
             return response.status, keep
         finally:
             if body is not None:
                 body.cancel()
-                with suppress(asyncio.CancelledError, FramingError, ConnectionError):
+                with suppress(asyncio.CancelledError):
                     await body
             if reuse:
                 self._edge.give_back(upstream)
@@ -246,9 +265,7 @@ class _Exchange:
         fields = [
             (name, value)
             for name, value in head.end_to_end()
-            if name.lower() not in _NEVER_PASSED
-            and name.lower() != b"expect"
-            and not name.lower().startswith(_INTERNAL_PREFIX)
+            if name.lower() not in _NEVER_PASSED and not name.lower().startswith(_INTERNAL_PREFIX)
         ]
         if head.version == 0 and head.get(b"host") is None:
             fields.append((b"Host", b"localhost"))
@@ -265,28 +282,49 @@ class _Exchange:
 
     async def _request_body(self, upstream: Stream) -> None:
         """Pass the request's body on, then watch for a client that goes away: the request goes with it."""
-        client, head = self._client, self._head
-        async for data in _body(client, head, until_close=False):
-            upstream.write(data)
-            await upstream.drain()
-        self._body_sent = True
-        if head.upgrade is not None:
+        client = self._client
+        try:
+            await self._send_body(upstream)
+        except FramingError as error:
+            self._broken = error
+            upstream.abort()
+        except ConnectionError:
+            self._leave(upstream)
+        finally:
+            self._body_over.set()
+        if not self._body_sent or self._head.upgrade is not None:
             return
         while len(client.buffer) < _READ:  # more than that of a next request is not read ahead
             if not await client.fill():
-                self._client_left = True
-                upstream.abort()
+                self._leave(upstream)
                 return
 
-    async def _response_head(self, upstream: Stream, body: asyncio.Task[None]) -> ResponseHead:
-        reading = asyncio.get_running_loop().create_task(self._read_response_head(upstream))
+    async def _send_body(self, upstream: Stream) -> None:
+        async for data in _body(self._client, self._head, until_close=False):
+            upstream.write(data)
+            try:
+                await upstream.drain()
+            except ConnectionError:
+                return  # the server wants no more; its answer, if there is one, says why
+        self._body_sent = True
+
+    def _leave(self, upstream: Stream) -> None:
+        self._client_left = True
+        upstream.abort()
+
+    async def _response_head(self, upstream: Stream) -> ResponseHead:
+        loop = asyncio.get_running_loop()
+        reading = loop.create_task(self._read_response_head(upstream))
+        sending = loop.create_task(self._body_over.wait())
         try:
+            # A body takes as long as it takes; the server's time begins after it.
+            await asyncio.wait({reading, sending}, return_when=asyncio.FIRST_COMPLETED)
+            if self._broken is not None:
+                raise self._broken  # the client's fault, whatever the server makes of it
             async with asyncio.timeout(_RESPONSE_SECONDS):
-                await asyncio.wait({reading, body}, return_when=asyncio.FIRST_COMPLETED)
-                if body.done() and isinstance(failure := body.exception(), FramingError):
-                    raise failure  # a broken body is the client's fault, whatever the server makes of it
                 return await reading
         finally:
+            sending.cancel()
             reading.cancel()
             with suppress(asyncio.CancelledError, FramingError, ConnectionError, UnavailableError):
                 await reading
@@ -295,13 +333,13 @@ class _Exchange:
         while True:
             try:
                 data = await upstream.head()
-            except ConnectionError as error:
-                raise UnavailableError("the sprite ended the connection", hint="try again") from error
-            if data is None:
-                if self._client_left:
-                    raise ConnectionResetError
-                raise UnavailableError("the server ended the connection without an answer", hint="try again")
-            response = parse_response(data)
+                if data is None:
+                    if self._client_left:
+                        raise ConnectionResetError
+                    raise UnavailableError("the server ended the connection without an answer", hint="try again")
+                response = parse_response(data)
+            except FramingError as error:
+                raise FramingError(f"the server's answer is malformed: {error.message}", 502) from error
             if response.status == 101 or response.status >= 200:
                 return response
 
@@ -314,21 +352,27 @@ class _Exchange:
 
     async def _respond(self, upstream: Stream, response: ResponseHead) -> bool:
         """Pass the response on. Returns whether both connections are at a clean end of it."""
+        client = self._client
         empty = self._head.method == b"HEAD" or response.status in (204, 304)
         until_close = not empty and not response.chunked and response.length is None
-        dechunk = response.chunked and self._head.version == 0
+        bare = response.chunked and not empty and self._head.version == 0  # HTTP/1.0 knows no chunks
         fields = response.end_to_end()
-        if response.chunked and not empty and not dechunk:
+        if response.chunked and not empty and not bare:
             fields.append((b"Transfer-Encoding", b"chunked"))
-        keep = self._head.keep_alive and not until_close and not dechunk
+        keep = self._head.keep_alive and not until_close and not bare and self._body_sent
         fields.append((b"Connection", b"keep-alive" if keep else b"close"))
         line = b"HTTP/1.1 %d %s" % (response.status, response.reason)
-        client = self._client
         client.write(_format(line, self._with_ours(fields)))
         if not empty:
-            async for data in _body(upstream, response, until_close=until_close):
-                client.write(data)
-                await client.drain()
+            try:
+                async for data in _body(upstream, response, until_close=until_close, bare=bare):
+                    client.write(data)
+                    await client.drain()
+            except (FramingError, ConnectionError) as error:
+                # Where its end is the connection's end, only a reset tells the client that it was cut.
+                if bare:
+                    client.reset()
+                raise ConnectionResetError("the response was cut short") from error
         await client.drain()
         return keep
 
@@ -337,17 +381,21 @@ class _Exchange:
         return [field for field in fields if field[0].lower() not in (b"sprite-version", b"x-request-id")] + ours
 
 
-async def _body(stream: Stream, head: Head, *, until_close: bool) -> Any:
-    """The raw bytes of a body, as it is framed; a body cut short is a ConnectionError."""
+async def _body(stream: Stream, head: Head, *, until_close: bool, bare: bool = False) -> AsyncIterator[bytes]:
+    """The raw bytes of a body, as it is framed, or `bare` of its chunks; a body cut short is a ConnectionError."""
     if head.chunked:
-        chunks = Chunks()
+        chunks = Chunks(keep=bare)
         while not chunks.done:
             data = await stream.some(_READ)
             if not data:
                 raise ConnectionResetError("a body was cut short")
             used = chunks.take(data)
             stream.unread(data[used:])
-            yield data[:used]
+            if bare:
+                yield bytes(chunks.content)
+                chunks.content.clear()
+            else:
+                yield data[:used]
     elif until_close:
         while data := await stream.some(_READ):
             yield data
@@ -363,7 +411,8 @@ async def _body(stream: Stream, head: Head, *, until_close: bool) -> Any:
 
 def _bearer(head: RequestHead) -> str:
     scheme, _, token = (head.get(b"authorization") or b"").partition(b" ")
-    return token.strip().decode("latin-1") if scheme.lower() == b"bearer" else ""
+    token = token.strip()
+    return token.decode() if scheme.lower() == b"bearer" and token.isascii() and len(token) <= _TOKEN_MAX else ""
 
 
 def _format(line: bytes, fields: list[tuple[bytes, bytes]]) -> bytes:
@@ -379,16 +428,16 @@ async def _refuse(
     hint: str | None = None,
     headers: dict[str, str] | None = None,
     keep: bool = False,
-    request_id: str = "",
+    request_id: str | None = None,
+    head_only: bool = False,
 ) -> None:
     """Answer with an error of the contract's shape."""
     content = {"error": code, "message": message, **({"hint": hint} if hint else {})}
     body = json.dumps(content).encode()
     fields = [(b"Content-Type", b"application/json"), (b"Content-Length", str(len(body)).encode())]
     fields += [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
-    fields += [(b"Sprite-Version", _VERSION), (b"Connection", b"keep-alive" if keep else b"close")]
-    if request_id:
-        fields.append((b"X-Request-Id", request_id.encode()))
+    fields += [(b"Sprite-Version", _VERSION), (b"X-Request-Id", (request_id or ids.new_instance_id()).encode())]
+    fields.append((b"Connection", b"keep-alive" if keep else b"close"))
     reason = _REASONS.get(status, "Error").encode()
-    client.write(_format(b"HTTP/1.1 %d %s" % (status, reason), fields) + body)
+    client.write(_format(b"HTTP/1.1 %d %s" % (status, reason), fields) + (b"" if head_only else body))
     await client.drain()

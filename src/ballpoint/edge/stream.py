@@ -7,8 +7,11 @@ could lose bytes; here they are in `buffer`, and the end of the stream is in `en
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from socket import SO_LINGER, SOL_SOCKET
 from typing import cast
 
 from ballpoint.core.errors import UnavailableError
@@ -139,12 +142,33 @@ class Stream(asyncio.Protocol):
         if self._failure is not None:
             raise ConnectionResetError("the peer has gone") from self._failure
 
+    async def linger(self, seconds: float) -> None:
+        """Send no more, and drop what still comes, until the peer ends the connection or `seconds` have passed.
+
+        A connection that is closed with bytes unread is reset (RFC 9112 9.6), and the reset can reach the peer before
+        it has read its answer.
+        """
+        if self.transport.is_closing():
+            return
+        self.transport.write_eof()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                self.buffer.clear()
+                while await self.fill():
+                    self.buffer.clear()
+
     def close(self) -> None:
         """End the connection once what was written has gone out."""
         self.transport.close()
 
     def abort(self) -> None:
         """End the connection at once."""
+        self.transport.abort()
+
+    def reset(self) -> None:
+        """End the connection so that its peer takes this for a failure."""
+        # socket(7): closed with a linger time of zero, a TCP connection is reset.
+        self.transport.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
 
 

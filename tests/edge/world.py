@@ -1,0 +1,285 @@
+"""What an edge stands between: clients, a node that says where requests go, and servers that answer them.
+
+The edge itself is the real process. The node and the servers are threads of the test, so that tests decide every byte.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ballpoint.core import peer, wire
+from tests.edge.wires import EndedError, Message, Wire
+
+Route = Callable[[dict[str, Any]], dict[str, Any]]
+Handler = Callable[[Wire], None]
+
+TOKEN = "acme/o1/t1/secret-of-the-client"
+_STOP_SECONDS = 30.0
+
+
+class Listener:
+    """Accepts connections in a thread and serves each in one of its own."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        self.accepted = 0
+        self._open: set[socket.socket] = set()
+        self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()
+        self._start(self._accept)
+
+    def _start(self, work: Callable[..., None], *arguments: Any) -> None:
+        thread = threading.Thread(target=work, args=arguments)
+        thread.start()
+        self._threads.append(thread)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:  # shut down
+                return
+            with self._lock:
+                self.accepted += 1
+                self._open.add(sock)
+            self._start(self._serve_one, sock)
+
+    def _serve_one(self, sock: socket.socket) -> None:
+        try:
+            with suppress(OSError, EndedError):
+                self.serve(sock)
+        finally:
+            with self._lock:
+                self._open.discard(sock)
+                sock.close()
+
+    def serve(self, sock: socket.socket) -> None:
+        raise NotImplementedError
+
+    def drop(self) -> None:
+        """End every connection, and wait until nobody serves one."""
+        with self._lock:
+            for sock in self._open:
+                with suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+        while len(self._threads) > 1:
+            self._threads.pop().join()
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._threads[0].join()
+        self.drop()
+
+
+class Node(Listener):
+    """The node's side of the routing socket: `route` answers each question, `questions` are what was asked."""
+
+    def __init__(self, path: Path, route: Route, questions: list[dict[str, Any]], uid: int) -> None:
+        self._route = route
+        self._questions = questions
+        listener = peer.listen(path, mode=0o600)
+        os.chown(path, uid, uid)
+        listener.setblocking(True)
+        super().__init__(listener)
+
+    def serve(self, sock: socket.socket) -> None:
+        sock.setblocking(True)
+        while True:
+            message, _ = wire.receive(sock)
+            if not message:
+                return
+            number = message.pop("id")
+            assert message.pop("op") == "route"
+            self._questions.append(message)
+            wire.send(sock, {"id": number, **self._route(message)})
+
+
+class Server(Listener):
+    """The control API, or an agent: `handler` serves a connection; `seen` holds each request's exact bytes."""
+
+    def __init__(self, path: Path, uid: int, *, preamble: bool) -> None:
+        self.path = path
+        self.seen: queue.Queue[bytes] = queue.Queue()
+        self.preambles: list[bytes] = []
+        self._preamble = preamble
+        self.handler: Handler = self.echo
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(str(path))
+        os.chown(path, uid, uid)
+        listener.listen(64)
+        super().__init__(listener)
+
+    def serve(self, sock: socket.socket) -> None:
+        connection = Wire(sock)
+        if self._preamble:
+            self.preambles.append(connection.until(b"\n"))
+        self.handler(connection)
+
+    def request(self, connection: Wire) -> Message:
+        """The next request of a connection, noted in `seen`."""
+        message, raw = connection.request()
+        self.seen.put(raw)
+        return message
+
+    def echo(self, connection: Wire) -> None:
+        """Answer every request with the exact bytes it came in."""
+        while True:
+            message, raw = connection.request()
+            self.seen.put(raw)
+            body = b"" if message.line.startswith("HEAD ") else raw
+            connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(raw) + body)
+            if message.get("connection") == "close":
+                return
+
+    def answer(self, data: bytes, *, close: bool = False) -> None:
+        """From now on answer every request with `data`."""
+
+        def handle(connection: Wire) -> None:
+            while True:
+                self.request(connection)
+                connection.send(data)
+                if close:
+                    return
+
+        self.handler = handle
+
+
+class Edge:
+    """A real edge process.
+
+    Args:
+        settings: constants of ballpoint.edge's modules that a test cannot wait for, as module.name -> value.
+        uid: the identity it takes.
+    """
+
+    def __init__(self, run: Path, *, settings: dict[str, float] | None = None, uid: int = 0) -> None:
+        listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self.address = listener.getsockname()
+        self.log = run / f"edge-{self.address[1]}.log"
+        lines = ["import ballpoint.edge.__main__ as edge, ballpoint.edge.routes, ballpoint.edge.server"]
+        for name, value in (settings or {}).items():
+            module, _, constant = name.rpartition(".")
+            lines.append(f"assert hasattr(ballpoint.edge.{module}, {constant!r})")
+            lines.append(f"ballpoint.edge.{module}.{constant} = {value}")
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable, "-c", "\n".join([*lines, "edge.main()"]), f"--listen-fd={listener.fileno()}",
+                    f"--run={run}", f"--uid={uid}",
+                ],
+                pass_fds=[listener.fileno()], stderr=log,
+            )  # fmt: skip
+        listener.close()
+
+    def connect(self) -> Wire:
+        return Wire(socket.create_connection(self.address))
+
+    def descriptors(self) -> int:
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    def connections(self) -> int:
+        """How many sockets it holds."""
+        links = Path(f"/proc/{self.process.pid}/fd")
+        found = 0
+        for each in os.listdir(links):
+            with suppress(FileNotFoundError):
+                found += os.readlink(links / each).startswith("socket:")
+        return found
+
+    def terminate(self) -> int:
+        """SIGTERM, and its exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(_STOP_SECONDS)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(_STOP_SECONDS)
+
+
+class World:
+    """One node with its servers, and edges in front of them."""
+
+    def __init__(self, uid: int = 0) -> None:
+        # A unix socket's path is short (108 bytes), and an edge's identity must reach it.
+        self._directory = tempfile.TemporaryDirectory(prefix="edge-")
+        self.run = Path(self._directory.name)
+        self.run.chmod(0o755)
+        self.uid = uid
+        self.questions: list[dict[str, Any]] = []
+        self.route: Route = self.default_route
+        self.node: Node | None = None
+        self.start_node()
+        self.api = Server(self.run / "api.sock", uid, preamble=False)
+        self.agent = Server(self.run / "agent.sock", uid, preamble=True)
+        self._edges: list[Edge] = []
+        self.edge = self.start_edge()
+
+    def default_route(self, question: dict[str, Any]) -> dict[str, Any]:
+        """`/agent/...` is the agent's, `/refuse` nobody's, and everything else the control API's."""
+        target = question["target"]
+        if target.startswith("/agent/"):
+            return {
+                "ok": {
+                    "to": "agent",
+                    "socket": str(self.agent.path),
+                    "target": target.removeprefix("/agent"),
+                    "preamble": {"v": 1, "org": "acme"},
+                }
+            }
+        if target.startswith("/refuse"):
+            refusal = {"status": 401, "error": "unauthorized", "message": "no", "hint": "log in"}
+            return {"ok": {"refuse": {**refusal, "headers": {"WWW-Authenticate": "Bearer"}}}}
+        return {"ok": {"to": "api", "caller": {"token": question["token"]}}}
+
+    def start_node(self) -> None:
+        self.node = Node(self.run / "route.sock", lambda question: self.route(question), self.questions, self.uid)
+
+    def stop_node(self) -> None:
+        if self.node is not None:
+            self.node.close()
+            self.node = None
+
+    def start_edge(self, settings: dict[str, float] | None = None) -> Edge:
+        edge = Edge(self.run, settings=settings, uid=self.uid)
+        self._edges.append(edge)
+        return edge
+
+    def connect(self) -> Wire:
+        return self.edge.connect()
+
+    def reset(self) -> None:
+        """As good as new, for the next test."""
+        while len(self._edges) > 1:
+            self._edges.pop().close()
+        if self.node is None:
+            self.start_node()
+        self.route = self.default_route
+        for server in (self.api, self.agent):
+            server.drop()
+            server.accepted = 0
+            server.handler = server.echo
+            server.seen = queue.Queue()
+            server.preambles.clear()
+        self.questions.clear()
+
+    def close(self) -> None:
+        for edge in self._edges:
+            edge.close()
+        self.api.close()
+        self.agent.close()
+        self.stop_node()
+        self._directory.cleanup()
