@@ -1,0 +1,74 @@
+"""Status never lies: what does not answer is degraded, and a restart from outside mends it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from ballpoint.core import ids
+from ballpoint.host import filesystem
+from tests.crash.test_kill import inside, kinds
+from tests.support.nodes import TestNode, shell
+from tests.support.waiting import eventually
+
+pytestmark = [pytest.mark.node, pytest.mark.slow]
+
+
+def assert_degraded_then_mended(node: TestNode, name: str, undo_at_end: bool) -> None:
+    path = f"/v1/sprites/{name}"
+    eventually(lambda: node.api("GET", path).json()["health"] == "degraded", seconds=60)
+    assert node.api("GET", path).json()["status"] != "running"
+    refused = node.api("POST", f"{path}/exec?cmd=true")
+    assert (refused.status_code, refused.json()["error"]) == (503, "degraded")
+    assert "Retry-After" in refused.headers
+    if undo_at_end:
+        return
+    assert node.api("POST", f"{path}/restart").status_code == 200
+    assert node.api("GET", path).json()["health"] == "ok"
+
+
+def test_an_agent_that_does_not_answer(own_node: TestNode) -> None:
+    own_node.start()
+    sprite = own_node.client().create_sprite(f"t-{ids.new_instance_id()}")
+    assert shell(sprite, "echo kept > file; sync")[0] == 0
+    (agent,) = inside(own_node, "agent")
+    os.kill(agent, signal.SIGSTOP)
+    assert_degraded_then_mended(own_node, sprite.name, undo_at_end=False)
+    assert shell(sprite, "cat file") == (0, "kept\n")
+    assert "degraded" in kinds(own_node, sprite)
+
+
+def test_a_disk_that_takes_no_write(own_node: TestNode) -> None:
+    own_node.start()
+    sprite = own_node.client().create_sprite(f"t-{ids.new_instance_id()}")
+    assert shell(sprite, "echo kept > file; sync")[0] == 0
+    (anchor,) = inside(own_node, "anchor")
+    inner = next(pid for pid in _children(_only_child(anchor)) if Path(f"/proc/{pid}/comm").read_text() == "init\n")
+    docker = os.open(f"/proc/{inner}/root/var/lib/docker", os.O_RDONLY)
+    try:
+        filesystem.fifreeze(docker)
+        eventually(lambda: _write_started(own_node, sprite.name))
+        assert_degraded_then_mended(own_node, sprite.name, undo_at_end=True)
+    finally:
+        filesystem.fithaw(docker)
+        os.close(docker)
+    eventually(lambda: own_node.api("GET", f"/v1/sprites/{sprite.name}").json()["health"] == "ok", seconds=60)
+    assert shell(sprite, "cat file") == (0, "kept\n")
+    assert kinds(own_node, sprite)[-2:] == ["degraded", "healthy"]
+
+
+def _write_started(node: TestNode, name: str) -> bool:
+    """A disk is only asked whether it answers when it was used since the last time: a read is use enough."""
+    return node.api("POST", f"/v1/sprites/{name}/exec?cmd=sha256sum&cmd=/usr/bin/git&cmd=file").status_code == 200
+
+
+def _only_child(pid: int) -> int:
+    (child,) = _children(pid)
+    return child
+
+
+def _children(pid: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
