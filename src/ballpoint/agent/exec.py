@@ -23,8 +23,8 @@ _SIGNALS = {name.removeprefix("SIG"): int(number) for name, number in signal.Sig
 def signal_number(name: object) -> int | None:
     """Number of `TERM`, `SIGTERM` or `15`; None where there is no such signal."""
     text = str(name).upper().removeprefix("SIG")
-    if text.isascii() and text.isdigit() and 0 < int(text[:4]) < 65:
-        return int(text)
+    if text.isascii() and text.isdigit():
+        return int(text) if len(text) < 3 and 0 < int(text) < 65 else None
     return _SIGNALS.get(text)
 
 
@@ -167,7 +167,7 @@ class _WebSocketExec(_Exec):
         """A text frame; what is not understood is ignored, as newer clients may say more."""
         try:
             message: Any = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):  # deep nesting is found out by the latter
             return
         if not isinstance(message, dict):
             return

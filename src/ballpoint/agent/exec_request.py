@@ -14,9 +14,9 @@ _FIELDS_MAX = 20_000
 _MAX_RUN_SECONDS = 10.0  # without a terminal; with one, for ever
 
 # time.ParseDuration of Go: numbers with units, without a sign here.
-_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
+_PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_NUMBER = re.compile(r"\d{1,12}(\.\d{1,9})?")
+_NUMBER = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?")
 _TRUE, _FALSE = {"true", "1"}, {"false", "0", ""}
 
 
@@ -98,6 +98,6 @@ def _size(fields: dict[str, str], name: str, default: int) -> int:
     value = fields.get(name)
     if not value:
         return default
-    if not (value.isascii() and value.isdigit()) or not 0 < int(value[:9]) <= _SIZE_MAX:
+    if not (value.isascii() and value.isdigit() and len(value) < 10) or not 0 < int(value) <= _SIZE_MAX:
         raise InvalidError(f"{name}={value[:32]!r} is not a terminal size")
     return int(value)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import select
 import socket
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -64,12 +65,19 @@ class Request:
     def is_websocket(self) -> bool:
         return self.headers.get("upgrade", "").lower() == "websocket"
 
+    @property
+    def has_body(self) -> bool:
+        return "transfer-encoding" in self.headers or self.headers.get("content-length", "0") != "0"
+
 
 Route = Callable[["Connection", Request], Handler | None]
 
 
 class Connection(asyncio.Protocol):
-    """One connection; parses its head, then passes bytes between the client and a handler."""
+    """One connection; parses its head, then passes bytes between the client and a handler.
+
+    It has one request; what follows that is dropped. An end of what the client sends is the client's end.
+    """
 
     def __init__(self, route: Route) -> None:
         self._route = route
@@ -81,6 +89,8 @@ class Connection(asyncio.Protocol):
         self._headers: dict[str, str] = {}
         self._handler: Handler | None = None
         self._upgraded = False
+        self._complete = False
+        self._hangup: select.epoll | None = None
         self.writable = True
 
     # ---- what handlers use ----
@@ -112,19 +122,49 @@ class Connection(asyncio.Protocol):
         self.respond(error.status, body)
 
     def pause_reading(self, paused: bool) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            if paused:
-                self._transport.pause_reading()
-            else:
-                self._transport.resume_reading()
+        """Take no more from the client (or do again). That it has gone is noticed all the same."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        if paused:
+            self._transport.pause_reading()
+            self._watch(self._transport)
+        else:
+            self._unwatch()
+            self._transport.resume_reading()
+
+    def _watch(self, transport: asyncio.Transport) -> None:
+        """An event loop that reads nothing sees no end; epoll(7) reports a hang-up unasked."""
+        if self._hangup is None:
+            self._hangup = select.epoll()
+            self._hangup.register(transport.get_extra_info("socket").fileno(), 0)
+            asyncio.get_running_loop().add_reader(self._hangup.fileno(), self.abort)
+
+    def _unwatch(self) -> None:
+        if self._hangup is not None:
+            asyncio.get_running_loop().remove_reader(self._hangup.fileno())
+            self._hangup.close()
+            self._hangup = None
 
     def upgrade(self) -> None:
         """From now on the handler gets raw bytes."""
         self._upgraded = True
 
+    @property
+    def unsent(self) -> int:
+        """Bytes that wait for the client to take them."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
     def close(self) -> None:
+        """End the connection once all is sent."""
+        self._unwatch()
         if self._transport is not None:
             self._transport.close()
+
+    def abort(self) -> None:
+        """End the connection now."""
+        self._unwatch()
+        if self._transport is not None:
+            self._transport.abort()
 
     # ---- asyncio.Protocol ----
 
@@ -142,11 +182,21 @@ class Connection(asyncio.Protocol):
             assert self._handler is not None
             self._handler.data(data)
             return
+        if self._complete:
+            return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._after_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
+            self._malformed(error)
+
+    def _malformed(self, error: httptools.HttpParserError) -> None:
+        if self._complete:
+            return  # it is what follows the request
+        if self._handler is not None:
+            self.close()  # the response has begun; a cut one says that something is wrong
+        else:
             self.respond_error(InvalidError(f"malformed request: {error}"))
 
     def _after_upgrade(self, rest: bytes) -> None:
@@ -185,6 +235,7 @@ class Connection(asyncio.Protocol):
             self._handler.writable()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._unwatch()
         self._parser = None
         handler, self._handler = self._handler, None
         if handler is not None:
@@ -199,10 +250,14 @@ class Connection(asyncio.Protocol):
         self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
+        if self._complete:
+            return
         assert self._preamble is not None
         method = self._parser.get_method().decode("latin-1")
         request = Request(method, self._target.decode("latin-1"), self._headers, self._preamble)
         try:
+            if self._parser.should_upgrade() and request.has_body:
+                raise InvalidError("an upgrade cannot have a body")  # the parser would not read it
             self._handler = self._route(self, request)
         except BallpointError as error:
             self.respond_error(error)
@@ -211,10 +266,13 @@ class Connection(asyncio.Protocol):
             self.respond(500, {"error": "internal", "message": f"the agent failed: {type(error).__name__}"})
 
     def on_body(self, body: bytes) -> None:
-        if self._handler is not None:
+        if self._handler is not None and not self._complete:
             self._handler.data(body)
 
     def on_message_complete(self) -> None:
+        if self._complete:
+            return
+        self._complete = True
         if self._handler is not None and not self._upgraded:
             self._handler.end()
 

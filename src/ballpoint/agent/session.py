@@ -157,8 +157,10 @@ class Session:
         status = self._owner.spawner.wait(self.pid, self.pidfd)
         code = 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
         for stream, fd in list(self._outputs.items()):
-            while self._readable(stream, fd):
-                pass
+            # What it wrote is at most what a pipe holds; its children may go on writing for ever.
+            for _ in range(_PIPE_SIZE // CHUNK):
+                if not self._readable(stream, fd):
+                    break
         self.exit_code = code
         self._close_input()
         if self._deadline is not None:
@@ -211,6 +213,8 @@ class Session:
         self._pending += data
         if idle:
             self._feed()
+        else:
+            self._hold_back()
 
     def end_input(self) -> None:
         """No more input will come. A terminal has no end of input but the one its user types."""
@@ -228,8 +232,7 @@ class Session:
                 del self._pending[:written]
         except BlockingIOError:
             self._loop.add_writer(self._input, self._feed)
-            if len(self._pending) > _STDIN_HIGH_WATER and self._viewer is not None:
-                self._viewer.pause_input(True)
+            self._hold_back()
             return
         except OSError:  # EPIPE: it reads no more
             self._close_input()
@@ -239,6 +242,10 @@ class Session:
             self._viewer.pause_input(False)
         if self._input_ended:
             self._close_input()
+
+    def _hold_back(self) -> None:
+        if len(self._pending) > _STDIN_HIGH_WATER and self._viewer is not None:
+            self._viewer.pause_input(True)
 
     def _close_input(self) -> None:
         self._pending.clear()
@@ -260,10 +267,15 @@ class Session:
 
     def signal(self, number: int) -> bool:
         """Signal its process group. Returns whether there was anyone."""
+        if self.exit_code is not None:
+            return False
         try:
             os.killpg(self.pid, number)
-        except ProcessLookupError:
-            return False
+        except ProcessLookupError:  # it has just been started, and leads no group yet
+            try:
+                signal.pidfd_send_signal(self.pidfd, number)
+            except ProcessLookupError:
+                return False
         return True
 
     def listing(self) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from ballpoint.core.errors import InvalidError
 MESSAGE_MAX = 16 << 20
 _KEEPALIVE_SECONDS = 15.0
 _CLOSE_SECONDS = 1.0
+# Well above what sessions ever leave unsent: the rest is answers to a client that pings and never reads.
+_UNSENT_MAX = 4 << 20
 
 
 class WebSocket:
@@ -65,11 +67,13 @@ class WebSocket:
         if self._framing.state is not State.OPEN:
             return True
         self._framing.send_binary(data)
+        self._spoke = self._loop.time()
         return self._flush()
 
     def send_text(self, text: str) -> None:
         if self._framing.state is State.OPEN:
             self._framing.send_text(text.encode())
+            self._spoke = self._loop.time()
             self._flush()
 
     def close(self, code: int) -> None:
@@ -88,6 +92,8 @@ class WebSocket:
             assert isinstance(frame, Frame)
             self._take(frame)
         self._flush()
+        if self._connection.unsent > _UNSENT_MAX:
+            self._connection.abort()
         if self._framing.parser_exc is not None and self._closing is None:
             self._closing = self._loop.call_later(_CLOSE_SECONDS, self._connection.close)
 
@@ -113,7 +119,6 @@ class WebSocket:
             self._on_message(self._binary, message)
 
     def _flush(self) -> bool:
-        self._spoke = self._loop.time()
         chunks = self._framing.data_to_send()
         ended = bool(chunks) and chunks[-1] == b""
         going = self._connection.send(*chunks) if chunks else self._connection.writable
@@ -128,6 +133,5 @@ class WebSocket:
         """One client counts data messages only, and gives up after 45 s without (contract 3.6)."""
         if self._loop.time() - self._spoke >= _KEEPALIVE_SECONDS - 0.1:
             self.send_binary(b"")
-            self._spoke = self._loop.time()
         if self._framing.state is State.OPEN:
             self._schedule_keepalive()

@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.agent.world import World, descriptors, eventually
+
+
+@pytest.fixture
+async def world(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> AsyncIterator[World]:
+    """An agent. Whatever a test does to it, it shows no traceback and keeps neither a session nor a descriptor."""
+    before = descriptors().keys()
+    made = World(tmp_path)
+    await made.start()
+    try:
+        yield made
+    finally:
+        await made.close()
+    assert made.failures == []
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == []
+    await eventually(lambda: descriptors().keys() == before)
