@@ -10,14 +10,14 @@ import click
 from ballpoint.cli.host.options import data_option
 from ballpoint.core.config import DEFAULT_DATA, load_config
 
-_MARKS = {"ok": "ok     ", "warning": "warning", "missing": "MISSING"}
+_MARKS = {"ok": "ok     ", "optional": "-      ", "warning": "warning", "missing": "MISSING"}
 
 
 @click.command()
 @data_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(data: Path | None, as_json: bool) -> int:
-    """Check what the host must offer, and say what mends what is missing."""
+    """Check what the host must offer, and say what mends what is missing. Exits with 1 where a node cannot work."""
     import msgspec
 
     from ballpoint.cli.host.checks import checks
