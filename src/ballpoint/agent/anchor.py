@@ -33,6 +33,13 @@ class Anchor:
         reply, fds = self._ask(b"G" + name.encode())
         return fds[0] if reply == b"F" else None
 
+    def take(self, name: str) -> int:
+        """`get`, of what must be there. InternalError where it is not."""
+        fd = self.get(name)
+        if fd is None:
+            raise InternalError(f"the anchor keeps no {name}")
+        return fd
+
     def forget(self, name: str) -> bool:
         """Close what is kept under `name`."""
         return self._ask(b"D" + name.encode())[0] == b"K"

@@ -11,16 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import socket
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ballpoint.agent.agent import Agent
 from ballpoint.core.errors import ConflictError, InvalidError
 from ballpoint.core.peer import Peer
-
-if TYPE_CHECKING:
-    from ballpoint.agent.main import Agent
 
 # A node serves agents of its own version and of the one before (the hello says which).
 PROTOCOL_VERSION = 1
@@ -87,15 +84,3 @@ class Control:
 
     def _ping(self, message: dict[str, Any], fds: list[int]) -> tuple[Any, Sequence[int]]:
         return {"sessions": len(self._agent.sessions or ())}, ()
-
-
-def how_it_ended(status: int) -> str:
-    """Words for the wait status of an inner init: a pid namespace's reboot(2) ends it by SIGHUP, a halt by SIGINT."""
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        if number == signal.SIGHUP:
-            return "reboot"
-        if number == signal.SIGINT:
-            return "halt"
-        return f"signal {number}"
-    return f"exit {os.WEXITSTATUS(status)}"

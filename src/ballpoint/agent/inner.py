@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import socket
 from collections.abc import Sequence
 
@@ -105,3 +106,15 @@ def _receive(sock: socket.socket, expected: bytes) -> tuple[str, list[int]]:
         reason = data[1:].decode(errors="replace") if data[:1] == b"E" else "it ended"
         raise InternalError(f"the inner container did not start: {reason}")
     return data[1:].decode(), fds
+
+
+def how_it_ended(status: int) -> str:
+    """Words for the wait status of an inner init: a pid namespace's reboot(2) ends it by SIGHUP, a halt by SIGINT."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        if number == signal.SIGHUP:
+            return "reboot"
+        if number == signal.SIGINT:
+            return "halt"
+        return f"signal {number}"
+    return f"exit {os.WEXITSTATUS(status)}"

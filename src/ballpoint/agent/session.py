@@ -10,17 +10,20 @@ import asyncio
 import fcntl
 import logging
 import os
+import re
 import signal
 import struct
 import termios
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from ballpoint.agent.anchor import Anchor
 from ballpoint.agent.spawn_types import ProcessSpec, Spawner, SpawnError
 from ballpoint.core.clock import SYSTEM_CLOCK, rfc3339
+from ballpoint.core.errors import InternalError
 
 log = logging.getLogger("agent.session")
 
@@ -31,6 +34,12 @@ _PIPE_SIZE = 1 << 20  # /proc/sys/fs/pipe-max-size by default
 _F_SETPIPE_SZ = 1031
 _STDIN_HIGH_WATER = 256 * 1024
 _KILL_AFTER_SECONDS = 5.0
+# Names of a session's descriptors with the anchor: key, then `p` for the pidfd or the number of a stream.
+_KEPT = re.compile(r"(s[0-9]+-[0-9]+)\.([p012])")
+
+
+def _key(pid: int, created: float) -> str:
+    return f"s{pid}-{round(created * 1000)}"
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,16 @@ class Viewer(Protocol):
 class Session:
     """One process with its streams. Made by `Sessions.start`."""
 
-    def __init__(self, owner: Sessions, pid: int, pidfd: int, command: str, tty: bool, max_run: float | None) -> None:
+    def __init__(
+        self,
+        owner: Sessions,
+        pid: int,
+        pidfd: int,
+        command: str,
+        tty: bool,
+        max_run: float | None,
+        created: datetime,
+    ) -> None:
         self._owner = owner
         self._loop = asyncio.get_running_loop()
         self.pid = pid
@@ -86,8 +104,10 @@ class Session:
         self.command = command
         self.tty = tty
         self.max_run = max_run
-        self.created = SYSTEM_CLOCK.now()
-        self.active = self.created
+        self.created = created
+        self.active = created
+        # What the anchor keeps for it; a pid alone may come again while children of its former bearer still write.
+        self.key = _key(pid, created.timestamp())
         self.exit_code: int | None = None
         self._viewer: Viewer | None = None
         self._outputs: dict[int, int] = {}  # stream -> descriptor
@@ -107,6 +127,12 @@ class Session:
         self._listen(True)
         self._loop.add_reader(self.pidfd, self._exited)
 
+    def drop(self, outputs: dict[int, int]) -> None:
+        """Go on reading what children of an ended process write."""
+        self.exit_code = 0
+        self._outputs = outputs
+        self._listen(True)
+
     def state(self) -> dict[str, Any]:
         """What the next agent needs to go on with it."""
         return {
@@ -119,8 +145,8 @@ class Session:
 
     def descriptors(self) -> dict[str, int]:
         """Its descriptors by the names the anchor keeps them under."""
-        found = {f"s{self.pid}.p": self.pidfd, f"s{self.pid}.0": self._input}
-        found.update({f"s{self.pid}.{stream}": fd for stream, fd in self._outputs.items()})
+        found = {f"{self.key}.p": self.pidfd, f"{self.key}.0": self._input}
+        found.update({f"{self.key}.{stream}": fd for stream, fd in self._outputs.items()})
         return {name: fd for name, fd in found.items() if fd >= 0}
 
     def _listen(self, wanted: bool) -> None:
@@ -323,15 +349,22 @@ class Sessions:
         """
         ours: list[int] = []
         theirs: list[int] = []
+
+        def pipe(reads: list[int], writes: list[int]) -> tuple[int, int]:
+            read, write = os.pipe2(os.O_CLOEXEC)
+            reads.append(read)
+            writes.append(write)
+            return read, write
+
         try:
             if command.tty:
                 master, slave = self.spawner.open_pty(command.rows, command.cols)
                 ours, theirs = [master], [slave]
                 streams, outputs, stdin = (slave, slave, slave), {STDOUT: master}, master
             else:
-                pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
-                (in_read, in_write), (out_read, out_write), (err_read, err_write) = pipes
-                ours, theirs = [in_write, out_read, err_read], [in_read, out_write, err_write]
+                in_read, in_write = pipe(theirs, ours)
+                out_read, out_write = pipe(ours, theirs)
+                err_read, err_write = pipe(ours, theirs)
                 with suppress(OSError):  # EPERM beyond the user's share of pipe memory: the default size serves
                     fcntl.fcntl(out_read, _F_SETPIPE_SZ, _PIPE_SIZE)
                 streams, outputs, stdin = (
@@ -352,43 +385,62 @@ class Sessions:
         finally:
             for fd in theirs:
                 os.close(fd)
-        session = Session(self, pid, pidfd, command.text, command.tty, command.max_run)
+        created = SYSTEM_CLOCK.now()
+        session = Session(self, pid, pidfd, command.text, command.tty, command.max_run, created)
         self._sessions[session.id] = session
         session.begin(outputs, stdin)
         if not command.stdin:
             session.end_input()
-        self._deposit(session)
+        try:
+            self._deposit(session)
+        except InternalError as error:
+            session.signal(signal.SIGKILL)
+            raise SpawnError(126, "too many commands run in this sprite") from error
         return session
 
     def adopt(self, states: list[dict[str, Any]]) -> None:
         """Go on with the sessions of an earlier agent; their clients are gone."""
         if self._anchor is None:
             return
-        for state in states:
-            prefix = f"s{state['pid']}."
-            kept = {name.removeprefix(prefix): name for name in self._anchor.names() if name.startswith(prefix)}
-            fds = {short: self._anchor.get(name) for short, name in kept.items()}
-            pidfd = fds.pop("p", None)
-            if pidfd is None:
-                continue
-            session = Session(self, state["pid"], pidfd, state["command"], state["tty"], state["max_run"])
-            self._sessions[session.id] = session
-            stdin = fds.pop("0", None)
-            outputs = {int(short): fd for short, fd in fds.items() if fd is not None}
-            session.begin(outputs, -1 if stdin is None else stdin)
-            session.orphan()
+        known = {_key(state["pid"], state["created"]): state for state in states}
+        kept: dict[str, dict[str, int]] = {}
+        for name in self._anchor.names():
+            if (match := _KEPT.fullmatch(name)) is not None and (fd := self._anchor.get(name)) is not None:
+                kept.setdefault(match[1], {})[match[2]] = fd
+        for key, fds in kept.items():
+            self._go_on(key, fds, known.get(key))
         self._save([session.state() for session in self._sessions.values()])
 
+    def _go_on(self, key: str, fds: dict[str, int], state: dict[str, Any] | None) -> None:
+        """Take over one earlier session; without a state or a pidfd, its process has ended or is on its own."""
+        pidfd, stdin = fds.pop("p", -1), fds.pop("0", -1)
+        outputs = {int(short): fd for short, fd in fds.items()}
+        pid = int(key[1:].partition("-")[0])
+        if state is not None and pidfd >= 0:
+            created = datetime.fromtimestamp(state["created"], UTC)
+            session = Session(self, pid, pidfd, state["command"], state["tty"], state["max_run"], created)
+            self._sessions[session.id] = session
+            session.begin(outputs, stdin)
+            session.orphan()
+            return
+        created = datetime.fromtimestamp(int(key.partition("-")[2]) / 1000, UTC)
+        session = Session(self, pid, -1, "", False, None, created)
+        for short, fd in (("p", pidfd), ("0", stdin)):
+            if fd >= 0:
+                os.close(fd)
+                self.forget(session, short)
+        session.drop(outputs)
+
     def ended(self, session: Session) -> None:
+        """Forget a session; the descriptors its children write to are kept until they are at their end."""
         self._sessions.pop(session.id, None)
-        for short in ("p", 0, 1, 2):
-            self.forget(session, short)
+        self.forget(session, "p")
         self._save([each.state() for each in self._sessions.values()])
 
     def forget(self, session: Session, short: str | int) -> None:
         """Let the anchor close its copy of one of the session's descriptors."""
         if self._anchor is not None:
-            self._anchor.forget(f"s{session.pid}.{short}")
+            self._anchor.forget(f"{session.key}.{short}")
 
     def _deposit(self, session: Session) -> None:
         if self._anchor is not None:

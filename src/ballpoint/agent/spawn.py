@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import signal
 import struct
 import termios
 from collections.abc import Sequence
@@ -90,7 +91,12 @@ class ContainerSpawner:
             if error.errno == errno.E2BIG:
                 raise SpawnError(126, "argument list too long") from error
             raise SpawnError(126, f"cannot start a process: {error.strerror}") from error
-        return pid, os.pidfd_open(pid)
+        try:
+            return pid, os.pidfd_open(pid)
+        except OSError as error:  # out of descriptors: nobody could watch it
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise SpawnError(126, f"cannot watch a process: {error.strerror}") from error
 
     def wait(self, pid: int, pidfd: int) -> int:
         """Wait status of an ended process, whether this agent started it or one before."""
