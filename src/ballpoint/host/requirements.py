@@ -90,17 +90,30 @@ def low_sysctls(root: Path = Path("/proc/sys")) -> dict[str, int]:
     return low
 
 
-def raise_sysctls() -> dict[str, int]:
-    """Raise what is too low, now and for the next boot. Returns what was changed."""
-    low = low_sysctls()
+def raise_sysctls(root: Path = Path("/proc/sys"), file: Path = SYSCTL_FILE) -> dict[str, int]:
+    """Raise what is too low, now and for the next boot. Returns what was changed.
+
+    A limit that the host's administrator set higher is never written, so that no boot lowers it.
+
+    Raises:
+        UnavailableError: the kernel refuses, as it does inside a container.
+    """
+    low = low_sysctls(root)
     if not low:
         return {}
-    lines = ["# Written by `ballpoint up`: limits that all sprites of this host share.", ""]
-    lines[1:1] = [f"{name} = {value}" for name, value in SYSCTLS.items()]
-    SYSCTL_FILE.parent.mkdir(exist_ok=True)
-    write_atomically(SYSCTL_FILE, "\n".join(lines).encode())
+    written = file.read_text().splitlines() if file.exists() else []
+    before = [name for name in SYSCTLS if any(line.startswith(f"{name} = ") for line in written)]
+    lines = [f"{name} = {SYSCTLS[name]}" for name in SYSCTLS if name in before or name in low]
+    file.parent.mkdir(exist_ok=True)
+    text = "\n".join(["# Written by `ballpoint up`: limits that all sprites of this host share.", *lines, ""])
+    write_atomically(file, text.encode())
     for name, value in low.items():
-        Path("/proc/sys", name.replace(".", "/")).write_text(str(value))
+        try:
+            Path(root, name.replace(".", "/")).write_text(str(value))
+        except OSError as error:
+            raise UnavailableError(
+                f"cannot raise {name} to {value}: {error.strerror}", hint="run it on the machine itself, as root"
+            ) from error
     return low
 
 
