@@ -225,9 +225,10 @@ def test_an_early_answer_reaches_a_client_that_sends_its_whole_body_first(world:
         connection.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno")
 
     world.api.handler = refuse
-    with world.connect() as client:
-        client.send(post(target, b"x" * 3_000_000))
-        assert client.response().status == (401 if target == "/refuse" else 413)
+    for _ in range(50):  # the answer comes before, after, or while the edge finds that its server has gone
+        with world.connect() as client:
+            client.send(post(target, b"x" * 1_000_000))
+            assert client.response().status == (401 if target == "/refuse" else 413)
 
 
 # ---- responses ----

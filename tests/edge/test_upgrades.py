@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from contextlib import suppress
 
 import pytest
 
@@ -238,3 +239,35 @@ def test_a_server_that_reads_nothing_holds_its_client_back(world: World) -> None
         assert client.rest() == b""
     assert blocked.is_set()
     assert got == [data]
+
+
+@pytest.mark.parametrize("size", [10, 150_000, 4 << 20])
+def test_the_last_of_the_output_reaches_a_client_that_still_sends(world: World, size: int) -> None:
+    """As with a command that ends before it has read all its input."""
+    data = pattern(size) + b"the end"
+
+    def end(connection: Wire) -> None:
+        connection.head()
+        connection.send(SWITCH)
+        connection.exactly(100_000)
+        connection.send(data)
+
+    serve(world, "/agent/exec", end)
+    for _ in range(20):
+        with world.connect() as client:
+            client.send(get("/agent/exec", *UPGRADE))
+            assert client.head().status == 101
+            done = threading.Event()
+
+            def flood(client: Wire = client, done: threading.Event = done) -> None:
+                with suppress(OSError):
+                    while not done.is_set():
+                        client.send(bytes(100_000))
+
+            flooding = threading.Thread(target=flood)
+            flooding.start()
+            try:
+                assert client.rest() == data
+            finally:
+                done.set()
+                flooding.join()

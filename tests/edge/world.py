@@ -35,14 +35,10 @@ class Listener:
         self._listener = listener
         self.accepted = 0
         self._open: set[socket.socket] = set()
-        self._threads: list[threading.Thread] = []
+        self._serving: list[threading.Thread] = []
         self._lock = threading.Lock()
-        self._start(self._accept)
-
-    def _start(self, work: Callable[..., None], *arguments: Any) -> None:
-        thread = threading.Thread(target=work, args=arguments)
-        thread.start()
-        self._threads.append(thread)
+        self._acceptor = threading.Thread(target=self._accept)
+        self._acceptor.start()
 
     def _accept(self) -> None:
         while True:
@@ -53,7 +49,9 @@ class Listener:
             with self._lock:
                 self.accepted += 1
                 self._open.add(sock)
-            self._start(self._serve_one, sock)
+                thread = threading.Thread(target=self._serve_one, args=[sock])
+                self._serving.append(thread)
+                thread.start()
 
     def _serve_one(self, sock: socket.socket) -> None:
         try:
@@ -73,14 +71,15 @@ class Listener:
             for sock in self._open:
                 with suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
-        while len(self._threads) > 1:
-            self._threads.pop().join()
+            serving, self._serving = self._serving, []
+        for thread in serving:
+            thread.join()
 
     def close(self) -> None:
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self._threads[0].join()
+        self._acceptor.join()
         self.drop()
 
 

@@ -3,30 +3,45 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
-from ballpoint.edge.stream import Stream
+from ballpoint.edge.stream import Stream, read_rest
 
 _HIGH_WATER = 1 << 20
+_LINGER_SECONDS = 10.0
 
 
 class _Side(asyncio.Protocol):
-    def __init__(self, transport: asyncio.Transport, joined: asyncio.Future[None]) -> None:
+    """One of the two connections.
+
+    Attributes:
+        lost: done once the connection has ended.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
         self.transport = transport
         self.other: _Side
-        self._joined = joined
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._finished = False
+        self._told = False
 
     def data_received(self, data: bytes) -> None:
-        self.other.transport.write(data)
+        if not self.other.lost.done():
+            self.other.transport.write(data)
 
     def eof_received(self) -> bool:
         self._finished = True
-        if self.other._finished:
-            self.transport.close()  # neither says any more: both connections end
+        if self.other._finished or self.other.lost.done():
+            self.transport.close()  # neither says any more
             return False
-        if not self.other.transport.is_closing() and self.other.transport.can_write_eof():
-            self.other.transport.write_eof()
+        self.other.finish()
         return True  # the other direction may go on
+
+    def finish(self) -> None:
+        """Tell the peer that no more will come."""
+        if not self._told and not self.transport.is_closing() and self.transport.can_write_eof():
+            self._told = True
+            self.transport.write_eof()
 
     def pause_writing(self) -> None:
         if not self.other.transport.is_closing():
@@ -37,27 +52,39 @@ class _Side(asyncio.Protocol):
             self.other.transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.other.transport.close()
-        if not self._joined.done():
-            self._joined.set_result(None)
+        if exc is not None and not self._finished and not self.other.lost.done():
+            self.other.transport.write(read_rest(self.transport))
+        if not self.lost.done():
+            self.lost.set_result(None)
 
 
-async def splice(first: Stream, second: Stream) -> None:
+async def splice(client: Stream, server: Stream) -> None:
     """Join two streams until either connection ends; then both have ended. What they had read already goes first."""
-    joined: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    sides = (_Side(first.transport, joined), _Side(second.transport, joined))
-    sides[0].other, sides[1].other = sides[1], sides[0]
+    ours, theirs = _Side(client.transport), _Side(server.transport)
+    ours.other, theirs.other = theirs, ours
     # Nothing is received between these lines, so nothing falls between the old protocol and the new.
-    for side, stream in zip(sides, (first, second), strict=True):
+    for side, stream in ((ours, client), (theirs, server)):
         side.transport.set_write_buffer_limits(high=_HIGH_WATER)
         side.transport.set_protocol(side)
         side.other.transport.write(bytes(stream.buffer))
         stream.buffer.clear()
-    for side, stream in zip(sides, (first, second), strict=True):
-        if side.transport.is_closing():
-            side.connection_lost(None)
-            continue
-        side.transport.resume_reading()
-        if stream.ended:
-            side.eof_received()
-    await joined
+    try:
+        for side, stream in ((ours, client), (theirs, server)):
+            if side.transport.is_closing():
+                side.connection_lost(None)
+                continue
+            side.transport.resume_reading()
+            if stream.ended:
+                side.eof_received()
+        await asyncio.wait({ours.lost, theirs.lost}, return_when=asyncio.FIRST_COMPLETED)
+        if not ours.lost.done():
+            # A client that still sends must not lose the last of the output to a reset (see Stream.linger).
+            ours.finish()
+            if not ours.transport.is_closing():
+                ours.transport.resume_reading()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LINGER_SECONDS):
+                    await ours.lost
+    finally:
+        client.close()
+        server.close()

@@ -7,6 +7,7 @@ could lose bytes; here they are in `buffer`, and the end of the stream is in `en
 from __future__ import annotations
 
 import asyncio
+import os
 import struct
 from collections.abc import Callable
 from contextlib import suppress
@@ -65,6 +66,8 @@ class Stream(asyncio.Protocol):
         return True  # what is to be written may still be
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if exc is not None and not self.ended:
+            self.buffer += read_rest(self.transport)
         self.ended = True
         self._failure = exc or ConnectionResetError("the connection has ended")
         _wake(self._reader)
@@ -175,6 +178,19 @@ class Stream(asyncio.Protocol):
 def _wake(waiter: asyncio.Future[None] | None) -> None:
     if waiter is not None and not waiter.done():
         waiter.set_result(None)
+
+
+def read_rest(transport: asyncio.Transport) -> bytes:
+    """What was received on a connection that is being lost and has not been read.
+
+    A write that fails ends a transport at once, though its peer may have said something before it went away.
+    """
+    fd = transport.get_extra_info("socket").fileno()
+    rest = b""
+    with suppress(OSError):  # nothing more is there, or the connection was reset
+        while data := os.read(fd, READ_AHEAD):
+            rest += data
+    return rest
 
 
 async def connect(path: Path, seconds: float) -> Stream:
