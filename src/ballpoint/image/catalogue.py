@@ -1,14 +1,14 @@
 """Built images of a host, shared by its nodes.
 
-Layout below CACHE/images (docs/standard-image.md): DIGEST/{image.erofs,image.json}; .build-* while one is being built.
-An image exists from the rename of its directory on.
+Layout below CACHE/images (docs/standard-image.md): DIGEST/{image.erofs,image.json}; .build-* while one is being built,
+.removed-* while one is being removed. An image exists from one rename of its directory to the other.
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,10 +17,18 @@ import msgspec
 from blake3 import blake3
 
 from ballpoint.core.clock import SYSTEM_CLOCK, rfc3339
-from ballpoint.core.errors import NotFoundError
-from ballpoint.host.files import fsync_directory, remove_tree
+from ballpoint.core.errors import CorruptError, NotFoundError
+from ballpoint.host import process
+from ballpoint.host.files import fsync_directory, remove_tree, write_atomically
 from ballpoint.image.build import Progress, build_filesystem
 from ballpoint.image.recipe import Recipe, load_recipe
+
+_FILE = "image.erofs"
+_RECORD = "image.json"
+_DIGEST = re.compile("[0-9a-f]{64}")
+_LEFTOVERS = (".build-*", ".removed-*")
+_DYING_SECONDS = 10.0
+_LOOK_SECONDS = 0.05
 
 
 class Image(msgspec.Struct, frozen=True):
@@ -42,6 +50,15 @@ class Image(msgspec.Struct, frozen=True):
     size: int
 
 
+class _Record(msgspec.Struct, frozen=True):
+    """Content of image.json: what the file and its name do not say. Unknown keys are left alone."""
+
+    recipe: str
+    recipe_digest: str
+    built_at: str
+    size: int
+
+
 class Catalogue:
     """The images in a cache directory. Safe to use from several processes at once."""
 
@@ -50,16 +67,16 @@ class Catalogue:
         self._root.mkdir(parents=True, exist_ok=True)
 
     def list(self) -> list[Image]:
-        """All images, oldest first."""
-        found = [self._read(path.parent) for path in self._root.glob("[0-9a-f]*/image.json")]
-        return sorted(found, key=lambda image: image.built_at)
+        """All images, oldest first. CorruptError where one is damaged."""
+        found = (self._read(path.name) for path in self._root.iterdir() if _DIGEST.fullmatch(path.name))
+        return sorted((image for image in found if image is not None), key=lambda image: image.built_at)
 
     def find(self, digest: str) -> Image:
-        """The image `digest`. NotFoundError where the host has none of that name."""
-        directory = self._root / digest
-        if not digest.isalnum() or not (directory / "image.json").exists():
+        """The image `digest`. NotFoundError where the host has none of that name; CorruptError where it is damaged."""
+        image = self._read(digest) if _DIGEST.fullmatch(digest) else None
+        if image is None:
             raise NotFoundError(f"there is no image {digest[:16]!r} on this host", hint="ballpoint image list")
-        return self._read(directory)
+        return image
 
     def current(self, recipe: str) -> Image | None:
         """The newest image of a recipe as its text is now; None where it was not built yet."""
@@ -68,71 +85,113 @@ class Catalogue:
         return matching[-1] if matching else None
 
     def ensure(self, recipe: str, *, mirror: str | None, progress: Callable[[Progress], None]) -> Image:
-        """The current image of `recipe`, built if there is none; a second process waits for the first."""
+        """The current image of `recipe`, built if there is none; a second process waits for the first.
+
+        Raises:
+            As `build`.
+        """
         found = self.current(recipe)
         if found is not None:
             return found
-        with self._building():
+        with self._building(progress):
             return self.current(recipe) or self._build(load_recipe(recipe), mirror, progress)
 
     def build(self, recipe: str, *, mirror: str | None, progress: Callable[[Progress], None]) -> Image:
         """Build `recipe` anew, with today's packages. The same packages give the same image.
 
+        A crash half-way leaves no image, and files that the next build removes; the build's programs die with it.
+
+        Args:
+            mirror: Debian archive; None takes the host's own, or else mmdebstrap's default.
+            progress: is told how far it has come.
+
         Raises:
             NotFoundError: there is no such recipe.
+            InvalidError: the caller is not root.
             UnavailableError: a tool is missing, or the mirror does not answer.
         """
         text = load_recipe(recipe)
-        with self._building():
+        with self._building(progress):
             return self._build(text, mirror, progress)
 
     def remove(self, digest: str) -> bool:
         """Remove an image; the caller knows that no volume names it. Returns whether it was there."""
-        directory = self._root / digest
-        if not digest.isalnum() or not directory.is_dir():
+        if not _DIGEST.fullmatch(digest):
             return False
-        (directory / "image.json").unlink(missing_ok=True)
-        return remove_tree(directory)
+        gone = self._root / f".removed-{digest}"
+        _remove(gone)
+        try:
+            (self._root / digest).rename(gone)
+        except FileNotFoundError:
+            return False
+        fsync_directory(self._root)
+        _remove(gone)
+        return True
 
     def _build(self, recipe: Recipe, mirror: str | None, progress: Callable[[Progress], None]) -> Image:
         partial = self._root / f".build-{os.getpid()}"
         partial.mkdir()
         try:
-            file = partial / "image.erofs"
+            file = partial / _FILE
             build_filesystem(recipe, file, partial, mirror=mirror, progress=progress)
             digest = blake3(max_threads=blake3.AUTO).update_mmap(file).hexdigest()
-            image = Image(
-                digest, recipe.name, recipe.digest, self._root / digest / "image.erofs",
-                rfc3339(SYSTEM_CLOCK.now()), file.stat().st_size,
-            )  # fmt: skip
             with file.open("rb") as built:
                 os.fsync(built.fileno())
-            (partial / "image.json").write_bytes(msgspec.json.encode(image, enc_hook=str))
+            record = _Record(recipe.name, recipe.digest, rfc3339(SYSTEM_CLOCK.now()), file.stat().st_size)
             target = self._root / digest
             if target.exists():  # the same packages: the same image, now known to be current
-                (partial / "image.json").replace(target / "image.json")
+                write_atomically(target / _RECORD, msgspec.json.encode(record))
             else:
-                partial.rename(target)
-            fsync_directory(self._root)
-            return image
+                kept = self._root / f".build-{os.getpid()}-done"
+                kept.mkdir()
+                file.rename(kept / _FILE)
+                write_atomically(kept / _RECORD, msgspec.json.encode(record))
+                kept.rename(target)
+                fsync_directory(self._root)
+            return self.find(digest)
         finally:
-            remove_tree(partial)
+            self._sweep()
 
     @contextmanager
-    def _building(self) -> Iterator[None]:
+    def _building(self, progress: Callable[[Progress], None]) -> Iterator[None]:
         """One build at a time; what an interrupted one left is removed first."""
         with (self._root / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            for leftover in self._root.glob(".build-*"):
-                remove_tree(leftover)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                progress(Progress("waiting for a build that is under way", 0.0))
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            self._sweep()
             yield
 
-    def _read(self, directory: Path) -> Image:
-        values = json.loads((directory / "image.json").read_bytes())
-        return msgspec.convert({**values, "path": directory / "image.erofs"}, Image, dec_hook=_path)
+    def _sweep(self) -> None:
+        for pattern in _LEFTOVERS:
+            for leftover in self._root.glob(pattern):
+                _remove(leftover)
+
+    def _read(self, digest: str) -> Image | None:
+        directory = self._root / digest
+        try:
+            record = msgspec.json.decode((directory / _RECORD).read_bytes(), type=_Record)
+            size = (directory / _FILE).stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            if directory.is_dir():
+                raise CorruptError(f"a file of the image in {directory} is gone", hint=f"rm -r {directory}") from None
+            return None  # another process has just removed it
+        except msgspec.DecodeError as error:
+            raise CorruptError(f"{directory / _RECORD} is damaged: {error}", hint=f"rm -r {directory}") from error
+        if size != record.size:
+            raise CorruptError(f"{directory / _FILE} has lost bytes", hint=f"rm -r {directory}")
+        return Image(digest, record.recipe, record.recipe_digest, directory / _FILE, record.built_at, record.size)
 
 
-def _path(kind: type, value: object) -> object:
-    if kind is Path:
-        return Path(str(value))
-    raise NotImplementedError(kind)
+def _remove(tree: Path) -> None:
+    """Remove `tree`, into which the programs of a build that was killed may write until they have ended too."""
+    deadline = SYSTEM_CLOCK.monotonic() + _DYING_SECONDS
+    while tree.exists():
+        try:
+            remove_tree(tree)
+        except OSError:
+            if SYSTEM_CLOCK.monotonic() > deadline:
+                raise
+            process.pause(_LOOK_SECONDS)

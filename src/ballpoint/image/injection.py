@@ -7,6 +7,7 @@ change it like any other file.
 from __future__ import annotations
 
 import re
+import ssl
 from hashlib import sha256
 from pathlib import Path
 
@@ -14,13 +15,13 @@ import msgspec
 
 from ballpoint.core.errors import InvalidError
 from ballpoint.host import process
-from ballpoint.image.mirrors import Mirrors, host_mirrors
+from ballpoint.image.mirrors import SOURCES, Mirrors, host_mirrors
+from ballpoint.image.recipe import suite
 
 _ADDED_BY_ADMINISTRATOR = Path("/usr/local/share/ca-certificates")
-_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\n?", re.DOTALL)
+_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 _BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 _MARKER = "etc/.ballpoint-injection"
-_SUITE = "trixie"
 _UPDATE_SECONDS = 120.0
 
 
@@ -45,27 +46,28 @@ def host_injection(ca_bundle: Path | None, mirror: str | None = None) -> Injecti
 
     Args:
         ca_bundle: certificates to trust instead of those the host's administrator added.
-        mirror: Debian archive for sprites; None takes the host's own.
+        mirror: Debian archive for sprites; None takes the host's own, or else the default the image has.
 
     Raises:
-        InvalidError: the bundle cannot be read or has no certificate in it.
+        InvalidError: the bundle cannot be read or has no certificate in it, or a certificate is broken.
     """
-    certificates = certificates_of_host() if ca_bundle is None else _certificates_in(ca_bundle)
-    mirrors = host_mirrors()
-    files = _files(mirrors, mirror)
+    certificates = certificates_of_host() if ca_bundle is None else _certificates_of(ca_bundle)
+    files = _files(host_mirrors(mirror).elsewhere())
     # Node.js and Python's requests have bundles of their own and look at nothing else.
-    environment = (
-        {"NODE_EXTRA_CA_CERTS": _BUNDLE, "SSL_CERT_FILE": _BUNDLE, "REQUESTS_CA_BUNDLE": _BUNDLE, "PIP_CERT": _BUNDLE}
-        if certificates
-        else {}
-    )
+    names = ("NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT")
+    environment = dict.fromkeys(names, _BUNDLE) if certificates else {}
     text = msgspec.json.encode([sorted(files.items()), certificates, sorted(environment.items())])
-    return Injection(sha256(text).hexdigest(), files, tuple(certificates), environment)
+    return Injection(sha256(text).hexdigest(), files, certificates, environment)
 
 
-def certificates_of_host() -> list[bytes]:
-    """Certificates the host's administrator added beside the public ones (update-ca-certificates(8))."""
-    return [pem for file in sorted(_ADDED_BY_ADMINISTRATOR.rglob("*.crt")) for pem in _PEM.findall(file.read_bytes())]
+def certificates_of_host(added: Path = _ADDED_BY_ADMINISTRATOR) -> tuple[bytes, ...]:
+    """Certificates the host's administrator added beside the public ones (update-ca-certificates(8)).
+
+    Raises:
+        InvalidError: one of them is broken.
+    """
+    found = [pem for file in sorted(added.rglob("*.crt")) for pem in _certificates_in(file)]
+    return tuple(dict.fromkeys(found))
 
 
 def apply(injection: Injection, root: Path) -> None:
@@ -74,6 +76,7 @@ def apply(injection: Injection, root: Path) -> None:
         target = root / path.lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
+        target.chmod(0o644)
     directory = root / "usr/local/share/ca-certificates"
     for number, pem in enumerate(injection.certificates):
         (directory / f"ballpoint-{number}.crt").write_bytes(pem)
@@ -82,39 +85,35 @@ def apply(injection: Injection, root: Path) -> None:
     (root / _MARKER).write_text(injection.digest + "\n")
 
 
-def _certificates_in(bundle: Path) -> list[bytes]:
-    try:
-        found = _PEM.findall(bundle.read_bytes())
-    except OSError as error:
-        raise InvalidError(f"cannot read the CA bundle {bundle}: {error.strerror}") from error
+def _certificates_of(bundle: Path) -> tuple[bytes, ...]:
+    found = _certificates_in(bundle)
     if not found:
         raise InvalidError(f"{bundle} has no certificate in it", hint="give a PEM file")
-    return list(found)
+    return tuple(dict.fromkeys(found))
 
 
-def _files(mirrors: Mirrors, mirror: str | None) -> dict[str, bytes]:
+def _certificates_in(file: Path) -> list[bytes]:
+    try:
+        found = [pem + b"\n" for pem in _PEM.findall(file.read_bytes())]
+    except OSError as error:
+        raise InvalidError(f"cannot read the certificates in {file}: {error.strerror}") from error
+    try:
+        for pem in found:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=pem.decode("ascii"))
+    except (ssl.SSLError, ValueError) as error:
+        raise InvalidError(f"{file} has a broken certificate in it", hint=f"openssl x509 -noout -in {file}") from error
+    return found
+
+
+def _files(mirrors: Mirrors) -> dict[str, bytes]:
     files = {}
-    debian, security = (mirror, None) if mirror else (mirrors.debian, mirrors.security)
-    if debian is not None:  # without one, the image has the default that mmdebstrap knows
-        files["/etc/apt/sources.list"] = b""
-        files["/etc/apt/sources.list.d/debian.sources"] = _sources(debian, security)
+    if mirrors.archives is not None:  # without one, the image has the default that mmdebstrap knows
+        files[SOURCES] = mirrors.archives.sources(suite())
     if mirrors.apt:
-        files["/etc/apt/apt.conf.d/90ballpoint"] = "\n".join([*mirrors.apt, ""]).encode()
+        files["/etc/apt/apt.conf.d/90ballpoint"] = "".join(f"{line};\n" for line in mirrors.apt).encode()
     if mirrors.pip:
         lines = ["[global]", *(f"{key} = {value}" for key, value in sorted(mirrors.pip.items())), ""]
         files["/etc/pip.conf"] = "\n".join(lines).encode()
     if mirrors.npm:
         files["/etc/npmrc"] = "".join(f"{key}={value}\n" for key, value in sorted(mirrors.npm.items())).encode()
     return files
-
-
-def _sources(debian: str, security: str | None) -> bytes:
-    """sources.list(5), in the deb822 style."""
-    archives = [(debian, f"{_SUITE} {_SUITE}-updates")]
-    if security is not None:
-        archives.append((security, f"{_SUITE}-security"))
-    keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
-    return "\n".join(
-        f"Types: deb\nURIs: {uri}\nSuites: {suites}\nComponents: main\nSigned-By: {keyring}\n"
-        for uri, suites in archives
-    ).encode()

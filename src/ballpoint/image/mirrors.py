@@ -1,97 +1,166 @@
-"""Where packages come from: what the host itself uses, so that one setting serves the host, builds and sprites."""
+"""Where packages come from: what the host itself uses, so that one setting serves the host, builds and sprites.
+
+Only what works elsewhere too is taken: nothing that names a file of the host, and nothing with a secret in it.
+"""
 
 from __future__ import annotations
 
 import configparser
+import ipaddress
 import os
 import re
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
 
+from ballpoint.host import process
+
+# Debian's keys, at the same place on a host and in an image (package debian-archive-keyring).
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+# Where an image has its Debian archives, and a node may put others.
+SOURCES = "/etc/apt/sources.list.d/debian.sources"
+
 _SECURITY = re.compile(r"(^|[./-])security([./-]|$)")
-_APT_PROXY = re.compile(r'^\s*(Acquire::(?:http|https)::Proxy\s+"(?:https?://[^"\s]*|DIRECT)";)', re.MULTILINE)
-_PIP_KEYS = ("index-url", "extra-index-url", "trusted-host", "timeout", "retries")
-_NPM_KEYS = ("registry", "fetch-timeout", "fetch-retries", "strict-ssl")
-_REMOTE = ("http", "https")
+_APT_PROXY = re.compile(r'(Acquire::https?::Proxy(?:::[^\s"]+)?) "([^"]+)";')
+_PIP_URLS = ("index-url", "extra-index-url", "proxy")
+_PIP_KEYS = (*_PIP_URLS, "trusted-host", "timeout", "retries")
+_NPM_URLS = ("registry", "proxy", "https-proxy")
+_NPM_KEYS = (*_NPM_URLS, "noproxy", "fetch-timeout", "fetch-retries", "strict-ssl")
+_APT_SECONDS = 30.0
+
+
+class Archives(msgspec.Struct, frozen=True):
+    """Debian archives: the base URLs of the main one, and of the one with security updates."""
+
+    debian: str
+    security: str | None = None
+
+    def sources(self, suite: str) -> bytes:
+        """Content of a `.sources` file for `suite` (sources.list(5), the deb822 style)."""
+        parts = [(self.debian, f"{suite} {suite}-updates")]
+        if self.security is not None:
+            parts.append((self.security, f"{suite}-security"))
+        return "\n".join(
+            f"Types: deb\nURIs: {uri}\nSuites: {suites}\nComponents: main\nSigned-By: {KEYRING}\n"
+            for uri, suites in parts
+        ).encode()
 
 
 class Mirrors(msgspec.Struct, frozen=True):
     """Package sources of a host. What it has not set is None or empty, and the tools' own defaults hold.
 
     Attributes:
-        debian, security: base of a Debian archive, and of the one with its security updates.
-        apt: further lines of apt's configuration (proxies).
+        archives: of Debian packages.
+        apt: further lines of apt's configuration (proxies), without the final semicolon.
         pip, npm: settings by key; none names a file of the host or a secret.
     """
 
-    debian: str | None = None
-    security: str | None = None
+    archives: Archives | None = None
     apt: tuple[str, ...] = ()
     pip: dict[str, str] = {}
     npm: dict[str, str] = {}
 
+    def elsewhere(self) -> Mirrors:
+        """What of it makes sense in a network of its own: all but the host's loopback."""
+        archives = self.archives
+        if archives is not None and _is_loopback(archives.debian):
+            archives = None
+        if archives is not None and archives.security is not None and _is_loopback(archives.security):
+            archives = Archives(archives.debian)
+        return Mirrors(
+            archives=archives,
+            apt=tuple(line for line in self.apt if not _is_loopback(line.partition('"')[2].rstrip('"'))),
+            pip=_kept(self.pip, _PIP_URLS, _is_loopback),
+            npm=_kept(self.npm, _NPM_URLS, _is_loopback),
+        )
 
-def host_mirrors(root: Path = Path("/"), environment: Mapping[str, str] = os.environ) -> Mirrors:
+
+def host_mirrors(
+    mirror: str | None = None, root: Path = Path("/"), environment: Mapping[str, str] = os.environ
+) -> Mirrors:
     """Read the host's settings.
 
     Args:
+        mirror: Debian archive to take instead of the host's; it is then the only one.
         root: of the file system they are read from.
         environment: of the calling process: pip's and npm's own variables win over their files.
     """
-    archives = _archives(root)
     return Mirrors(
-        debian=next((uri for uri in archives if not _SECURITY.search(uri)), None),
-        security=next((uri for uri in archives if _SECURITY.search(uri)), None),
+        archives=Archives(mirror.rstrip("/")) if mirror else _archives(root),
         apt=_apt(root),
         pip=_pip(root, environment),
         npm=_npm(root, environment),
     )
 
 
-def _archives(root: Path) -> list[str]:
-    """Debian's own archives in a Debian host's sources (sources.list(5)), in order."""
-    release = root / "etc/os-release"
-    if not release.exists() or not re.search(r"^ID=debian$", release.read_text(), re.MULTILINE):
-        return []
-    found = []
-    sources = root / "etc/apt"
-    for file in (sources / "sources.list", *sorted((sources / "sources.list.d").glob("*"))):
-        if file.is_file():
-            text = file.read_text(errors="replace")
-            stanzas = text.split("\n\n") if file.suffix == ".sources" else text.splitlines()
-            found += [uri for uri in map(_archive, stanzas) if uri is not None]
-    return found
-
-
-def _archive(stanza: str) -> str | None:
-    if re.search(r"^URIs:", stanza, re.MULTILINE):
-        uris = re.search(r"^URIs:\s*(\S+)", stanza, re.MULTILINE)
-        components = re.search(r"^Components:(.*)$", stanza, re.MULTILINE)
-    else:
-        line = re.fullmatch(r"\s*deb\s+(?:\[[^]]*\]\s+)?(\S+)\s+\S+\s+(.*)", stanza)
-        uris, components = line, None
-        if line is not None and "main" not in line[2].split():
-            return None
-    if uris is None or (components is not None and "main" not in components[1].split()):
+def archives_in(text: str) -> Archives | None:
+    """The Debian archives that sources.list(5) `text` names, in either style; None where there is none."""
+    uris = [uri for uri in (*_one_line(text), *_deb822(text)) if _is_debian(uri) and not _is_private(uri)]
+    debian = next((uri for uri in uris if not _SECURITY.search(uri)), None)
+    if debian is None:
         return None
-    uri = uris[1].rstrip("/")
-    # Debian's mirror rules fix the last segments of the paths; vendors' repositories have others.
-    path = urlsplit(uri).path
-    return uri if urlsplit(uri).scheme in _REMOTE and path.endswith(("/debian", "/debian-security")) else None
+    return Archives(debian, next((uri for uri in uris if _SECURITY.search(uri)), None))
+
+
+def _archives(root: Path) -> Archives | None:
+    """Those of a Debian host: an Ubuntu host's archive has no Debian in it."""
+    release = root / "etc/os-release"
+    if not release.exists() or not re.search(r"^ID=\"?debian\"?$", release.read_text(), re.MULTILINE):
+        return None
+    sources = root / "etc/apt"
+    files = (
+        sources / "sources.list",
+        *sorted((sources / "sources.list.d").glob("*.list")),
+        *sorted((sources / "sources.list.d").glob("*.sources")),
+    )
+    return archives_in("\n\n".join(file.read_text(errors="replace") for file in files if file.is_file()))
+
+
+def _one_line(text: str) -> Iterator[str]:
+    for line in re.finditer(r"^\s*deb\s+(?:\[[^]]*\]\s+)?(\S+)\s+\S+\s+(.*)$", text, re.MULTILINE):
+        if "main" in line[2].partition("#")[0].split():
+            yield line[1].rstrip("/")
+
+
+def _deb822(text: str) -> Iterator[str]:
+    for stanza in re.split(r"\n\s*\n", text):
+        fields: dict[str, list[str]] = {}
+        words: list[str] = []
+        for line in stanza.splitlines():
+            name, colon, value = line.partition(":")
+            if line.startswith("#"):
+                continue
+            if line[:1].isspace():
+                words += line.split()
+            elif colon:
+                words = fields.setdefault(name.lower(), [])
+                words += value.split()
+        enabled = fields.get("enabled", ["yes"])[:1] not in (["no"], ["false"], ["0"])
+        if enabled and "deb" in fields.get("types", ()) and "main" in fields.get("components", ()):
+            yield from (uri.rstrip("/") for uri in fields.get("uris", ()))
+
+
+def _is_debian(uri: str) -> bool:
+    """Debian's mirror rules fix the last segment of the paths; vendors' repositories have others."""
+    return urlsplit(uri).path.endswith(("/debian", "/debian-security"))
 
 
 def _apt(root: Path) -> tuple[str, ...]:
-    """Proxies, as one-line settings (apt.conf(5))."""
-    lines: list[str] = []
-    for file in sorted((root / "etc/apt/apt.conf.d").glob("*")):
-        text = file.read_text(errors="replace")
-        lines += re.findall(
-            r'^\s*(Acquire::(?:http|https|ftp)::Proxy\s+"(?:https?://[^"\s]*|DIRECT)";)', text, re.MULTILINE
-        )
-    return tuple(lines)
+    """Proxies, as one-line settings; apt itself reads its configuration (apt-config(8)), where there is an apt."""
+    if process.which("apt-config") is None:
+        return ()
+    with tempfile.NamedTemporaryFile("w", prefix="ballpoint-apt-") as file:
+        file.write(f'Dir "{root}";\n')
+        file.flush()
+        dump = process.run(["apt-config", "dump"], timeout=_APT_SECONDS, env={"APT_CONFIG": file.name})
+    return tuple(
+        f'{name} "{value}"'
+        for name, value in (match.groups() for match in map(_APT_PROXY.fullmatch, dump.splitlines()) if match)
+        if value == "DIRECT" or not _is_private(value)
+    )
 
 
 def _pip(root: Path, environment: Mapping[str, str]) -> dict[str, str]:
@@ -99,41 +168,53 @@ def _pip(root: Path, environment: Mapping[str, str]) -> dict[str, str]:
     for file in (root / "etc/xdg/pip/pip.conf", root / "etc/pip.conf", root / "root/.config/pip/pip.conf"):
         parser = configparser.ConfigParser(interpolation=None, strict=False)
         try:
-            parser.read_string(file.read_text() if file.exists() else "")
+            parser.read_string(file.read_text(errors="replace") if file.exists() else "")
         except configparser.Error:
             continue  # pip itself refuses such a file
         for section in ("global", "install"):
             if parser.has_section(section):
                 found.update({key: parser[section][key] for key in _PIP_KEYS if key in parser[section]})
-    for key in _PIP_KEYS:
-        value = environment.get(f"PIP_{key.replace('-', '_').upper()}") or (
-            environment.get("PIP_DEFAULT_TIMEOUT") if key == "timeout" else None
-        )
-        if value:
-            found[key] = value
-    kept = {}
-    for key, value in found.items():
-        words = [word for word in value.split() if not key.endswith("index-url") or _is_remote(word)]
-        if words:
-            kept[key] = " ".join(words)
-    return kept
+    variables = {key: f"PIP_{key.replace('-', '_').upper()}" for key in _PIP_KEYS} | {"timeout": "PIP_DEFAULT_TIMEOUT"}
+    found.update({key: environment[name] for key, name in variables.items() if environment.get(name)})
+    return _kept(found, _PIP_URLS, _is_private)
 
 
 def _npm(root: Path, environment: Mapping[str, str]) -> dict[str, str]:
     found: dict[str, str] = {}
-    for file in (root / "etc/npmrc", root / "usr/etc/npmrc", root / "root/.npmrc"):
+    for file in (root / "etc/npmrc", root / "usr/etc/npmrc", root / "usr/local/etc/npmrc", root / "root/.npmrc"):
         for line in file.read_text(errors="replace").splitlines() if file.exists() else ():
             key, equals, value = (part.strip() for part in line.partition("="))
             if equals and key in _NPM_KEYS and "${" not in value:
                 found[key] = value.strip('"')
     for key in _NPM_KEYS:
-        for name in (f"npm_config_{key.replace('-', '_')}", f"NPM_CONFIG_{key.replace('-', '_').upper()}"):
-            if environment.get(name):
-                found[key] = environment[name]
-    return {key: value for key, value in found.items() if key != "registry" or _is_remote(value)}
+        name = f"npm_config_{key.replace('-', '_')}"
+        if given := environment.get(name) or environment.get(name.upper()):
+            found[key] = given
+    return _kept(found, _NPM_URLS, _is_private)
 
 
-def _is_remote(url: str) -> bool:
-    """Not a file of the host, and without a password in it."""
-    parts = urlsplit(url)
-    return parts.scheme in _REMOTE and parts.password is None
+def _kept(settings: Mapping[str, str], urls: tuple[str, ...], dropped: Callable[[str], bool]) -> dict[str, str]:
+    """The settings, one line each; of the keys in `urls` only those URLs that are not `dropped`."""
+    kept = {}
+    for key, value in settings.items():
+        words = [word for word in value.split() if key not in urls or not dropped(word)]
+        if words:
+            kept[key] = " ".join(words)
+    return kept
+
+
+def _is_private(url: str) -> bool:
+    """A file of the host, an address with credentials in it, or none at all."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return True
+    return parts.scheme not in ("http", "https") or not parts.netloc or "@" in parts.netloc
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")

@@ -7,12 +7,14 @@ import tomllib
 from hashlib import sha256
 from importlib import resources
 from importlib.resources.abc import Traversable
+from typing import Any
 
 import msgspec
 
 from ballpoint.core.errors import NotFoundError
 
 RECIPES = ("standard", "slim")
+_FOLDER = resources.files("ballpoint.image") / "recipes"
 
 
 class Recipe(msgspec.Struct, frozen=True):
@@ -24,7 +26,7 @@ class Recipe(msgspec.Struct, frozen=True):
         npm: packages from the npm registry, installed for all users, one list after the other: a newer Node.js and
             npm come before what needs them.
         files: path below the root -> (mode, content), put over the packages.
-        digest: of all the above.
+        digest: of all the above, and of the way it is built.
     """
 
     name: str
@@ -39,19 +41,21 @@ def load_recipe(name: str) -> Recipe:
     """The recipe `name`. NotFoundError where there is none."""
     if name not in RECIPES:
         raise NotFoundError(f"there is no recipe {name!r}", hint=f"one of {', '.join(RECIPES)}")
-    root = resources.files("ballpoint.image") / "recipes"
-    common, own = ((root / f"{part}.toml").read_text() for part in ("common", name))
-    shared, special = tomllib.loads(common), tomllib.loads(own)
-    files = {path: (_mode(path), content) for path, content in sorted(_tree(root / "files", ""))}
-    text = b"".join([common.encode(), own.encode(), *(path.encode() + content for path, (_, content) in files.items())])
-    return Recipe(
-        name=name,
-        suite=shared["suite"],
-        packages=tuple(shared["packages"] + special.get("packages", [])),
-        npm=tuple(tuple(_for_machine(package) for package in stage) for stage in special.get("npm", [])),
-        files=files,
-        digest=sha256(text).hexdigest(),
-    )
+    common, own = _table("common"), _table(name)
+    packages = tuple(sorted({*common["packages"], *own.get("packages", [])}))
+    npm = tuple(tuple(_for_machine(package) for package in stage) for stage in own.get("npm", []))
+    files = {path: (_mode(path), content) for path, content in sorted(_tree(_FOLDER / "files", ""))}
+    text = msgspec.msgpack.encode([common["revision"], common["suite"], packages, npm, list(files.items())])
+    return Recipe(name, common["suite"], packages, npm, files, sha256(text).hexdigest())
+
+
+def suite() -> str:
+    """Debian release of every recipe."""
+    return str(_table("common")["suite"])
+
+
+def _table(part: str) -> dict[str, Any]:
+    return tomllib.loads((_FOLDER / f"{part}.toml").read_text())
 
 
 def _tree(directory: Traversable, prefix: str) -> list[tuple[str, bytes]]:
