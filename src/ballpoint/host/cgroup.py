@@ -110,10 +110,12 @@ class Cgroup:
         for directory in (self.v2, *self._v1.values()):
             directory.mkdir(exist_ok=True)
         if delegate_controllers:
-            available = (self.v2 / "cgroup.controllers").read_text().split()
-            wanted = [f"+{name}" for name in CONTROLLERS if name in available]
-            if wanted:
-                (self.v2 / "cgroup.subtree_control").write_text(" ".join(wanted))
+            _enable_for_children(self.v2)
+
+    def make_at_the_top(self) -> None:
+        """`make` of a group right below the hierarchy's root, which must hand its controllers down first."""
+        _enable_for_children(self.hierarchies.v2)
+        self.make(delegate_controllers=True)
 
     def limit(self, limits: Limits) -> None:
         """Set `limits`; a resource whose controller the host lacks is left alone (`doctor` says so)."""
@@ -204,6 +206,13 @@ class Cgroup:
         for directory in (self.v2, *self._v1.values()):
             found |= _remove_groups(directory)
         return found
+
+
+def _enable_for_children(directory: Path) -> None:
+    available = (directory / "cgroup.controllers").read_text().split()
+    wanted = [f"+{name}" for name in CONTROLLERS if name in available]
+    if wanted:
+        (directory / "cgroup.subtree_control").write_text(" ".join(wanted))
 
 
 def _remove_groups(directory: Path) -> bool:

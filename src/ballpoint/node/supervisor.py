@@ -74,7 +74,10 @@ def serve(config: NodeConfig) -> int:
         stack.callback(listener.close)
         programs = ensure_programs(config.cache)
         _ensure_image(config)
-        return asyncio.run(_Supervisor(config, listener, programs).run())
+        code = asyncio.run(_Supervisor(config, listener, programs).run())
+        if not any((config.run / "instances").glob("*")):
+            remove_tree(config.run)  # no sprite runs that would need it
+        return code
 
 
 def stop(config: NodeConfig) -> None:

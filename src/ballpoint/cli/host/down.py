@@ -8,7 +8,10 @@ import click
 
 from ballpoint.cli.host.options import data_option
 from ballpoint.cli.host.unit import UNIT_FILE, remove_unit, stop_unit
-from ballpoint.core.config import DEFAULT_CACHE, DEFAULT_DATA, NodeConfig, load_config
+from ballpoint.core.config import DEFAULT_CACHE, DEFAULT_DATA, RUN_ROOT, NodeConfig, load_config
+
+# What the nodes of a host have in common below the run directory.
+_SHARED = ("slots", "forwarding")
 
 
 def _config(data: Path | None) -> NodeConfig:
@@ -41,6 +44,8 @@ def uninstall(data: Path | None, cache: Path, purge: bool) -> None:
     config = _config(data)
     supervisor.stop(config)
     removed = []
+    if not any(path for path in RUN_ROOT.glob("*") if path.name not in _SHARED):
+        remove_tree(RUN_ROOT)  # unless another node of this host runs
     if remove_unit():
         removed.append(str(UNIT_FILE))
     if SYSCTL_FILE.exists():

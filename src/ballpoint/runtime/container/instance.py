@@ -72,7 +72,10 @@ class ContainerRuntime:
         self._instances.mkdir(parents=True, exist_ok=True)
         # Sockets are reached by an unprivileged edge: it may pass through, and see nothing.
         self._instances.chmod(0o711)
-        self.cgroup.make(delegate_controllers=True)
+        if "/" in self.cgroup.path:
+            self.cgroup.make(delegate_controllers=True)
+        else:
+            self.cgroup.make_at_the_top()
         write_atomically(self._run / "cgroup", self.cgroup.path.encode())
         directory = self.cgroup.open_directory()
         try:
