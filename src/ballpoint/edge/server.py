@@ -432,11 +432,16 @@ async def _refuse(
     head_only: bool = False,
 ) -> None:
     """Answer with an error of the contract's shape."""
-    content = {"error": code, "message": message, **({"hint": hint} if hint else {})}
+    request_id = request_id or ids.new_instance_id()
+    content: dict[str, str | int] = {"error": code, "message": message, **({"hint": hint} if hint else {})}
+    if headers and "Retry-After" in headers:
+        content["retry_after_seconds"] = int(headers["Retry-After"])
+    if status == 500:
+        content["request_id"] = request_id
     body = json.dumps(content).encode()
     fields = [(b"Content-Type", b"application/json"), (b"Content-Length", str(len(body)).encode())]
     fields += [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
-    fields += [(b"Sprite-Version", _VERSION), (b"X-Request-Id", (request_id or ids.new_instance_id()).encode())]
+    fields += [(b"Sprite-Version", _VERSION), (b"X-Request-Id", request_id.encode())]
     fields.append((b"Connection", b"keep-alive" if keep else b"close"))
     reason = _REASONS.get(status, "Error").encode()
     client.write(_format(b"HTTP/1.1 %d %s" % (status, reason), fields) + (b"" if head_only else body))
