@@ -60,9 +60,12 @@ async def test_no_terminal_over_http(world: World) -> None:
 
 async def test_an_upgrade_to_something_else(world: World) -> None:
     """Ignored, but beside a body: a parser that expects an upgrade does not read it, and input would be lost."""
-    assert (await world.ask("GET /exec", Connection="Upgrade", Upgrade="h2c")).json == {"sessions": [], "count": 0}
+    assert (await world.ask("GET /exec", {"Connection": "Upgrade", "Upgrade": "h2c"})).json == {
+        "sessions": [],
+        "count": 0,
+    }
     fields = {"Connection": "Upgrade", "Upgrade": "h2c", "Content-Length": "5"}
-    answer = await world.ask("POST /exec?cmd=cat&stdin=true", b"12345", **fields)
+    answer = await world.ask("POST /exec?cmd=cat&stdin=true", fields, b"12345")
     assert (answer.status, answer.json["error"]) == (400, "invalid")
 
 

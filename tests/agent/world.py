@@ -25,6 +25,7 @@ from ballpoint.agent.exec import ExecRoutes
 from ballpoint.agent.server import Routes, serve
 from ballpoint.agent.session import Sessions
 from ballpoint.agent.spawn_types import ProcessSpec, SpawnError
+from ballpoint.core.errors import InternalError
 
 ENVIRONMENT = {"PATH": os.environ["PATH"], "HOME": "/root", "COLOR": "blue"}
 PREAMBLE = b'{"caller": "test"}\n'
@@ -123,11 +124,14 @@ class PlainSpawner:
 class KeptFds(Anchor):
     """What an anchor does, without its process."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: int = 100) -> None:
         self.fds: dict[str, int] = {}
+        self._room = room
 
     def keep(self, name: str, fd: int) -> None:
         self.forget(name)
+        if len(self.fds) == self._room:
+            raise InternalError("no room")
         self.fds[name] = os.dup(fd)
 
     def get(self, name: str) -> int | None:
@@ -276,21 +280,25 @@ class World:
     """The agent under test, and clients for it.
 
     Attributes:
+        saved: states of the sessions there are, as the next agent would find them.
+        started: how many there have been.
         failures: what the event loop caught because nobody else did.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, anchor: Anchor | None = None) -> None:
         self._folder = folder
         self._path = str(folder / "agent.sock")
         self._gates: list[Gate] = []
         self.saved: list[dict[str, Any]] = []
+        self.started = 0
         self.failures: list[dict[str, Any]] = []
         self.spawner = PlainSpawner()
         self.routes = Routes()
-        self.sessions = Sessions(self.spawner, None, self._save)
+        self.sessions = Sessions(self.spawner, anchor, self._save)
         asyncio.get_running_loop().set_exception_handler(lambda _, context: self.failures.append(context))
 
     def _save(self, states: list[dict[str, Any]]) -> None:
+        self.started += len(states) > len(self.saved)
         self.saved = states
 
     async def start(self) -> None:
@@ -331,9 +339,15 @@ class World:
         writer.write(preamble)
         return Wire(reader, writer)
 
-    async def ask(self, request: str, body: bytes = b"", **fields: str) -> Answer:
+    async def ask(self, request: str, fields: dict[str, str] | None = None, body: bytes = b"") -> Answer:
         """Send a request (`GET /exec`) and read its response."""
-        lines = [f"{request} HTTP/1.1", "Host: agent", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
+        lines = [
+            f"{request} HTTP/1.1",
+            "Host: agent",
+            *(f"{name}: {value}" for name, value in (fields or {}).items()),
+            "",
+            "",
+        ]
         wire = (await self.wire()).send("\r\n".join(lines).encode() + body)
         try:
             return await wire.answer()
@@ -393,6 +407,16 @@ async def listen(client: ClientConnection, tty: bool = False, heard: Heard | Non
         except ConnectionClosed as closed:
             heard.close_code = closed.rcvd.code if closed.rcvd is not None else None
     return heard
+
+
+async def stalled(progress: Callable[[], int], most: int) -> int:
+    """How far something gets that is expected to be held back: where it stays for a second, or beyond `most`."""
+    async with asyncio.timeout(DEADLINE):
+        while True:
+            before = progress()
+            await asyncio.sleep(1)
+            if progress() == before or before > most:
+                return before
 
 
 async def output_until(client: ClientConnection, marker: bytes, tty: bool = False) -> Heard:

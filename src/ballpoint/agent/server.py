@@ -211,10 +211,9 @@ class Connection(asyncio.Protocol):
                 self.close()
             return b""
         try:
-            preamble = json.loads(line)
-        except ValueError:
-            self.close()
-            return b""
+            preamble = json.loads(line) if len(line) <= _PREAMBLE_MAX else None
+        except (ValueError, RecursionError):
+            preamble = None
         if not isinstance(preamble, dict):
             self.close()
             return b""
