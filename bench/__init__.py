@@ -1,1 +1,1 @@
-"""Measurements against named yardsticks, in one run: `./dev bench`."""
+"""What a sprite costs, beside what other ways of starting a process cost: `python -m bench` (`./dev bench`)."""

@@ -1,0 +1,87 @@
+"""`python -m bench`: measure, print the table, and write docs/bench.md and docs/bench.json after a whole run."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import os
+import shutil
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+from tests.support.nodes import TestNode
+
+from ballpoint.host.cgroup import Hierarchies
+from bench.context import Context, say
+from bench.report import Report, Result, describe_machine, now, revision
+from bench.rows import ROWS
+from bench.yardsticks import containers
+
+_DOCS = Path(__file__).parent.parent / "docs"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; all by default")
+    parser.add_argument("--quick", action="store_true", help="few samples: to see that it works")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
+    given = parser.parse_args()
+    if unknown := set(given.rows) - set(ROWS):
+        parser.error(f"there is no row {', '.join(sorted(unknown))}")
+    if os.geteuid() != 0:
+        parser.error("a node runs as root, and so does this")
+    report = asyncio.run(_measure(given.rows or list(ROWS), quick=given.quick))
+    text = json.dumps(report.json(), indent=1) + "\n"
+    print(report.markdown())
+    if given.json is not None:
+        given.json.write_text(text)
+    if not given.quick and not given.rows:  # a part does not replace the whole
+        (_DOCS / "bench.md").write_text(report.markdown())
+        (_DOCS / "bench.json").write_text(text)
+    return 1 if any(result.failure for result in report.results) else 0
+
+
+async def _measure(rows: list[str], *, quick: bool) -> Report:
+    date, layout = now(), Hierarchies.detect().layout
+    work = Path(tempfile.mkdtemp(prefix="ballpoint-bench-"))
+    try:
+        say("building the image, if it is not there yet")
+        first = TestNode(work / "first" / "data")
+        try:
+            await asyncio.to_thread(first.start)
+        finally:
+            await asyncio.to_thread(first.down)
+        say("preparing the yardsticks")
+        async with containers(work) as yardsticks:
+            context = Context(quick, work, yardsticks)
+            results = []
+            gc.collect()
+            gc.freeze()
+            for row in rows:
+                load = os.getloadavg()[0]
+                say(f"{row} ...")
+                try:
+                    result = await ROWS[row](context)
+                except Exception as error:  # noqa: BLE001 - the other rows are measured, and this one is shown as failed
+                    traceback.print_exc()
+                    result = Result(
+                        row, row, failure=f"{type(error).__name__}: {str(error).partition(chr(10))[0][:300]}"
+                    )
+                result.load = load
+                for check in result.checks:
+                    met = {True: "met", False: "MISSED", None: "not judged"}[check.met]
+                    say(f"  {check.measured} | {check.yardstick} | {check.ratio} | {check.target} | {met}")
+                results.append(result)
+            return Report(
+                describe_machine(layout), date, revision(), quick, yardsticks.tools, results, context.left_behind
+            )
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

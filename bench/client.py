@@ -1,0 +1,141 @@
+"""The client of the measurements: one process, plain HTTP and the `websockets` library over TCP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+from websockets.asyncio.client import ClientConnection, connect
+
+_SECONDS = 120.0
+_STDOUT, _EXIT = 1, 3
+
+
+@dataclass(frozen=True)
+class Exec:
+    """One command. Times are of perf_counter, in seconds."""
+
+    started: float
+    opened: float
+    exited: float
+    closed: float
+    code: int
+    received: int
+
+    @property
+    def total(self) -> float:
+        return self.exited - self.started
+
+
+@dataclass(frozen=True)
+class Birth:
+    """A create with the sprite's first command."""
+
+    name: str
+    started: float
+    created: float
+    first: Exec
+
+    @property
+    def total(self) -> float:
+        """TTI: from the create's first byte to the first command's exit frame."""
+        return self.first.exited - self.started
+
+
+class Client:
+    """Talks to one node."""
+
+    def __init__(self, url: str, token: str) -> None:
+        address = urlsplit(url)
+        assert address.hostname is not None and address.port is not None
+        self.host, self.port = address.hostname, address.port
+        self._token = token
+
+    async def request(self, method: str, path: str, body: Any = None) -> Any:
+        """One request on a connection of its own. RuntimeError where the answer is no success."""
+        connection = await Http.open(self)
+        try:
+            return await connection.request(method, path, body)
+        finally:
+            connection.close()
+
+    async def create(self, name: str, command: tuple[str, ...] = ("/bin/true",)) -> Birth:
+        """A new sprite and its first command, which must succeed."""
+        started = perf_counter()
+        await self.request("POST", "/v1/sprites", {"name": name})
+        created = perf_counter()
+        first = await self.exec(name, *command)
+        if first.code != 0:
+            raise RuntimeError(f"{command} ended with {first.code}")
+        return Birth(name, started, created, first)
+
+    async def delete(self, name: str) -> None:
+        await self.request("DELETE", f"/v1/sprites/{name}")
+
+    async def exec(self, name: str, *command: str) -> Exec:
+        """A command on a WebSocket of its own; returns once the connection is closed."""
+        query = urlencode([*(("cmd", word) for word in command), ("stdin", "false")])
+        return await self.read(f"ws://{self.host}:{self.port}/v1/sprites/{name}/exec?{query}")
+
+    async def read(self, url: str) -> Exec:
+        """Read one exec WebSocket to its end."""
+        started = perf_counter()
+        async with asyncio.timeout(_SECONDS):
+            socket: ClientConnection = await connect(
+                url,
+                additional_headers={"Authorization": f"Bearer {self._token}"},
+                compression=None,
+                max_size=None,
+                proxy=None,
+                ping_interval=None,
+                open_timeout=None,
+            )
+            opened = perf_counter()
+            received = 0
+            while True:
+                message = await socket.recv()
+                if not message or isinstance(message, str):
+                    continue
+                if message[0] == _STDOUT:
+                    received += len(message) - 1
+                elif message[0] == _EXIT:
+                    break
+            exited = perf_counter()
+            await socket.wait_closed()
+            return Exec(started, opened, exited, perf_counter(), message[1], received)
+
+
+class Http:
+    """A connection for requests one after the other."""
+
+    def __init__(self, client: Client, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._client = client
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def open(cls, client: Client) -> Http:
+        return cls(client, *await asyncio.open_connection(client.host, client.port))
+
+    async def request(self, method: str, path: str, body: Any = None) -> Any:
+        content = b"" if body is None else json.dumps(body).encode()
+        head = [f"{method} {path} HTTP/1.1", f"Host: {self._client.host}:{self._client.port}"]
+        head += [f"Authorization: Bearer {self._client._token}", f"Content-Length: {len(content)}"]
+        if content:
+            head.append("Content-Type: application/json")
+        async with asyncio.timeout(_SECONDS):
+            self._writer.write(("\r\n".join(head) + "\r\n\r\n").encode() + content)
+            answer = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+            line, *fields = answer.splitlines()
+            length = next((int(f.split(":")[1]) for f in fields if f.lower().startswith("content-length:")), 0)
+            data = await self._reader.readexactly(length)
+        if not 200 <= int(line.split()[1]) < 300:
+            raise RuntimeError(f"{method} {path}: {line}: {data[:300].decode(errors='replace')}")
+        return json.loads(data) if data else None
+
+    def close(self) -> None:
+        self._writer.close()

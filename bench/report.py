@@ -1,0 +1,197 @@
+"""Results, their targets, and how both are written down."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ballpoint.core.clock import SYSTEM_CLOCK, rfc3339
+from ballpoint.core.errors import BallpointError
+from ballpoint.host import process
+
+
+@dataclass(frozen=True)
+class Series:
+    """Measurements of one thing. Quantiles are samples (nearest rank), never in between."""
+
+    unit: str
+    n: int
+    p50: float
+    p90: float
+    p99: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, samples: Sequence[float], unit: str) -> Series:
+        ordered = sorted(samples)
+
+        def quantile(part: float) -> float:
+            return ordered[max(0, -int(-len(ordered) * part // 1) - 1)]
+
+        return cls(unit, len(ordered), quantile(0.5), quantile(0.9), quantile(0.99), ordered[0], ordered[-1])
+
+    def __str__(self) -> str:
+        if self.n == 1:
+            return f"{number(self.p50)} {self.unit}"
+        values = " / ".join(number(value) for value in (self.p50, self.p90, self.p99))
+        return f"{values} {self.unit} (n={self.n})"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One target of a row.
+
+    Attributes:
+        measured, yardstick: as shown; the yardstick's text says why where it is missing.
+        ratio: what is held against the target: measured by yardstick, or the measured value itself.
+        target: in words. met: None where it cannot be judged.
+    """
+
+    measured: str
+    yardstick: str
+    ratio: float | None
+    target: str
+    met: bool | None
+
+
+def at_most(measured: str, ratio: float, limit: float, *, yardstick: str = "", unit: str = "x") -> Check:
+    return Check(measured, yardstick or "-", ratio, f"at most {limit:g}{unit}", ratio <= limit)
+
+
+def at_least(measured: str, ratio: float, limit: float, *, yardstick: str = "", unit: str = "x") -> Check:
+    return Check(measured, yardstick or "-", ratio, f"at least {limit:g}{unit}", ratio >= limit)
+
+
+def missing(measured: str, yardstick: str, why: str, target: str) -> Check:
+    """A target that cannot be judged, as its yardstick does not run on this host."""
+    return Check(measured, f"{yardstick}: MISSING ({why})", None, target, None)
+
+
+@dataclass
+class Result:
+    """A row of the table.
+
+    Attributes:
+        series: everything measured, by name.
+        profile: where the time goes, in sentences; shown where a target is missed, always in the JSON.
+        notes: what a reader has to know of how it was measured; always shown.
+        failure: why the row could not be measured.
+    """
+
+    row: str
+    title: str
+    series: dict[str, Series] = field(default_factory=dict)
+    checks: list[Check] = field(default_factory=list)
+    profile: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    failure: str | None = None
+    load: float = 0.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """A whole run."""
+
+    machine: dict[str, Any]
+    date: str
+    revision: str
+    quick: bool
+    tools: dict[str, str]
+    results: list[Result]
+    left_behind: list[str]
+
+    def json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def markdown(self) -> str:
+        machine = self.machine
+        lines = [
+            "# Benchmark",
+            "",
+            "Written by `./dev bench` from one run; every yardstick was measured in the same run, alternated with what"
+            " it is held against.",
+            "",
+            f"- Date: {self.date}; revision {self.revision}" + ("; quick run, few samples" if self.quick else ""),
+            f"- Machine: {machine['cores']} cores ({machine['cpu']}), {machine['memory_gb']} GB memory,"
+            f" {machine['system']}, kernel {machine['kernel']}, cgroups {machine['cgroups']}",
+            f"- Load average at the start of each row: {min((r.load for r in self.results), default=0):.1f} to"
+            f" {max((r.load for r in self.results), default=0):.1f}, the row before included",
+            *(f"- Yardstick {name}: {text}" for name, text in self.tools.items()),
+            "- Times are p50 / p90 / p99. The client is one asyncio process with the `websockets` library, over TCP to"
+            " the node's front door; each sprite and each WebSocket is new.",
+            "",
+            "| row | measured | yardstick | ratio or value | target | met |",
+            "|---|---|---|---|---|---|",
+        ]
+        for result in self.results:
+            if result.failure is not None:
+                lines.append(f"| {result.title} | **not measured**: {result.failure} | | | | **no** |")
+            for check in result.checks:
+                ratio = "" if check.ratio is None else f"{check.ratio:.2f}"
+                met = {True: "yes", False: "**no**", None: "**not judged**"}[check.met]
+                cells = (result.title, check.measured, check.yardstick, ratio, check.target, met)
+                lines.append("| " + " | ".join(cells) + " |")
+        notes = [(result, note) for result in self.results for note in result.notes]
+        if notes:
+            lines += ["", "## Notes", "", *(f"- {result.title}: {note}" for result, note in notes)]
+        missed = [r for r in self.results if r.profile and any(check.met is False for check in r.checks)]
+        if missed:
+            lines += ["", "## Where the time goes, where a target is missed"]
+            for result in missed:
+                lines += ["", f"### {result.title}", "", *(f"- {sentence}" for sentence in result.profile)]
+        if self.left_behind:
+            lines += ["", "## Left behind on the host", "", *(f"- {trace}" for trace in self.left_behind)]
+        return "\n".join(lines) + "\n"
+
+
+def number(value: float) -> str:
+    """Three significant digits, no exponent."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def median(samples: Sequence[float]) -> float:
+    return statistics.median(samples)
+
+
+def describe_machine(cgroups: str) -> dict[str, Any]:
+    """What a reader needs to compare numbers."""
+    cpu = next(
+        (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "unknown"
+    )
+    total = next(int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal"))
+    system = next(
+        (line.split("=", 1)[1].strip('"') for line in _lines("/etc/os-release") if line.startswith("PRETTY_NAME")), ""
+    )
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "memory_gb": round(total / 2**20),
+        "system": system,
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "cgroups": cgroups,
+    }
+
+
+def now() -> str:
+    return rfc3339(SYSTEM_CLOCK.now())
+
+
+def revision() -> str:
+    """Commit of the working tree, and whether it has changes beyond it."""
+    try:
+        commit = process.run(["git", "rev-parse", "--short=12", "HEAD"], timeout=10).strip()
+        changed = process.run(["git", "status", "--porcelain", "--", "src"], timeout=10).strip()
+    except BallpointError:
+        return "unknown"
+    return f"{commit} with changes" if changed else commit
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines()

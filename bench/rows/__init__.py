@@ -1,0 +1,23 @@
+"""The rows of the table, by the names they are asked for with."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from bench.context import Context
+from bench.report import Result
+from bench.rows import creating, many, memory, running
+
+ROWS: dict[str, Callable[[Context], Awaitable[Result]]] = {
+    "tti": creating.tti,
+    "tti-node": creating.tti_node,
+    "burst": creating.burst,
+    "burst-node": creating.burst_node,
+    "exec": running.exec_row,
+    "close": running.close,
+    "stream": running.stream,
+    "blank": memory.blank,
+    "agent": memory.agent,
+    "idle": many.idle,
+    "growth": many.growth,
+}
