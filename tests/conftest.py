@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from ballpoint.image.catalogue import Catalogue, Image
 from tests.support.host import traces
-from tests.support.nodes import TestNode
+from tests.support.nodes import CACHE, TestNode
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -21,6 +22,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def root() -> None:
     """A test that changes the host needs root, and says so instead of being skipped."""
     assert os.geteuid() == 0, "this test changes the host and must be run as root"
+
+
+@pytest.fixture(scope="session")
+def slim_image(root: None) -> Image:
+    """The image that every test's node uses, built if this host has none yet."""
+    return Catalogue(CACHE).ensure("slim", mirror=None, progress=lambda _: None)
 
 
 @pytest.fixture(scope="session")

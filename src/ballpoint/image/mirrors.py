@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from ballpoint.core.errors import InvalidError
 from ballpoint.host import process
 
 # Debian's keys, at the same place on a host and in an image (package debian-archive-keyring).
@@ -87,7 +88,12 @@ def host_mirrors(
         mirror: Debian archive to take instead of the host's; it is then the only one.
         root: of the file system they are read from.
         environment: of the calling process: pip's and npm's own variables win over their files.
+
+    Raises:
+        InvalidError: `mirror` is not an http or https URL; one with a password would end up in every sprite.
     """
+    if mirror and (_is_private(mirror) or len(mirror.split()) != 1):
+        raise InvalidError("the mirror is not an address without credentials", hint="--mirror http://HOST/debian")
     return Mirrors(
         archives=Archives(mirror.rstrip("/")) if mirror else _archives(root),
         apt=_apt(root),
@@ -209,7 +215,7 @@ def _is_private(url: str) -> bool:
         parts = urlsplit(url)
     except ValueError:
         return True
-    return parts.scheme not in ("http", "https") or not parts.netloc or "@" in parts.netloc
+    return parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc
 
 
 def _is_loopback(url: str) -> bool:
