@@ -7,17 +7,25 @@ nothing, and go on when there is room again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from ballpoint.core.clock import SYSTEM_CLOCK, Clock
+from ballpoint.core.errors import BallpointError, UnavailableError
+from ballpoint.host import filesystem
 from ballpoint.volume.freezer import Freezer
-from ballpoint.volume.pool import AttachedVolume, VolumePool
+from ballpoint.volume.pool import AttachedVolume, PoolUsage, VolumePool
 
 _TRIM_EVERY_SECONDS = 30.0
+_TRIM_MINIMUM = 64 * 1024
 # What a quiet volume's journal writes now and then is no growth.
 _GROWTH = 1 << 20
+# Documentation/block/stat.rst: sectors written, which are 512 bytes whatever the device's own are.
+_STAT_SECTORS_WRITTEN = 6
+_POOL_ITSELF = ""
 
 
 @dataclass(frozen=True)
@@ -34,69 +42,145 @@ class Notice:
     cause: str
 
 
+@dataclass(frozen=True)
+class _Size:
+    """Bytes a volume takes of the pool, and bytes ever written to its device."""
+
+    allocated: int
+    written: int
+
+
 class PoolGuard:
-    """Looks at the pool's space at each `tick`; one thread at a time uses it."""
+    """Looks at the pool's space at each `tick`; one thread at a time uses it.
+
+    Attributes:
+        frozen: the volumes whose writers wait, by id.
+    """
 
     def __init__(self, pool: VolumePool, clock: Clock = SYSTEM_CLOCK) -> None:
         self._pool = pool
         self._clock = clock
         self._freezer = Freezer()
         self._freezer.start()
-        self._sizes: dict[str, int] = {}
-        self._trimmed = -_TRIM_EVERY_SECONDS
-        self.frozen: set[str] = set()
+        # What each volume was when the pool last had room: growth below the hard mark adds up, however slow it is.
+        self._sizes: dict[str, _Size] = {}
+        self._trimmed: dict[str, float] = {}
+        self.frozen: dict[str, AttachedVolume] = {}
 
     def tick(self, attached: Iterable[AttachedVolume]) -> list[Notice]:
-        """Compare space and marks, and act. Call it several times a second while volumes are attached."""
+        """Compare space and marks, and act. Call it several times a second while volumes are attached.
+
+        A volume that cannot be frozen, thawed or trimmed keeps no other from it.
+
+        Returns:
+            What was done, in order.
+
+        Raises:
+            UnavailableError: nothing was done, and something failed; the next call tries it again.
+        """
         volumes = {volume.id: volume for volume in attached}
-        grown = self._growth(volumes)
         usage = self._pool.usage(len(volumes))
-        if usage.free < usage.soft:
-            self._trim(volumes)
-            usage = self._pool.usage(len(volumes))
-        if usage.free < usage.hard:
-            return self._freeze(volumes, grown)
-        if self.frozen and usage.free >= usage.soft:
-            return [self._thaw(volume_id, "the pool has room again") for volume_id in sorted(self.frozen)]
-        return []
+        notices: list[Notice] = []
+        failures: list[BallpointError | OSError] = []
+
+        def attempt(action: Callable[[AttachedVolume], Notice | None], volume: AttachedVolume) -> None:
+            try:
+                if (notice := action(volume)) is not None:
+                    notices.append(notice)
+            except (BallpointError, OSError) as error:
+                failures.append(error)
+
+        if usage.free >= usage.soft:
+            self._sizes.clear()
+            for volume in list(self.frozen.values()):
+                attempt(self._thaw, volume)
+        else:
+            # Again at each tick: the freezer thaws at its deadline, and when it dies.
+            for volume in [*self.frozen.values(), *self._growing(volumes, usage)]:
+                attempt(self._freeze, volume)
+            try:
+                self._trim(volumes, usage)
+            except OSError as error:
+                failures.append(error)
+        if failures and not notices:
+            raise UnavailableError("; ".join(str(error) for error in failures)) from failures[0]
+        return notices
 
     def release(self, volume_id: str) -> None:
         """Thaw a volume that is about to be detached: a frozen writer cannot even be killed. Idempotent."""
         if volume_id in self.frozen:
-            self._thaw(volume_id, "it is being stopped")
+            self._thaw(self.frozen[volume_id])
         self._sizes.pop(volume_id, None)
+        self._trimmed.pop(volume_id, None)
 
     def close(self) -> None:
         """Thaw everything and end. Idempotent."""
         self._freezer.close()
-        self.frozen.clear()
+        while self.frozen:
+            _, volume = self.frozen.popitem()
+            _thaw_here(volume)
 
-    def _growth(self, volumes: dict[str, AttachedVolume]) -> dict[str, int]:
-        sizes = {volume.id: volume.allocated() for volume in volumes.values()}
-        grown = {name: size - self._sizes.get(name, size) for name, size in sizes.items()}
-        self._sizes = sizes
-        return grown
+    def _growing(self, volumes: dict[str, AttachedVolume], usage: PoolUsage) -> list[AttachedVolume]:
+        """The volumes to freeze now, the fastest first; none while there is room."""
+        now = {volume.id: _Size(volume.allocated(), _written(volume)) for volume in volumes.values()}
+        if usage.free >= usage.hard:
+            self._sizes = now
+            return []
+        self._sizes = {name: self._sizes.get(name, size) for name, size in now.items()}
 
-    def _trim(self, volumes: dict[str, AttachedVolume]) -> None:
-        now = self._clock.monotonic()
-        if now - self._trimmed < _TRIM_EVERY_SECONDS:
+        def growth(name: str) -> int:
+            grown = now[name].allocated - self._sizes[name].allocated
+            if usage.free < usage.hard // 2:
+                # Copying a block that it shared takes room and leaves a file's size as it was.
+                grown = max(grown, now[name].written - self._sizes[name].written)
+            return grown
+
+        growths = {name: growth(name) for name in now if name not in self.frozen}
+        fastest = sorted(growths, key=lambda name: -growths[name])
+        return [volumes[name] for name in fastest if growths[name] >= _GROWTH]
+
+    def _trim(self, volumes: dict[str, AttachedVolume], usage: PoolUsage) -> None:
+        """Trim what has waited longest. One at a time, because the pool fills while a large one is trimmed."""
+        due = [name for name in volumes if name not in self.frozen]
+        if filesystem.free_bytes(self._pool.root) > usage.free:
+            due.append(_POOL_ITSELF)  # what is short is room below the pool's image, which holds on to freed blocks
+        if not due:
             return
-        self._trimmed = now
-        for volume in volumes.values():
-            if volume.id not in self.frozen:
-                volume.trim()
+        name = min(due, key=lambda each: self._trimmed.get(each, float("-inf")))
+        now = self._clock.monotonic()
+        if now - self._trimmed.get(name, float("-inf")) < _TRIM_EVERY_SECONDS:
+            return
+        self._trimmed[name] = now
+        if name == _POOL_ITSELF:
+            root = os.open(self._pool.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                filesystem.fitrim(root, _TRIM_MINIMUM)
+            finally:
+                os.close(root)
+        else:
+            volumes[name].trim()
 
-    def _freeze(self, volumes: dict[str, AttachedVolume], grown: dict[str, int]) -> list[Notice]:
-        notices = []
-        for volume_id in sorted(grown, key=lambda name: -grown[name]):
-            if grown[volume_id] >= _GROWTH and volume_id not in self.frozen:
-                with volumes[volume_id].opened() as root:
-                    self._freezer.freeze(volume_id, root)
-                self.frozen.add(volume_id)
-                notices.append(Notice(volume_id, "frozen", "the pool is full; its writers wait"))
-        return notices
+    def _freeze(self, volume: AttachedVolume) -> Notice | None:
+        with volume.opened() as root:
+            self._freezer.freeze(volume.id, root)
+        if volume.id in self.frozen:
+            return None
+        self.frozen[volume.id] = volume
+        return Notice(volume.id, "frozen", "the pool is full; its writers wait")
 
-    def _thaw(self, volume_id: str, cause: str) -> Notice:
-        self._freezer.thaw(volume_id)
-        self.frozen.discard(volume_id)
-        return Notice(volume_id, "thawed", cause)
+    def _thaw(self, volume: AttachedVolume) -> Notice:
+        self._freezer.thaw(volume.id)
+        _thaw_here(volume)
+        del self.frozen[volume.id]
+        return Notice(volume.id, "thawed", "the pool has room again")
+
+
+def _thaw_here(volume: AttachedVolume) -> None:
+    """Thaw what a freezer that was killed has left frozen; its successor knows nothing of it."""
+    with volume.opened() as root:
+        filesystem.fithaw(root)
+
+
+def _written(volume: AttachedVolume) -> int:
+    fields = Path("/sys/class/block", Path(volume.device).name, "stat").read_text().split()
+    return int(fields[_STAT_SECTORS_WRITTEN]) * 512

@@ -1,0 +1,330 @@
+"""The guard over a pool's space: what it freezes and thaws, and that nothing stays frozen whoever dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from ballpoint.core import wire
+from ballpoint.core.clock import SYSTEM_CLOCK
+from ballpoint.core.errors import UnavailableError
+from ballpoint.host import filesystem
+from ballpoint.volume.guard import PoolGuard
+from ballpoint.volume.pool import AttachedVolume, PoolUsage, VolumePool
+from tests.support.waiting import eventually
+from tests.volume.world import MIB, grow, is_frozen, path
+
+pytestmark = pytest.mark.host
+
+SOFT, HARD = 1000 * MIB, 500 * MIB
+
+
+class ManualClock:
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def now(self) -> datetime:
+        return SYSTEM_CLOCK.now()
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    async def sleep(self, seconds: float) -> None:
+        raise NotImplementedError
+
+
+class World:
+    """A real pool with real volumes, whose free space is what the test says."""
+
+    def __init__(self, pool: VolumePool, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.pool = pool
+        self.clock = ManualClock()
+        self.free = SOFT
+        monkeypatch.setattr(
+            pool, "usage", lambda attached=0: PoolUsage(total=4 * SOFT, free=self.free, soft=SOFT, hard=HARD)
+        )
+        self.volumes: list[AttachedVolume] = []
+        self.guard = PoolGuard(pool, self.clock)
+
+    def attach(self, *names: str, template: str = "base") -> list[AttachedVolume]:
+        made = []
+        for name in names:
+            self.pool.create(name, template=template, meta={})
+            made.append(self.pool.attach(name))
+        self.volumes += made
+        return made
+
+    def tick(self) -> list[tuple[str, str]]:
+        return [(notice.volume_id, notice.kind) for notice in self.guard.tick(self.volumes)]
+
+    def fill_to(self, free: int) -> None:
+        """Come down to `free` as a pool does, with a look at the sizes on the way."""
+        self.free = HARD + 1
+        assert self.tick() == []
+        self.free = free
+
+
+@pytest.fixture
+def world(pool: VolumePool, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    made = World(pool, monkeypatch)
+    yield made
+    made.guard.close()
+    for volume in made.volumes:
+        volume.detach()
+
+
+def freezer_pid() -> int:
+    """The freezer that this process has started."""
+    (found,) = (
+        int(each.parent.name)
+        for each in Path("/proc").glob("[0-9]*/cmdline")
+        if b"ballpoint.volume.freezer" in each.read_bytes() and _parent(each.parent) == os.getpid()
+    )
+    return found
+
+
+def _parent(process: Path) -> int:
+    return int((process / "stat").read_text().rpartition(")")[2].split()[1])
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
+
+
+def writer(volume: AttachedVolume) -> threading.Thread:
+    """A thread that ends when it could write."""
+    thread = threading.Thread(target=path(volume.mount, "upper/late").write_text, args=("x",), daemon=True)
+    thread.start()
+    return thread
+
+
+def test_nothing_is_done_while_there_is_room(world: World) -> None:
+    (volume,) = world.attach("v")
+    for free in (SOFT, SOFT * 2, HARD):
+        world.free = free
+        world.tick()
+        grow(volume, 4 * MIB)
+        assert world.tick() == []
+        assert not is_frozen(volume)
+
+
+def test_below_the_hard_mark_growing_volumes_are_frozen_the_fastest_first(world: World) -> None:
+    slow, fast, quiet = world.attach("slow", "fast", "quiet")
+    world.fill_to(HARD - 1)
+    grow(slow, 2 * MIB)
+    grow(fast, 8 * MIB)
+    assert world.tick() == [("fast", "frozen"), ("slow", "frozen")]
+    assert set(world.guard.frozen) == {"fast", "slow"}
+    assert [is_frozen(each) for each in (slow, fast, quiet)] == [True, True, False]
+    thread = writer(fast)
+    assert world.tick() == []
+    assert thread.is_alive()
+    world.free = SOFT
+    assert sorted(world.tick()) == [("fast", "thawed"), ("slow", "thawed")]
+    thread.join(30)
+    assert path(fast.mount, "upper/late").read_text() == "x"
+
+
+def test_growth_adds_up_however_slow_it_is(world: World) -> None:
+    (volume,) = world.attach("v")
+    world.fill_to(HARD - 1)
+    for _ in range(3):
+        grow(volume, MIB // 4)
+        assert world.tick() == []
+    grow(volume, MIB // 2)
+    assert world.tick() == [("v", "frozen")]
+
+
+def test_frozen_volumes_wait_for_the_soft_mark(world: World) -> None:
+    (volume,) = world.attach("v")
+    world.fill_to(HARD - 1)
+    grow(volume, 2 * MIB)
+    assert world.tick() == [("v", "frozen")]
+    world.free = SOFT - 1
+    assert world.tick() == []
+    assert is_frozen(volume)
+    world.free = SOFT
+    assert world.tick() == [("v", "thawed")]
+    assert not is_frozen(volume)
+
+
+def test_copying_shared_blocks_is_seen_though_no_file_grows(world: World) -> None:
+    def populate(fd: int) -> None:
+        path(fd, "upper/data").write_bytes(os.urandom(16 * MIB))
+
+    world.pool.ensure_template("full", 4, populate)
+    (volume,) = world.attach("v", template="full")
+    world.fill_to(HARD // 2 - 1)
+    before = volume.allocated()
+    with path(volume.mount, "upper/data").open("r+b") as file:
+        file.write(os.urandom(16 * MIB))
+        file.flush()
+        os.fsync(file.fileno())
+    assert volume.allocated() - before < MIB
+    assert world.tick() == [("v", "frozen")]
+
+
+def test_a_released_volume_is_thawed_and_not_frozen_at_once(world: World) -> None:
+    (volume,) = world.attach("v")
+    world.fill_to(HARD - 1)
+    grow(volume, 2 * MIB)
+    world.tick()
+    for _ in range(2):
+        world.guard.release("v")
+        assert not is_frozen(volume)
+        assert world.guard.frozen == {}
+        assert world.tick() == []
+    world.guard.release("unknown")
+
+
+def test_one_volume_that_cannot_be_frozen_does_not_save_the_others_from_it(world: World) -> None:
+    broken, sound = world.attach("broken", "sound")
+    world.fill_to(HARD - 1)
+    grow(broken, 8 * MIB)
+    grow(sound, 2 * MIB)
+    broken.release()
+    assert world.tick() == [("sound", "frozen")]
+    with pytest.raises(UnavailableError):
+        world.tick()
+    assert is_frozen(sound)
+
+
+def test_deleted_blocks_go_back_below_the_soft_mark(world: World) -> None:
+    volumes = world.attach("a", "b")
+    for volume in volumes:
+        grow(volume, 32 * MIB)
+        path(volume.mount, "upper/data").unlink()
+        os.sync()
+    full = [volume.allocated() for volume in volumes]
+
+    def given_back() -> int:
+        return sum(before - volume.allocated() > 16 * MIB for before, volume in zip(full, volumes, strict=True))
+
+    world.tick()
+    assert given_back() == 0
+    world.free = SOFT - 1
+    world.tick()
+    assert given_back() == 1  # one at a time
+    world.tick()
+    assert given_back() == 2
+    grow(volumes[0], 32 * MIB)
+    path(volumes[0].mount, "upper/data").unlink()
+    os.sync()
+    full[0] = volumes[0].allocated()
+    world.tick()
+    assert full[0] == volumes[0].allocated()  # not again so soon
+    world.clock.seconds += 3600
+    world.tick()
+    world.tick()
+    assert given_back() == 2
+
+
+def test_room_is_given_back_below_the_pool_where_that_is_what_is_short(world: World, tmp_path: Path) -> None:
+    (volume,) = world.attach("v")
+    grow(volume, 64 * MIB)
+    world.volumes.clear()
+    volume.detach()
+    world.pool.destroy("v")
+    os.sync()
+    image = tmp_path / "pool.img"
+    before = image.stat().st_blocks
+    world.free = SOFT - 1
+    assert filesystem.free_bytes(world.pool.root) > world.free
+
+    def given_back() -> bool:
+        world.clock.seconds += 3600
+        world.tick()
+        return (before - image.stat().st_blocks) * 512 > 32 * MIB
+
+    eventually(given_back)  # XFS frees and discards in the background
+
+
+@pytest.mark.parametrize("end", ["release", "thaw", "close"])
+def test_a_killed_freezer_leaves_nothing_frozen_for_ever(world: World, end: str) -> None:
+    (volume,) = world.attach("v")
+    world.fill_to(HARD - 1)
+    grow(volume, 2 * MIB)
+    assert world.tick() == [("v", "frozen")]
+    kill(freezer_pid())
+    assert is_frozen(volume)
+    if end == "thaw":
+        assert world.tick() == []  # by a new freezer
+        assert is_frozen(volume)
+        world.free = SOFT
+    ends: dict[str, Callable[[], object]] = {
+        "release": lambda: world.guard.release("v"),
+        "thaw": world.tick,
+        "close": world.guard.close,
+    }
+    ends[end]()
+    assert not is_frozen(volume)
+    assert world.guard.frozen == {}
+
+
+def test_what_the_freezer_thawed_by_itself_is_frozen_again(world: World) -> None:
+    (volume,) = world.attach("v")
+    world.fill_to(HARD - 1)
+    grow(volume, 2 * MIB)
+    assert world.tick() == [("v", "frozen")]
+    with volume.opened() as root:
+        assert filesystem.fithaw(root)
+    kill(freezer_pid())  # so that a new one, which knows nothing, is asked
+    assert world.tick() == []
+    assert is_frozen(volume)
+
+
+def test_a_killed_node_leaves_nothing_frozen(pool: VolumePool) -> None:
+    pool.create("v", template="base", meta={})
+    volume = pool.attach("v")
+    code = (
+        "import sys, threading; from ballpoint.volume.freezer import Freezer;"
+        "freezer = Freezer(); freezer.freeze('v', int(sys.argv[1]));"
+        "print('frozen', flush=True); threading.Event().wait()"
+    )
+    with ExitStack() as stack:
+        root = stack.enter_context(volume.opened())
+        node = subprocess.Popen(
+            [sys.executable, "-c", code, str(root)], stdout=subprocess.PIPE, pass_fds=[root], text=True
+        )
+        stack.enter_context(node)
+        stack.callback(node.kill)
+        assert node.stdout is not None
+        assert node.stdout.readline() == "frozen\n"
+        assert is_frozen(volume)
+        thread = writer(volume)
+        node.kill()
+        thread.join(30)
+        assert not thread.is_alive()
+    volume.detach()
+
+
+def test_a_freezer_thaws_at_its_deadline_though_nobody_asks(pool: VolumePool) -> None:
+    pool.create("v", template="base", meta={})
+    volume = pool.attach("v")
+    code = (
+        "import sys; from ballpoint.volume import freezer;"
+        "freezer.DEADLINE_SECONDS = 0.2; freezer.main(int(sys.argv[1]))"
+    )
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs, volume.opened() as root:
+        child = subprocess.Popen([sys.executable, "-c", code, str(theirs.fileno())], pass_fds=[theirs.fileno()])
+        theirs.close()
+        wire.send(ours, {"id": 1, "op": "freeze", "volume": "v"}, [root])
+        assert wire.receive(ours) == ({"id": 1, "ok": None}, [])
+        thread = writer(volume)
+        thread.join(30)
+        assert not thread.is_alive()
+        ours.close()
+        assert child.wait(30) == 0
+    volume.detach()
