@@ -19,7 +19,8 @@ pytestmark = [pytest.mark.host, pytest.mark.slow]
 
 
 def run(data: Path, step: str, last: int) -> int | None:
-    """Run `step` until its event number `last`; the number of all its events if it has fewer."""
+    """Run `step` until its event number `last`; the number of all its events if it has fewer (of some, such as the
+    loop devices of others that it looks at, there may be more or fewer each time)."""
     command = [sys.executable, "-m", "tests.volume.dying", str(data), step, str(last)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     if done.returncode == 0:
@@ -40,7 +41,7 @@ def test_a_step_killed_anywhere_is_done_or_not_begun(step: str, tmp_path: Path) 
         finished = run(tmp_path, step, last)
         outcomes.add(found_whole(tmp_path))
         put_back(tmp_path, step)
-    assert finished == last - 1
+    assert finished < last
     changed = {"create": ("volumes", 2), "destroy": ("volumes", 0), "template": ("templates", 2)}
     if step in changed:
         kind, number = changed[step]
