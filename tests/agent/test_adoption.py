@@ -71,6 +71,7 @@ async def anchored(tmp_path: Path) -> AsyncIterator[Anchored]:
     await made.world.close()
     assert made.world.failures == []
     await eventually(lambda: made.anchor.fds == {})
+    made.world.close_gates()
 
 
 async def test_all_goes_on(anchored: Anchored) -> None:

@@ -288,7 +288,7 @@ class World:
     def __init__(self, folder: Path, anchor: Anchor | None = None) -> None:
         self._folder = folder
         self._path = str(folder / "agent.sock")
-        self._gates: list[Gate] = []
+        self._gates: list[Gate] = []  # one descriptor each
         self.saved: list[dict[str, Any]] = []
         self.started = 0
         self.failures: list[dict[str, Any]] = []
@@ -318,8 +318,16 @@ class World:
             if session is not None:
                 session.signal(signal.SIGKILL)
         await eventually(lambda: len(self.sessions) == 0)
+
+    def close_gates(self) -> None:
+        """Once nobody is left who might still come to one."""
         for gate in self._gates:
             gate.close()
+        self._gates.clear()
+
+    @property
+    def gates(self) -> int:
+        return len(self._gates)
 
     def gate(self) -> Gate:
         made = Gate(self._folder / f"gate-{len(self._gates)}")
