@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -36,11 +37,9 @@ def nothing(pool: VolumePool) -> None:
 def hand_over(pool: VolumePool) -> None:
     """Leave the volume to a child, whose pid is printed, and die."""
     volume = pool.attach("old")
-    os.set_inheritable(volume.mount, True)
-    child = os.fork()
-    if child == 0:
-        os.execv("/bin/sleep", ["sleep", "600"])
-    _say(child)
+    _say(
+        subprocess.Popen(["sleep", "600"], pass_fds=[volume.mount]).pid
+    )  # returns when the pool's lock is closed there
     os.kill(os.getpid(), signal.SIGKILL)
 
 
