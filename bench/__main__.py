@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.support.nodes import TestNode
 
 from ballpoint.host.cgroup import Hierarchies
-from bench.context import Context, say
+from bench.context import Context, loop_devices, remove_loop_devices, say
 from bench.report import Report, Result, describe_machine, now, revision
 from bench.rows import ROWS
 from bench.yardsticks import containers
@@ -46,7 +46,7 @@ def main() -> int:
 
 
 async def _measure(rows: list[str], *, quick: bool) -> Report:
-    date, layout = now(), Hierarchies.detect().layout
+    date, layout, devices = now(), Hierarchies.detect().layout, len(loop_devices())
     work = Path(tempfile.mkdtemp(prefix="ballpoint-bench-"))
     try:
         say("building the image, if it is not there yet")
@@ -62,7 +62,7 @@ async def _measure(rows: list[str], *, quick: bool) -> Report:
             gc.collect()
             gc.freeze()
             for row in rows:
-                load = os.getloadavg()[0]
+                load, loops = os.getloadavg()[0], len(loop_devices())
                 say(f"{row} ...")
                 try:
                     result = await ROWS[row](context)
@@ -71,7 +71,8 @@ async def _measure(rows: list[str], *, quick: bool) -> Report:
                     result = Result(
                         row, row, failure=f"{type(error).__name__}: {str(error).partition(chr(10))[0][:300]}"
                     )
-                result.load = load
+                result.load, result.loop_devices = load, loops
+                remove_loop_devices(devices)  # no row shall pay for how many devices an earlier one needed
                 for check in result.checks:
                     met = {True: "met", False: "MISSED", None: "not judged"}[check.met]
                     say(f"  {check.measured} | {check.yardstick} | {check.ratio} | {check.target} | {met}")
@@ -81,6 +82,7 @@ async def _measure(rows: list[str], *, quick: bool) -> Report:
             )
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        remove_loop_devices(devices)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import fcntl
 import itertools
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -23,8 +26,10 @@ from bench.yardsticks import Containers
 
 _READY_SECONDS = 120.0
 _LOOK_SECONDS = 0.002
+_STOP_TRIES = 5
 # Blanks count as ready when their number has stood still for so many looks.
 _STEADY_LOOKS = 5
+_LOOP_CTL_REMOVE = 0x4C81  # include/uapi/linux/loop.h
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -57,10 +62,19 @@ class Context:
             bench.blanks = await bench.ready()
             yield bench
         finally:
-            await asyncio.to_thread(node.down)
+            await self._stop(node)
             for kind, names in traces(node.id, node.data).items():
                 self.left_behind += [f"{kind}: {name}" for name in names]
             shutil.rmtree(home)
+
+    async def _stop(self, node: TestNode) -> None:
+        """Stop it, however long that takes: what was measured stays measured, and what goes wrong here is reported."""
+        for _ in range(_STOP_TRIES):
+            try:
+                await asyncio.to_thread(node.down)
+                return
+            except subprocess.TimeoutExpired as error:
+                self.left_behind.append(f"`down` of a node took more than {error.timeout:g} s; tried again")
 
 
 class Bench:
@@ -144,6 +158,22 @@ def cpu_sentence(before: dict[str, float], after: dict[str, float], count: int, 
 def _cpu_seconds(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS  # proc(5): utime, stime
+
+
+def loop_devices() -> list[int]:
+    """Numbers of the host's loop devices, whether in use or not."""
+    return sorted(int(path.name.removeprefix("loop")) for path in Path("/sys/block").glob("loop*"))
+
+
+def remove_loop_devices(keep: int) -> None:
+    """Remove those nobody uses, from the last on, down to so many: the kernel keeps every device it ever made."""
+    with open("/dev/loop-control", "rb") as control:
+        for number in reversed(loop_devices()[keep:]):
+            try:
+                fcntl.ioctl(control, _LOOP_CTL_REMOVE, number)
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise
 
 
 def available_mb() -> float:

@@ -82,6 +82,7 @@ class Result:
         profile: where the time goes, in sentences; shown where a target is missed, always in the JSON.
         notes: what a reader has to know of how it was measured; always shown.
         failure: why the row could not be measured.
+        load, loop_devices: the host's load average and its loop devices, used or not, when the row began.
     """
 
     row: str
@@ -92,6 +93,7 @@ class Result:
     notes: list[str] = field(default_factory=list)
     failure: str | None = None
     load: float = 0.0
+    loop_devices: int = 0
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,9 @@ class Report:
             f"- Date: {self.date}; revision {self.revision}" + ("; quick run, few samples" if self.quick else ""),
             f"- Machine: {machine['cores']} cores ({machine['cpu']}), {machine['memory_gb']} GB memory,"
             f" {machine['system']}, kernel {machine['kernel']}, cgroups {machine['cgroups']}",
+            f"- Loop devices on the host, used or not, at the start of each row:"
+            f" {min((r.loop_devices for r in self.results), default=0)} to"
+            f" {max((r.loop_devices for r in self.results), default=0)}",
             f"- Load average at the start of each row: {min((r.load for r in self.results), default=0):.1f} to"
             f" {max((r.load for r in self.results), default=0):.1f}, the row before included",
             *(f"- Yardstick {name}: {text}" for name, text in self.tools.items()),
@@ -146,7 +151,7 @@ class Report:
             for result in missed:
                 lines += ["", f"### {result.title}", "", *(f"- {sentence}" for sentence in result.profile)]
         if self.left_behind:
-            lines += ["", "## Left behind on the host", "", *(f"- {trace}" for trace in self.left_behind)]
+            lines += ["", "## What went wrong at the end of a node", "", *(f"- {trace}" for trace in self.left_behind)]
         return "\n".join(lines) + "\n"
 
 
