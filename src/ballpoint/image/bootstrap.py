@@ -11,11 +11,11 @@ from ballpoint.core.errors import InternalError, UnavailableError
 from ballpoint.host import process
 from ballpoint.image.mirrors import KEYRING, Archives, archives_in
 
-# A mirror that is down must be an error soon; one that stumbles must not cost a build.
+# A mirror that is down must be an error soon; one that stumbles must not cost a build. A try takes up to two timeouts.
 _APT_OPTIONS = (
-    'Acquire::http::Timeout "15"',
-    'Acquire::https::Timeout "15"',
-    'Acquire::Retries "2"',
+    'Acquire::http::Timeout "10"',
+    'Acquire::https::Timeout "10"',
+    'Acquire::Retries "1"',
     'APT::Install-Recommends "false"',
 )
 _EXCLUDED = ("/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/info/*", "/usr/share/lintian/*")
@@ -91,10 +91,20 @@ def bootstrap(
         *(f"--setup-hook={hook}" for hook in hooks),
         suite, str(root),
     ]  # fmt: skip
+    refused = ""
+
+    def line(text: str) -> None:
+        nonlocal refused
+        if refused:
+            raise _explained([f"{refused}: {text.strip()}"])
+        if text.startswith("Err:"):  # apt has given up on one file; it would try all others before it fails
+            refused = f"E: Failed to fetch {text.partition(' ')[2]}"
+        on_line(text)
+
     try:
-        process.run_lines(contained(*command), on_line)
+        process.run_lines(contained(*command), line)
     except process.CommandFailedError as error:
-        raise _explained(error) from error
+        raise _explained(error.output.splitlines() or [error.message]) from error
     (root / "etc/apt" / where).unlink()
     found = archives_in(default.read_text())
     if found is None:
@@ -102,16 +112,11 @@ def bootstrap(
     return found
 
 
-def _explained(error: process.CommandFailedError) -> UnavailableError:
-    lines = error.output.splitlines()
-    for pattern, hint in _CAUSES:
-        for line in lines:
-            if pattern.search(line):
-                return _failed(line, hint)
-    errors = [line for line in lines if line.startswith("E: ")]
-    return _failed(errors[0] if errors else error.message, "ballpoint doctor says what this host lacks")
-
-
-def _failed(reason: str, hint: str) -> UnavailableError:
-    reason = re.sub(r"^[EW]: ", "", reason).strip()
-    return UnavailableError(f"the Debian packages of the image could not be installed: {reason}", hint=hint)
+def _explained(lines: list[str]) -> UnavailableError:
+    """The error that `lines`, printed by apt and mmdebstrap, are about."""
+    found = next(((line, hint) for pattern, hint in _CAUSES for line in lines if pattern.search(line)), None)
+    if found is None:
+        errors = [line for line in lines if line.startswith("E: ")] or lines[-1:]
+        found = errors[0], "ballpoint doctor says what this host lacks"
+    reason = re.sub(r"^[EW]: ", "", found[0]).strip()
+    return UnavailableError(f"the Debian packages of the image could not be installed: {reason}", hint=found[1])

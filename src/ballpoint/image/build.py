@@ -44,7 +44,7 @@ def build_filesystem(
     """Build `recipe` into the erofs file `target`.
 
     Args:
-        work: an empty directory for the tree; the caller removes it.
+        work: an empty directory for the tree; the caller removes it when the file is safe, which takes as long.
         mirror: Debian archive; None takes the host's own, or else mmdebstrap's default.
 
     Raises:
@@ -76,9 +76,6 @@ def build_filesystem(
         timeout=_COMMAND_SECONDS,
         env={"SOURCE_DATE_EPOCH": str(epoch)},
     )
-    report.step("removing what it was made from", 0.97)
-    remove_tree(root)
-    report.step("done", 1.0)
 
 
 def _check_host() -> None:

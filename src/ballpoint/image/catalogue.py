@@ -132,25 +132,31 @@ class Catalogue:
         partial = self._root / f".build-{os.getpid()}"
         partial.mkdir()
         try:
-            file = partial / _FILE
-            build_filesystem(recipe, file, partial, mirror=mirror, progress=progress)
-            digest = blake3(max_threads=blake3.AUTO).update_mmap(file).hexdigest()
-            with file.open("rb") as built:
-                os.fsync(built.fileno())
-            record = _Record(recipe.name, recipe.digest, rfc3339(SYSTEM_CLOCK.now()), file.stat().st_size)
-            target = self._root / digest
-            if target.exists():  # the same packages: the same image, now known to be current
-                write_atomically(target / _RECORD, msgspec.json.encode(record))
-            else:
-                kept = self._root / f".build-{os.getpid()}-done"
-                kept.mkdir()
-                file.rename(kept / _FILE)
-                write_atomically(kept / _RECORD, msgspec.json.encode(record))
-                kept.rename(target)
-                fsync_directory(self._root)
-            return self.find(digest)
+            build_filesystem(recipe, partial / _FILE, partial, mirror=mirror, progress=progress)
+            image = self._publish(recipe, partial / _FILE)
+            progress(Progress("removing what it was made from", 0.95))
         finally:
             self._sweep()
+        progress(Progress("done", 1.0))
+        return image
+
+    def _publish(self, recipe: Recipe, file: Path) -> Image:
+        """Give `file` its name; durable when it returns."""
+        digest = blake3(max_threads=blake3.AUTO).update_mmap(file).hexdigest()
+        with file.open("rb") as built:
+            os.fsync(built.fileno())
+        record = _Record(recipe.name, recipe.digest, rfc3339(SYSTEM_CLOCK.now()), file.stat().st_size)
+        target = self._root / digest
+        if target.exists():  # the same packages: the same image, now known to be current
+            write_atomically(target / _RECORD, msgspec.json.encode(record))
+            return self.find(digest)
+        done = self._root / f".build-{os.getpid()}-done"
+        done.mkdir()
+        file.rename(done / _FILE)
+        write_atomically(done / _RECORD, msgspec.json.encode(record))
+        done.rename(target)
+        fsync_directory(self._root)
+        return self.find(digest)
 
     @contextmanager
     def _building(self, progress: Callable[[Progress], None]) -> Iterator[None]:
