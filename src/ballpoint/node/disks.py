@@ -33,7 +33,7 @@ class Disks:
         self._catalogue = catalogue
         self.image = image
         self.pool = pool
-        self.injection: Injection = host_injection(config.ca_bundle)
+        self.injection: Injection = host_injection(config.ca_bundle, config.mirror)
         self._mounts: dict[str, int] = {}
         self._template = ""
 
