@@ -6,6 +6,7 @@ import ctypes
 import os
 import select
 import signal
+import struct
 
 from ballpoint.host.libc import SYS_pidfd_getfd, SYS_pidfd_send_signal, libc, syscall
 
@@ -19,6 +20,8 @@ SECBIT_NO_SETUID_FIXUP = 1 << 2
 
 _SYS_KEYCTL = 250 if os.uname().machine == "x86_64" else 219
 _KEYCTL_JOIN_SESSION_KEYRING = 1
+_SYS_SECCOMP = 317 if os.uname().machine == "x86_64" else 277
+_SECCOMP_SET_MODE_FILTER = 1
 
 
 def prctl(option: int, argument: int) -> None:
@@ -46,6 +49,18 @@ def die_with_parent() -> None:
 def join_session_keyring() -> None:
     """Leave the inherited session keyring for a new anonymous one."""
     syscall(_SYS_KEYCTL, _KEYCTL_JOIN_SESSION_KEYRING, None, 0, 0, 0, what="keyctl join_session_keyring")
+
+
+def install_seccomp_filter(program: bytes) -> None:
+    """Add a seccomp(2) filter to this thread and what it starts; it stays for good. Needs CAP_SYS_ADMIN.
+
+    Args:
+        program: array of struct sock_filter (8 bytes each).
+    """
+    code = ctypes.create_string_buffer(program, len(program))
+    # struct sock_fprog: unsigned short len, padding, pointer
+    header = ctypes.create_string_buffer(struct.pack("=HxxxxxxQ", len(program) // 8, ctypes.addressof(code)))
+    syscall(_SYS_SECCOMP, _SECCOMP_SET_MODE_FILTER, 0, ctypes.byref(header), what="seccomp")
 
 
 def set_fs_ids(uid: int, gid: int) -> None:

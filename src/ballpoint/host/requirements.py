@@ -24,14 +24,17 @@ PACKAGES = {
     "/etc/ssl/certs/ca-certificates.crt": "ca-certificates",
 }
 
-# Limits that all instances of a host share; a value below these lets one sprite starve another.
+# Limits that all instances of a host share; a value below these lets one sprite starve another. The kernel
+# charges open files, terminals and AIO rings to the memory of their cgroup: that bounds them, not the host's counts.
 SYSCTLS = {
+    "fs.aio-max-nr": 2147483647,
+    "fs.file-max": 9223372036854775807,
     "fs.inotify.max_user_instances": 1024,
     "fs.inotify.max_user_watches": 524288,
     "kernel.keys.maxkeys": 20000,
     "kernel.keys.maxbytes": 2000000,
     "kernel.pid_max": 4194304,
-    "kernel.pty.max": 65536,
+    "kernel.pty.max": 2147483647,
     "vm.max_map_count": 1048576,
     "net.core.somaxconn": 4096,
     "net.netfilter.nf_conntrack_max": 262144,

@@ -12,6 +12,8 @@ from ballpoint.host import process
 from ballpoint.host.files import remove_tree
 
 PROGRAMS = ("anchor", "inner", "locker", "nsexec")
+# The seccomp program of all instances, as the kernel takes it.
+FILTER = "filter"
 _FLAGS = ("-O2", "-Wall", "-Wextra", "-Werror", "-static", "-s")
 _COMPILE_SECONDS = 120
 
@@ -42,6 +44,7 @@ def ensure_programs(cache: Path) -> Path:
             (partial / name).write_bytes(text)
         for program in PROGRAMS:
             _compile(partial, program)
+        process.run([str(partial / "inner"), "filter", str(partial / FILTER)], timeout=_COMPILE_SECONDS)
         partial.rename(target)
     return target
 

@@ -22,6 +22,7 @@ import socket
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -37,6 +38,8 @@ from ballpoint.host.namespaces import (
     CLONE_NEWUSER,
     CLONE_NEWUTS,
 )
+from ballpoint.host.slots import UID_STRIDE
+from ballpoint.runtime.container.programs import FILTER
 
 # Character devices of an instance: name -> (major, minor), Documentation/admin-guide/devices.txt.
 DEVICES = {
@@ -51,7 +54,10 @@ DEVICES = {
 }
 _STAGE = ("proc", "sys", "dev", "run")
 _ANCHOR, _ANCHOR_KEEPS = 3, 4
-_INNER_IDS = 65536
+# All of the instance's range but the agent's own id: 65,536 for the sprite and as many for a user's own containers.
+_INNER_IDS = UID_STRIDE - 1
+# What instances may raise their open files to: what Docker's start script asks for. They are memory of their cgroup.
+_OPEN_FILES, _OWN_OPEN_FILES = 1 << 20, 1 << 16
 
 
 def main() -> NoReturn:
@@ -60,8 +66,8 @@ def main() -> NoReturn:
     parser.add_argument("--programs", type=Path, required=True, help="directory of the compiled helpers")
     options = parser.parse_args()
     prctl.set_name("zygote")
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # an agent holds several descriptors a session
+    _raise_limits()
+    seccomp = (options.programs / FILTER).read_bytes()
     _enter_empty_root(options.programs)
     listener = socket.socket(fileno=options.socket_fd)
     listener.setblocking(False)
@@ -69,7 +75,26 @@ def main() -> NoReturn:
     sys.meta_path.clear()
     gc.collect()
     gc.freeze()
-    _Zygote(listener).serve()
+    _Zygote(listener, seccomp).serve()
+
+
+def _raise_limits() -> None:
+    """Give instances the limits that only the host can; what they use is bounded by their cgroups.
+
+    A host that is a container itself may refuse; then its own limits stand.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for hard in (max(most, _OPEN_FILES), most):
+        try:
+            # An agent holds several descriptors a session.
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, _OWN_OPEN_FILES), hard))
+            break
+        except (ValueError, OSError):
+            continue
+    # core(5): where core_pattern is a program, the host runs it as root, even at 0 bytes; at 1 it does not.
+    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NPROC, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
 def _enter_empty_root(programs: Path) -> None:
@@ -118,8 +143,9 @@ def _seal(path: Path, attributes: int) -> None:
 
 
 class _Zygote:
-    def __init__(self, listener: socket.socket) -> None:
+    def __init__(self, listener: socket.socket, seccomp: bytes) -> None:
         self._listener = listener
+        self._seccomp = seccomp
         self._connections: dict[int, socket.socket] = {}
         self._poll = select.poll()
         wakeup, self._woken = socket.socketpair()
@@ -188,13 +214,23 @@ class _Zygote:
         procs = [given.pop(name) for name in sorted(given) if name.startswith("agent-procs-")]
         go_read, go_write = os.pipe()
         flags = CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWNET
-        pid, pidfd = namespaces.clone3(flags, cgroup=given.pop("agent-cgroup"))
+        base = int(message["uid_base"])
+        # The kernel counts inotify instances, namespaces and the like of a user namespace against who made it. Were
+        # that the host's root for all instances, one of them could use up what all have.
+        prctl.prctl(prctl.PR_SET_SECUREBITS, prctl.SECBIT_NO_SETUID_FIXUP)
+        os.seteuid(base)
+        pid = -1
+        try:
+            pid, pidfd = namespaces.clone3(flags, cgroup=given.pop("agent-cgroup"))
+        finally:
+            if pid != 0:
+                os.seteuid(0)
+                prctl.prctl(prctl.PR_SET_SECUREBITS, 0)
         if pid == 0:
             os.close(go_write)
-            _child(_become_instance, message, given, go_read)
+            _child(_become_instance, message, given, go_read, self._seccomp)
         try:
             os.close(go_read)
-            base = int(message["uid_base"])
             for kind in ("uid_map", "gid_map"):
                 Path(f"/proc/{pid}/{kind}").write_text(f"0 {base} 1\n1 {base + 1} {_INNER_IDS}\n")
             for fd in procs:
@@ -216,7 +252,7 @@ class _Zygote:
         pid, pidfd = namespaces.clone3(0, cgroup=cgroup)
         if pid == 0:
             os.close(go_write)
-            _child(_rejoin_instance, anchor, go_read)
+            _child(_rejoin_instance, anchor, go_read, self._seccomp)
         os.close(go_read)
         try:
             for fd in procs:
@@ -254,8 +290,9 @@ def _become_root(go: int) -> None:
     namespaces.unshare(CLONE_NEWCGROUP)
 
 
-def _become_instance(message: dict[str, Any], given: dict[str, int], go: int) -> None:
+def _become_instance(message: dict[str, Any], given: dict[str, int], go: int, seccomp: bytes) -> None:
     _become_root(go)
+    prctl.install_seccomp_filter(seccomp)
     mount.mount("none", "/", flags=mount.MS_REC | mount.MS_PRIVATE)
     root = mount.open_tree("/aroot")
     dev = mount.open_tree("/dev", recursive=True)
@@ -286,7 +323,7 @@ def _become_instance(message: dict[str, Any], given: dict[str, int], go: int) ->
     os.execve("/bin/anchor", ["anchor"], {})
 
 
-def _rejoin_instance(anchor: int, go: int) -> None:
+def _rejoin_instance(anchor: int, go: int, seccomp: bytes) -> None:
     if os.read(go, 1) != b"g":
         os._exit(1)
     ours = prctl.pidfd_getfd(anchor, _ANCHOR_KEEPS)
@@ -301,6 +338,7 @@ def _rejoin_instance(anchor: int, go: int) -> None:
     os.setresuid(0, 0, 0)
     prctl.prctl(prctl.PR_SET_DUMPABLE, 1)
     prctl.join_session_keyring()
+    prctl.install_seccomp_filter(seccomp)
     os.setsid()
     _run_agent(socket.socket(fileno=ours), None, None)
 

@@ -145,6 +145,11 @@ static const int DENIED[] = {
     SYS_query_module, SYS_nfsservctl, SYS_modify_ldt,
 #endif
 };
+/* Limits on core files are answered with success and stay what they are. Where core_pattern is a program, the host runs it
+ * as root for every crash but those at a limit of 1 byte; anybody may lower that to 0, and sudo does. Programs that want no
+ * core file for the secrets they hold give up when they cannot say so. Numbers: setrlimit, prlimit64. */
+#define CORE_LIMIT_CALLS SYS_setrlimit, SYS_prlimit64
+#define CORE_LIMIT_CALLS_I386 75, 340
 /* io_uring answers "not built in", so that programs take their other path. */
 static const int ABSENT[] = {SYS_io_uring_setup, SYS_io_uring_enter, SYS_io_uring_register};
 
@@ -166,10 +171,33 @@ static inline int append_list(struct sock_filter *f, int n, const int *list, int
     return n;
 }
 
-/* Installs the deny-list. Needs CAP_SYS_ADMIN in the user namespace, because no_new_privs would break sudo. */
-static inline int install_seccomp(void)
+/* "Succeed" without acting, where argument `which` names RLIMIT_CORE; prlimit64 may still read it (no new limit given).
+ * Leaves the accumulator as it found it: the call's number. */
+static inline int append_core_limit(struct sock_filter *f, int n, int setrlimit_number, int prlimit_number)
 {
-    struct sock_filter f[256];
+    const uint32_t succeed = SECCOMP_RET_ERRNO | 0, number = offsetof(struct seccomp_data, nr);
+    const uint32_t argument = offsetof(struct seccomp_data, args); /* the low halves: these are little-endian machines */
+    f[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)setrlimit_number, 0, 4);
+    f[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, argument);
+    f[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, RLIMIT_CORE, 0, 1);
+    f[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, succeed);
+    f[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, number);
+    f[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)prlimit_number, 0, 8);
+    f[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, argument + 8);
+    f[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, RLIMIT_CORE, 0, 5);
+    f[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, argument + 16);
+    f[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0, 0, 2);
+    f[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, argument + 20);
+    f[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0, 1, 0);
+    f[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, succeed);
+    f[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, number);
+    return n;
+}
+
+/* The deny-list as a seccomp program. The zygote installs it in every anchor and agent, and all else inherits it. It cannot
+ * use no_new_privs, which would break sudo, so its installer needs CAP_SYS_ADMIN in its user namespace. */
+static inline int build_filter(struct sock_filter *f)
+{
     const uint32_t eperm = SECCOMP_RET_ERRNO | EPERM, enosys = SECCOMP_RET_ERRNO | ENOSYS;
     int n = 0;
     f[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch));
@@ -179,6 +207,7 @@ static inline int install_seccomp(void)
     int refuse = n;
     f[n++] = (struct sock_filter)BPF_STMT(0, 0); /* patched below: any third architecture */
     f[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
+    n = append_core_limit(f, n, CORE_LIMIT_CALLS_I386);
     n = append_list(f, n, DENIED_I386, COUNT(DENIED_I386), eperm);
     n = append_list(f, n, ABSENT_I386, COUNT(ABSENT_I386), enosys);
     f[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
@@ -191,6 +220,7 @@ static inline int install_seccomp(void)
     f[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, enosys);
     f[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
 #endif
+    n = append_core_limit(f, n, CORE_LIMIT_CALLS);
     n = append_list(f, n, DENIED, COUNT(DENIED), eperm);
     n = append_list(f, n, ABSENT, COUNT(ABSENT), enosys);
     f[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
@@ -199,27 +229,22 @@ static inline int install_seccomp(void)
     f[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, enosys);
     f[refuse] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AUDIT_ARCH_I386, 0, (uint8_t)(last - refuse - 1));
 #endif
-    struct sock_fprog program = {.len = (unsigned short)n, .filter = f};
-    return (int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program);
+    return n;
 }
 
 #define KEYCTL_JOIN_SESSION_KEYRING 1
 
-/* Everything an inner process gets before user code runs in it; the caller is root of the inner user namespace. */
+/* Everything an inner process gets before user code runs in it, beside what it inherits: the seccomp filter, and a limit
+ * for core files of 1 byte. The caller is root of the inner user namespace. */
 static inline int confine(enum profile profile)
 {
-    struct rlimit none = {1, 1}; /* 1 byte: at 0 a core_pattern pipe would still be started */
-    struct rlimit files = {16384, 20000}, have;
-    if (setrlimit(RLIMIT_CORE, &none) != 0)
-        return -1;
+    struct rlimit files, have;
     if (getrlimit(RLIMIT_NOFILE, &have) == 0) { /* may be lowered, never raised, without the host's CAP_SYS_RESOURCE */
         files.rlim_max = have.rlim_max;
         files.rlim_cur = have.rlim_max < 16384 ? have.rlim_max : 16384;
         setrlimit(RLIMIT_NOFILE, &files);
     }
     if (syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, NULL) < 0)
-        return -1;
-    if (install_seccomp() != 0)
         return -1;
     return drop_bounding_set(profile_caps(profile));
 }

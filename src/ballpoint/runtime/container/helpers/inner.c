@@ -14,6 +14,7 @@
  *   <- "C" + texts + root, binds...   texts, each ended by NUL: resolv.conf, then one target path per bind
  *   -> "D"                            the container runs; the socket is closed
  *   -> "E<reason>"                    at any step, and the process ends
+ * Started as `inner filter FILE`, it only writes the seccomp program of all instances into FILE.
  */
 #include "common.h"
 #include <linux/openat2.h>
@@ -70,6 +71,25 @@ static void attach(int mount, const char *path)
 
 static const char *const DEVICES[] = {"null", "zero", "full", "random", "urandom", "tty", "fuse", "net/tun"};
 
+/* A v1 hierarchy of the host, as far as the container's own group: what tells programs its limits. The groups of a host
+ * with v2 alone are at /sys/fs/cgroup, and this mounts nothing. */
+static void stage_v1(const char *controller)
+{
+    char path[64];
+    int mounted = -1, fs = (int)syscall(SYS_fsopen, "cgroup", 1);
+    if (fs >= 0 && syscall(SYS_fsconfig, fs, FSCONFIG_SET_FLAG, controller, NULL, 0) == 0 &&
+        syscall(SYS_fsconfig, fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0) == 0)
+        mounted = (int)syscall(SYS_fsmount, fs, 1, ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC);
+    close(fs);
+    if (mounted < 0)
+        return;
+    mkdir("/stage/run/cgroup", 0755);
+    snprintf(path, sizeof path, "/stage/run/cgroup/%s", controller);
+    check(mkdir(path, 0755), path);
+    attach(mounted, path);
+    close(mounted);
+}
+
 static int stage(const char *pts_max, const char *shm_size)
 {
     const char *const dev_options[][2] = {{"mode", "755"}, {"size", "1m"}, {NULL, NULL}};
@@ -84,6 +104,8 @@ static int stage(const char *pts_max, const char *shm_size)
     attach(fs_mount("tmpfs", ATTR_NOSUID | ATTR_NODEV, run_options), "/stage/run");
     check(mkdir("/stage/run/lock", 01777), "mkdir /run/lock");
     chmod("/stage/run/lock", 01777);
+    stage_v1("cpu");
+    stage_v1("memory");
 
     attach(fs_mount("tmpfs", ATTR_NOSUID | ATTR_NOEXEC, dev_options), "/stage/dev");
     check(mkdir("/stage/dev/pts", 0755) | mkdir("/stage/dev/shm", 01777) | mkdir("/stage/dev/mqueue", 01777) |
@@ -160,6 +182,8 @@ static void enter_root(const char *texts, const char *end, const int *fds, int n
     check(syscall(SYS_pivot_root, ".", "."), "pivot_root");
     check(umount2(".", MNT_DETACH), "umount old root");
     check(chdir("/"), "chdir");
+    /* As systemd leaves it; rootless containers look for it. */
+    check(mount("none", "/", NULL, MS_REC | MS_SHARED, NULL), "shared mounts");
     write_file("/run/resolv.conf", resolv);
 }
 
@@ -248,11 +272,16 @@ static void write_map(pid_t pid, const char *file)
 {
     char path[64];
     snprintf(path, sizeof path, "/proc/%d/%s", pid, file);
-    write_file(path, "0 1 65536");
+    write_file(path, "0 1 131071"); /* all of the instance's range but the agent's own id */
 }
 
 int main(int argc, char **argv)
 {
+    if (argc == 3 && strcmp(argv[1], "filter") == 0) {
+        struct sock_filter f[512];
+        int n = build_filter(f), out = open(argv[2], O_CREAT | O_WRONLY | O_TRUNC | O_CLOEXEC, 0644);
+        return out >= 0 && write(out, f, n * sizeof f[0]) == (ssize_t)(n * sizeof f[0]) ? 0 : 1;
+    }
     int pidfd = -1, go[2], procs = argc == 3 ? atoi(argv[1]) : -1;
     char text[32], byte;
     if (procs < 0 || procs > MAX_FDS)

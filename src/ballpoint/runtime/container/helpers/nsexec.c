@@ -44,7 +44,7 @@ static int parse_id(const char *text, uint32_t *id)
         return -1;
     errno = 0;
     unsigned long value = strtoul(text, &end, 10);
-    if (errno || *end || value >= 65536)
+    if (errno || *end || value >= 131071)
         return -1;
     *id = (uint32_t)value;
     return 0;
