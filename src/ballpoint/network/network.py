@@ -255,8 +255,11 @@ class Network:
         return slots.slot(numbers[0]) if numbers else None
 
     def _check_subnet(self, kernel: Netlink) -> None:
+        # Other nodes of this host make and remove links meanwhile: one that a route goes by is in one of the two lists.
         names = {link.number: link.name for link in netlink.links(kernel)}
-        for route in netlink.routes(kernel):
+        routes = netlink.routes(kernel)
+        names.update({link.number: link.name for link in netlink.links(kernel)})
+        for route in routes:
             name = names.get(route.link, "nowhere")
             if name.startswith(rules.LINK_PREFIX) or route.destination.prefixlen == 0:
                 continue
