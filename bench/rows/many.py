@@ -90,7 +90,7 @@ async def growth(context: Context) -> Result:
         took = perf_counter() - started
         lost = await _lost(bench, made)
     for mark, births in windows.items():
-        label = f"{mark - _WINDOW + 1}th to {mark}th"
+        label = f"sprites {mark - _WINDOW + 1} to {mark}"
         result.series[f"create, {label}"] = Series.of([(b.created - b.started) * 1000 for b in births], "ms")
         result.series[f"TTI, {label}"] = Series.of([b.total * 1000 for b in births], "ms")
     first = median([(b.created - b.started) * 1000 for b in windows[marks[0]]])
@@ -98,8 +98,8 @@ async def growth(context: Context) -> Result:
         cost = median([(b.created - b.started) * 1000 for b in windows[mark]])
         result.checks.append(
             at_most(
-                f"create, {mark - _WINDOW + 1}th to {mark}th: median {number(cost)} ms",
-                cost / first, _NOISE, yardstick=f"1st to {_WINDOW}th: median {number(first)} ms",
+                f"create, sprites {mark - _WINDOW + 1} to {mark}: median {number(cost)} ms",
+                cost / first, _NOISE, yardstick=f"sprites 1 to {_WINDOW}: median {number(first)} ms",
             )
         )  # fmt: skip
     result.notes.append(
