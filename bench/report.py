@@ -122,6 +122,7 @@ class Report:
             f"- Date: {self.date}; revision {self.revision}" + ("; quick run, few samples" if self.quick else ""),
             f"- Machine: {machine['cores']} cores ({machine['cpu']}), {machine['memory_gb']} GB memory,"
             f" {machine['system']}, kernel {machine['kernel']}, cgroups {machine['cgroups']}",
+            "- Loop devices that a row leaves behind unused are removed before the next row.",
             f"- Loop devices on the host, used or not, at the start of each row:"
             f" {min((r.loop_devices for r in self.results), default=0)} to"
             f" {max((r.loop_devices for r in self.results), default=0)}",
