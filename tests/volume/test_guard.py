@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from ballpoint.core import wire
 from ballpoint.core.clock import SYSTEM_CLOCK
 from ballpoint.core.errors import UnavailableError
 from ballpoint.host import filesystem
+from ballpoint.volume.freezer import Freezer
 from ballpoint.volume.guard import PoolGuard
 from ballpoint.volume.pool import AttachedVolume, PoolUsage, VolumePool
 from tests.support.waiting import eventually
@@ -328,3 +329,33 @@ def test_a_freezer_thaws_at_its_deadline_though_nobody_asks(pool: VolumePool) ->
         ours.close()
         assert child.wait(30) == 0
     volume.detach()
+
+
+def test_a_freezer_holds_each_volume_once_and_nothing_that_it_could_not_freeze(pool: VolumePool) -> None:
+    pool.create("v", template="base", meta={})
+    volume = pool.attach("v")
+    freezer = Freezer()
+    with ExitStack() as stack:
+        stack.callback(volume.detach)
+        stack.callback(freezer.close)
+        with volume.opened() as root:
+            freezer.freeze("v", root)
+            freezer.freeze("v", root)
+        child = Path(f"/proc/{freezer_pid()}/fd")
+        held = len(list(child.iterdir()))
+        unfreezable = stack.enter_context(_opened(Path("/proc")))
+        with pytest.raises(UnavailableError):
+            freezer.freeze("proc", unfreezable)
+        assert len(list(child.iterdir())) == held
+        freezer.thaw("v")
+        assert len(list(child.iterdir())) == held - 1
+        assert not is_frozen(volume)
+
+
+@contextmanager
+def _opened(directory: Path) -> Iterator[int]:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield fd
+    finally:
+        os.close(fd)

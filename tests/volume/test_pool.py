@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from ballpoint.core.errors import ConflictError, InvalidError, NotFoundError, UnavailableError
 from ballpoint.host import loop
 from ballpoint.volume.guard import PoolGuard
-from ballpoint.volume.pool import DIRECTORIES, VolumePool
+from ballpoint.volume.pool import DIRECTORIES, AttachedVolume, VolumePool
 from tests.volume.world import MIB, path
 
 pytestmark = pytest.mark.host
@@ -70,7 +71,10 @@ def test_bad_names_and_absent_volumes(pool: VolumePool) -> None:
         pool.attach("absent")
     with pytest.raises(NotFoundError):
         pool.create("v", template="absent", meta={})
+    with pytest.raises(InvalidError):
+        pool.create("v", template="../templates/base", meta={})
     assert pool.volumes() == []
+    assert list((pool.root / "staging").iterdir()) == []
     pool.create("v", template="base", meta={})
     with pytest.raises(ConflictError):
         pool.create("v", template="base", meta={})
@@ -114,6 +118,36 @@ def test_the_same_superblock_is_found_again(pool: VolumePool, tmp_path: Path) ->
     assert path(adopted.mount, "upper/f").read_text() == "through the old mount"
     volume.release()
     adopted.detach()
+    again.close()
+
+
+def test_of_many_who_attach_a_volume_one_gets_it(pool: VolumePool) -> None:
+    pool.create("v", template="base", meta={})
+    together = threading.Barrier(4)
+
+    def attach(_: int) -> AttachedVolume | None:
+        together.wait()
+        try:
+            return pool.attach("v")
+        except ConflictError:
+            return None
+
+    with ThreadPoolExecutor(4) as executor:
+        (volume,) = [each for each in executor.map(attach, range(4)) if each is not None]
+    volume.detach()
+
+
+def test_a_volume_is_whole_after_a_loss_of_power(pool: VolumePool, tmp_path: Path) -> None:
+    """The pool's file system stops without writing its log or any data that nobody has synced."""
+    pool.create("v", template="base", meta={"image": "digest"})
+    subprocess.run(["xfs_io", "-x", "-c", "shutdown", str(pool.root)], check=True)
+    pool.close()
+    loop.wait_released(tmp_path / "pool.img", 10)
+    again = VolumePool.open(tmp_path, pool_gb=2)
+    assert again.meta("v")["image"] == "digest"
+    volume = again.attach("v")
+    assert path(volume.mount, "upper/hello").read_text() == "hello"
+    volume.detach()
     again.close()
 
 

@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+from contextlib import ExitStack
 from typing import Any
 
 from ballpoint.core import wire
@@ -43,7 +44,7 @@ class Freezer:
         self._sock = ours
 
     def freeze(self, volume_id: str, root: int) -> None:
-        """Stop all writers of the file system with the open directory `root`; they wait. Idempotent.
+        """Stop all writers of the file system with the open directory `root`; they wait. Again: moves the deadline.
 
         Raises:
             UnavailableError: it could not be frozen in time.
@@ -104,24 +105,30 @@ def main(fd: int) -> None:
             except OSError as error:
                 wire.send(sock, {"id": message["id"], "error": str(error)})
     finally:
-        for volume_id in list(frozen):
-            _thaw(frozen, volume_id)
+        with ExitStack() as stack:  # one that fails keeps no other frozen
+            for volume_id in list(frozen):
+                stack.callback(_thaw, frozen, volume_id)
 
 
 def _freeze(frozen: dict[str, tuple[int, float]], volume_id: str, fds: list[int]) -> None:
     (mount,) = fds
-    if volume_id in frozen:
+    try:
+        filesystem.fifreeze(mount)
+    except OSError:
         os.close(mount)
-        return
-    filesystem.fifreeze(mount)
+        raise
+    if volume_id in frozen:
+        os.close(frozen[volume_id][0])
     frozen[volume_id] = (mount, SYSTEM_CLOCK.monotonic() + DEADLINE_SECONDS)
 
 
 def _thaw(frozen: dict[str, tuple[int, float]], volume_id: str) -> None:
     if volume_id in frozen:
         mount, _ = frozen.pop(volume_id)
-        filesystem.fithaw(mount)
-        os.close(mount)
+        try:
+            filesystem.fithaw(mount)
+        finally:
+            os.close(mount)
 
 
 def _thaw_late(frozen: dict[str, tuple[int, float]]) -> None:

@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -118,6 +119,8 @@ class VolumePool:
         self._lock = lock
         self._mounted = mounted
         self.volumes_directory = root / "volumes"
+        # Between the look for a loop device and the making of one: two on one image destroy it.
+        self._attaching = threading.Lock()
 
     @classmethod
     def open(cls, data: Path, *, pool_gb: int) -> VolumePool:
@@ -227,28 +230,31 @@ class VolumePool:
             NotFoundError: there is no such template.
         """
         _check_id(volume_id)
+        _check_id(template)
         usage = self.usage()
         if usage.free < usage.hard:
             raise UnavailableError("the volume pool is full", hint="destroy sprites, or give the node a larger disk")
         final = self.volumes_directory / volume_id
         if final.exists():
             raise ConflictError(f"volume {volume_id} exists")
-        staged = self.root / "staging" / volume_id
-        remove_tree(staged)
-        staged.mkdir()
         try:
             source = os.open(self.root / "templates" / f"{template}.img", os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
             raise NotFoundError(f"there is no template {template}") from error
+        staged = self.root / "staging" / volume_id
         try:
+            remove_tree(staged)
+            staged.mkdir()
             target = os.open(staged / "disk.img", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
                 filesystem.set_cowextsize(target, 4096)
                 filesystem.ficlone(source, target)
-                (staged / "volume.json").write_text(json.dumps({"format": 1, **meta}))
-                os.fsync(target)  # a clone is in nobody's log before this
             finally:
                 os.close(target)
+            with (staged / "volume.json").open("w") as file:
+                json.dump({"format": 1, **meta}, file)
+                file.flush()
+                os.fsync(file.fileno())  # the clone with it: XFS writes its log in order, up to this file's entries
         finally:
             os.close(source)
         staged.rename(final)
@@ -261,10 +267,11 @@ class VolumePool:
             NotFoundError: there is no such volume.
             ConflictError: it is attached already.
         """
-        image = self._image(volume_id)
-        if loop.find_by_backing(image) is not None:
-            raise ConflictError(f"volume {volume_id} is attached already")
-        return self._attach(volume_id, image)
+        with self._attaching:
+            image = self._image(volume_id)
+            if loop.find_by_backing(image) is not None:
+                raise ConflictError(f"volume {volume_id} is attached already")
+            return self._attach(volume_id, image)
 
     def adopt(self, volume_id: str) -> AttachedVolume | None:
         """A volume that an earlier process attached and something still uses; None where it is not attached."""
@@ -290,7 +297,9 @@ class VolumePool:
             return False
         loop.wait_released(directory / "disk.img", _DETACH_SECONDS)
         trash = self.root / "trash" / volume_id
-        directory.rename(trash)
+        with self._attaching:
+            loop.wait_released(directory / "disk.img", 0)  # somebody may have attached it since
+            directory.rename(trash)
         fsync_directory(self.volumes_directory)
         remove_tree(trash)
         return True
