@@ -34,8 +34,8 @@ class Agent:
     """What the agent knows and holds. One per process.
 
     Attributes:
-        state: what the next agent needs, as JSON: instance, nonce, limits, sprite, environment, profile, inner pid,
-            sessions.
+        state: what the next agent needs, as JSON: instance, nonce, limits, sprite, environment, profile,
+            no_new_privileges, inner pid, sessions.
         phase: `parked` (a blank), `running` (claimed), or `dead` (the inner container has ended).
         log_fd, netns, userns: handed to the node.
     """
@@ -46,6 +46,7 @@ class Agent:
         self._own_pidns = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         if identity is not None:
             self.state: dict[str, Any] = {**identity, "sprite": None, "environment": {}, "profile": "standard"}
+            self.state["no_new_privileges"] = False
             self.inner = self._launch()
             self.phase = "parked"
             self.save()
@@ -56,6 +57,7 @@ class Agent:
         procs = [anchor.take(name) for name in ("main-procs", *self._numbered("inner-procs-"))]
         self.spawner = ContainerSpawner(self.inner, procs, anchor)
         self.spawner.profile = self.state["profile"]
+        self.spawner.no_new_privileges = self.state.get("no_new_privileges", False)
         self.sessions: Sessions | None = None
 
     def claim(self, sprite: dict[str, Any], root: int, binds: Sequence[tuple[str, int]]) -> None:
@@ -75,6 +77,8 @@ class Agent:
             self.state["environment"] = {str(k): str(v) for k, v in settings["environment"].items()}
         if "profile" in settings:
             self.spawner.profile = self.state["profile"] = str(settings["profile"])
+        if "no_new_privileges" in settings:
+            self.spawner.no_new_privileges = self.state["no_new_privileges"] = bool(settings["no_new_privileges"])
         self.save()
 
     def inner_ended(self) -> str:

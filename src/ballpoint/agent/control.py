@@ -1,8 +1,8 @@
 """The node's requests to an agent, over a socket that nothing inside can reach.
 
 hello   {}                                             -> {version, instance, nonce, sprite, phase} + log, netns, userns
-claim   {sprite, environment, resolv_conf, targets, profile} + root mount, bind mounts  -> {}
-settings{environment?, profile?}                       -> {}
+claim   {sprite, environment, resolv_conf, targets, profile, no_new_privileges} + root mount, bind mounts  -> {}
+settings{environment?, profile?, no_new_privileges?}   -> {}
 ping    {}                                             -> {sessions}
 Notice to the node: {notice: "inner-exited", how}
 """

@@ -37,6 +37,9 @@ class ContainerSpawner:
         inner: the container.
         procs: cgroup.procs every process joins; opened by the node.
         anchor: knows the exit statuses of processes an earlier agent started.
+
+    Attributes:
+        profile, no_new_privileges: of what is started from now on.
     """
 
     def __init__(self, inner: Inner, procs: Sequence[int], anchor: Anchor) -> None:
@@ -44,6 +47,7 @@ class ContainerSpawner:
         self._pidfd, *self._procs = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH) for fd in (inner.pidfd, *procs))
         self._anchor = anchor
         self.profile = "standard"
+        self.no_new_privileges = False
 
     def open_pty(self, rows: int, cols: int) -> tuple[int, int]:
         """A new terminal of the container: (master, slave). No path in the sprite is walked.
@@ -75,7 +79,8 @@ class ContainerSpawner:
             "nsexec",
             str(len(self._procs)),
             "1" if spec.tty else "0",
-            str(PROFILES[self.profile]),
+            # One word: the helper of an older instance knows no more of them.
+            f"{PROFILES[self.profile]}{'n' if self.no_new_privileges else ''}",
             spec.user,
             spec.cwd or _DEFAULT_DIRECTORY,
             program,

@@ -254,7 +254,9 @@ class Privileges(_Request):
         None, description="Device files shown inside."
     )
     no_new_privileges: bool | None = Field(
-        None, alias="noNewPrivileges", description="Whether sudo and its like lose their effect."
+        None,
+        alias="noNewPrivileges",
+        description="Whether sudo and its like have no effect in commands started from now on.",
     )
 
     @classmethod

@@ -96,6 +96,7 @@ class Starter:
                     sprite=sprite.id,
                     environment={**self._disks.injection.environment, **sprite.environment},
                     profile=sprite.privileges.get("profile") or "standard",
+                    no_new_privileges=bool(sprite.privileges.get("no_new_privileges")),
                     resolv_conf=f"nameserver {self._network.gateway}\n",
                 )
             finally:

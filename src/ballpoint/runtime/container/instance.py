@@ -380,6 +380,7 @@ class ContainerInstance:
         sprite: str,
         environment: Mapping[str, str],
         profile: str,
+        no_new_privileges: bool,
         resolv_conf: str,
     ) -> None:
         """Turn this blank into `sprite`: make its root from image and volume, and let the inner container run.
@@ -390,6 +391,7 @@ class ContainerInstance:
             image, volume: detached mounts.
             binds: directories of the volume that appear beside the overlay.
             profile: of its privileges.
+            no_new_privileges: set-user-ID programs have no effect in what is started in it.
         """
         if self.phase != "parked":
             raise ConflictError(f"instance {self.id} is {self.phase}, not a blank")
@@ -404,6 +406,7 @@ class ContainerInstance:
                 sprite=sprite,
                 environment=dict(environment),
                 profile=profile,
+                no_new_privileges=no_new_privileges,
                 resolv_conf=resolv_conf,
                 targets=[target for target, _ in root.binds],
             )

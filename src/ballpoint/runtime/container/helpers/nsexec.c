@@ -1,6 +1,7 @@
 /* Starts one process inside an inner container: the only way in.
  *
  *   nsexec <procs> <tty> <profile> <user> <directory> <program> <argv0> [argument...]
+ *   <profile>     its number; an `n` behind it: set-user-ID programs and file capabilities have no effect (no_new_privs)
  *   fd 0, 1, 2    the process's own (with <tty> 1, fd 0 is its terminal)
  *   fd 3          pidfd of the inner init
  *   fd 4, 5, ...  cgroup.procs to join, <procs> of them
@@ -120,6 +121,8 @@ int main(int argc, char **argv)
         return refuse(126, "become", strerror(errno));
     if (chdir(directory) != 0)
         return refuse(126, directory, strerror(errno));
+    if (strchr(argv[3], 'n') && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
+        return refuse(126, "no new privileges", strerror(errno));
 
     sigset_t none;
     sigemptyset(&none);
