@@ -1,11 +1,14 @@
 """Documents that are made from the code, and the check that they still say what the code says.
 
-`python -m tests.documents` fails where one is stale; with --write it writes them.
+`python -m tests.documents` fails where one is stale, names a test that is not there, or has a row of what works in a
+sprite that no test proves; with --write it writes those that are made.
 """
 
 from __future__ import annotations
 
+import ast
 import inspect
+import re
 import sys
 from pathlib import Path
 
@@ -14,8 +17,12 @@ import msgspec
 
 from ballpoint.cli.main import _COMMANDS, cli
 from ballpoint.core.config import NodeConfig
+from tests.inside import test_works
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+# A test as documents name it: a directory, a file, or a function of one; with `*` where there are several.
+TEST = re.compile(r"`(tests/[\w/.*-]*)(?:::(\w+))?")
 
 
 def commands_page() -> str:
@@ -78,15 +85,41 @@ def stale() -> list[str]:
     return [name for name, page in PAGES.items() if not (DOCS / name).exists() or (DOCS / name).read_text() != page()]
 
 
+def absent_tests() -> list[str]:
+    """Tests that a page names and that are not there: "page: test"."""
+    found = []
+    for page in sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.glob("*.md")]):
+        for path, function in TEST.findall(page.read_text()):
+            files = list(ROOT.glob(path))
+            if not files or (function and function not in _functions(files[0])):
+                found.append(f"{page.name}: {path}{function and f'::{function}'}")
+    return found
+
+
+def _functions(file: Path) -> set[str]:
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return {node.name for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, kinds)}
+
+
+def promises_without_proof() -> list[str]:
+    """Rows of the specification that name neither a test nor a command, and rows of what works that have no case."""
+    rows = [line.strip("| ").split(" | ") for line in (DOCS / "specification.md").read_text().splitlines()]
+    found = [row[0] for row in rows if len(row) > 1 and set(row[0]) != {"-"} and "`" not in row[1]][1:]
+    return [*found, *test_works.unbound()]
+
+
 def main() -> int:
     if "--write" in sys.argv:
         for name, page in PAGES.items():
             (DOCS / name).write_text(page())
         return 0
-    old = stale()
-    if old:
-        sys.stderr.write(f"stale: {', '.join(old)}; run ./dev docs\n")
-    return bool(old)
+    wrong = [
+        *(f"{page} is stale; run ./dev docs" for page in stale()),
+        *(f"{each} is not there" for each in absent_tests()),
+        *(f"no test proves: {each}" for each in promises_without_proof()),
+    ]
+    sys.stderr.writelines(f"{each}\n" for each in wrong)
+    return bool(wrong)
 
 
 if __name__ == "__main__":
