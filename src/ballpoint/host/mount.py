@@ -1,4 +1,5 @@
-"""The mount system calls: fsopen(2), fsconfig, fsmount(2), open_tree(2), move_mount(2), mount_setattr(2), umount2(2).
+"""The mount system calls: fsopen(2), fsconfig, fsmount(2), open_tree(2), move_mount(2), mount_setattr(2), fspick(2),
+umount2(2).
 
 A detached mount is a descriptor: it has no path, dies with its last holder, and is invisible to other processes, which
 therefore cannot pin it by copying the mount table.
@@ -20,6 +21,7 @@ from ballpoint.host.libc import (
     SYS_fsconfig,
     SYS_fsmount,
     SYS_fsopen,
+    SYS_fspick,
     SYS_mount_setattr,
     SYS_move_mount,
     SYS_open_tree,
@@ -48,6 +50,8 @@ _OPEN_TREE_CLOEXEC = os.O_CLOEXEC
 _FSCONFIG_SET_FLAG = 0
 _FSCONFIG_SET_STRING = 1
 _FSCONFIG_CMD_CREATE = 6
+_FSCONFIG_CMD_RECONFIGURE = 7
+_FSPICK_CLOEXEC = 1
 _MOVE_MOUNT_F_EMPTY_PATH = 0x4
 
 
@@ -87,6 +91,23 @@ def fsmount(kind: str, options: Mapping[str, str | None], attributes: int = 0) -
             if said:
                 raise OSError(error.errno, f"{error.strerror}: {said}", error.filename) from error
             raise
+    finally:
+        os.close(fs)
+
+
+def reconfigure(path: str | Path, options: Mapping[str, str | None]) -> None:
+    """Change the options of the filesystem mounted at `path`, for all its mounts (fspick(2)).
+
+    Args:
+        options: as `fsmount` takes them. Which of those left out stay as they are is each filesystem's own rule.
+    """
+    fs = syscall(SYS_fspick, AT_FDCWD, os.fsencode(path), _FSPICK_CLOEXEC, what=f"fspick {path}")
+    try:
+        for name, value in options.items():
+            command = _FSCONFIG_SET_FLAG if value is None else _FSCONFIG_SET_STRING
+            text = None if value is None else value.encode()
+            syscall(SYS_fsconfig, fs, command, name.encode(), text, 0, what=f"fsconfig {path} {name}")
+        syscall(SYS_fsconfig, fs, _FSCONFIG_CMD_RECONFIGURE, None, None, 0, what=f"fsconfig {path} reconfigure")
     finally:
         os.close(fs)
 

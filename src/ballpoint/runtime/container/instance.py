@@ -17,7 +17,7 @@ from ballpoint.core import ids, peer
 from ballpoint.core.errors import ConflictError, InternalError, UnavailableError
 from ballpoint.core.peer import Peer
 from ballpoint.core.tasks import Tasks
-from ballpoint.host import namespaces
+from ballpoint.host import dynmods, namespaces
 from ballpoint.host.bpf import attach_device_policy
 from ballpoint.host.cgroup import Cgroup, Hierarchies, Limits, own_delegated_path
 from ballpoint.host.files import remove_tree, write_atomically
@@ -77,6 +77,7 @@ class ContainerRuntime:
         else:
             self.cgroup.make_at_the_top()
         write_atomically(self._run / "cgroup", self.cgroup.path.encode())
+        dynmods.hold(self._node_id, self._run.parent, self._hierarchies)
         directory = self.cgroup.open_directory()
         try:
             attach_device_policy(directory, _ALLOWED_DEVICES)
@@ -93,6 +94,7 @@ class ContainerRuntime:
         if not keep:
             self.cgroup.remove()
             (self._run / "cgroup").unlink(missing_ok=True)
+            dynmods.drop(self._node_id, self._run.parent, self._hierarchies)
 
     def known(self) -> list[str]:
         """Ids of all instances, whole or half-made, of which this host holds anything."""
