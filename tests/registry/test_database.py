@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection, text
 
-from ballpoint.core.errors import BallpointError, CorruptError, UnavailableError
+from ballpoint.core.errors import BallpointError, CorruptError, NotFoundError, UnavailableError
 from ballpoint.registry import database
+from ballpoint.registry.database import Database
 from ballpoint.registry.registry import Registry
 
 from .world import add, other_writer, url_of
@@ -87,3 +91,88 @@ async def test_a_failed_transaction_changes_nothing(registry: Registry, org: str
         await registry.add_event(sprite.id, "tick", "", {"no JSON": object()})
     assert await registry.events(sprite.id) == []
     await registry.add_event(sprite.id, "tick", "")
+
+
+class Readings:
+    """Counts how often the database is really read."""
+
+    def __init__(self, opened: Database) -> None:
+        self.database = opened
+        self.count = 0
+
+    def _read(self, connection: Connection) -> int:
+        self.count += 1
+        return int(connection.execute(text("SELECT count(*) FROM sprites")).scalar_one())
+
+    async def recall(self, key: str = "sprites") -> int:
+        return await self.database.recall(key, self._read)
+
+
+@pytest.fixture
+async def readings(registry: Registry, file: Path) -> AsyncIterator[Readings]:
+    """A database that sees another's writes as those of a stranger."""
+    opened = Database.open(url_of(file))
+    yield Readings(opened)
+    opened.close()
+
+
+async def test_what_has_not_changed_is_read_once(readings: Readings) -> None:
+    assert [await readings.recall() for _ in range(3)] == [0, 0, 0]
+    assert readings.count == 1
+    await readings.recall("another")
+    assert readings.count == 2
+
+
+async def test_every_commit_is_seen_at_once(readings: Readings, registry: Registry, org: str) -> None:
+    for number in range(20):
+        assert await readings.recall() == number
+        await add(registry, org, f"n{number}")
+        assert await readings.recall() == number + 1
+
+
+async def test_its_own_commits_are_seen_at_once(readings: Readings) -> None:
+    await readings.recall()
+    made = text("INSERT INTO organizations VALUES ('o', 'o', 0)")
+    await readings.database.run(lambda connection: connection.execute(made))
+    await readings.recall()
+    assert readings.count == 2
+
+
+async def test_a_write_under_way_neither_shows_nor_holds_up(readings: Readings, file: Path) -> None:
+    with other_writer(file) as writer:
+        writer.execute("INSERT INTO organizations VALUES ('o', 'o', 0)")
+        assert [await readings.recall() for _ in range(2)] == [0, 0]
+    assert readings.count == 1
+
+
+async def test_a_commit_during_the_reading_is_not_missed(readings: Readings, registry: Registry, org: str) -> None:
+    """The reading is of before, and comes back after the commit."""
+    loop = asyncio.get_running_loop()
+
+    def slow(connection: Connection) -> int:
+        found = readings._read(connection)
+        asyncio.run_coroutine_threadsafe(add(registry, org, "web"), loop).result()
+        return found
+
+    assert await readings.database.recall("sprites", slow) == 0
+    assert await readings.recall() == 1
+
+
+async def test_errors_are_not_remembered(registry: Registry, org: str) -> None:
+    with pytest.raises(NotFoundError):
+        await registry.sprite_id(org, "web")
+    sprite = await add(registry, org, "web")
+    assert await registry.sprite_id(org, "web") == sprite.id
+    await registry.delete_sprite(sprite.id, "")
+    with pytest.raises(NotFoundError):
+        await registry.sprite_id(org, "web")
+
+
+async def test_no_more_is_remembered_than_there_is_room_for(
+    readings: Readings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "_REMEMBERED_MAX", 10)
+    for number in range(100):
+        await readings.recall(f"n{number}")
+    assert len(readings.database._remembered) <= 10
+    assert readings.count == 100

@@ -189,10 +189,10 @@ class Node:
         Raises:
             UnavailableError: it is degraded, or cannot be started now.
         """
-        sprite = await self.registry.sprite(caller.org_id, name)
-        running = self.running.get(sprite.id)
+        sprite_id = await self.registry.sprite_id(caller.org_id, name)
+        running = self.running.get(sprite_id)
         if running is None or running.ending:
-            running = await self._to_the_end(self._wake(sprite.id, cause), f"wake {name}")
+            running = await self._to_the_end(self._wake(sprite_id, cause), f"wake {name}")
         if running.trouble is not None:
             raise UnavailableError(
                 f"the sprite {name!r} is degraded: {running.trouble}", hint="restart it", code="degraded"

@@ -5,13 +5,15 @@ one costs one hop out of the event loop, however many statements it has.
 
 Whatever the database cannot do now (it is locked for too long, its disk is full or gone) is an UnavailableError, a
 damaged file a CorruptError; in both cases the transaction has not taken place.
+
+What every request asks for is remembered until anybody, in this process or another, has committed anything.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -30,14 +32,18 @@ from ballpoint.host.files import fsync_directory
 T = TypeVar("T")
 
 _BUSY_SECONDS = 10.0
+_REMEMBERED_MAX = 10_000
 _MIGRATIONS = Path(__file__).with_name("migrations")
 
 
 class Database:
     """An open registry database at the newest version."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, watch: sqlite3.Connection | None) -> None:
         self._engine = engine
+        self._watch = watch
+        self._remembered: dict[Hashable, Any] = {}
+        self._remembered_at: int | None = None
         self._reading = engine.execution_options(read_only=True)
         # One writer at a time is SQLite's rule anyway; one thread keeps the order of calls. Readers have their own, so
         # that a read never stands behind the disk.
@@ -55,10 +61,11 @@ class Database:
             engine = _engine(url)
             try:
                 _migrate(engine)
+                watch = _watch(engine.url)
             except BaseException:
                 engine.dispose()
                 raise
-        return cls(engine)
+        return cls(engine, watch)
 
     async def run(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a transaction: committed when it returns, rolled back when it raises."""
@@ -68,6 +75,43 @@ class Database:
         """Run `work`, which changes nothing, on what was committed before; waits for no writer."""
         return await asyncio.get_running_loop().run_in_executor(self._reader, self._transact, self._reading, work)
 
+    async def recall(self, key: Hashable, work: Callable[[Connection], T]) -> T:
+        """`read`, or what it gave before under `key` where nothing at all has been committed since.
+
+        So an answer is never older than the call. The key must say all that `work` depends on; nobody may change what
+        it gives. What it raises is not remembered.
+        """
+        version = self._version()
+        if version is None:
+            return await self.read(work)
+        if version != self._remembered_at:
+            self._remembered.clear()
+            self._remembered_at = version
+        elif key in self._remembered:
+            known: T = self._remembered[key]
+            return known
+        found = await self.read(work)
+        # Read after the version: at worst it is newer than that, and is then forgotten at the next look.
+        if version == self._remembered_at:
+            if len(self._remembered) >= _REMEMBERED_MAX:
+                self._remembered.clear()
+            self._remembered[key] = found
+        return found
+
+    def _version(self) -> int | None:
+        """A number that changes with every commit of any connection; None where it cannot be told now.
+
+        sqlite.org/pragma.html#pragma_data_version: it is of worth to one connection that itself writes nothing. Some
+        microseconds, as it looks into shared memory; it waits for no lock.
+        """
+        if self._watch is None:
+            return None
+        try:
+            ((version,),) = self._watch.execute("PRAGMA data_version").fetchall()
+        except sqlite3.Error:
+            return None  # the transaction that is then made says what is wrong
+        return int(version)
+
     @staticmethod
     def _transact(engine: Engine, work: Callable[[Connection], T]) -> T:
         with _errors_told(), engine.begin() as connection:
@@ -76,6 +120,8 @@ class Database:
     def close(self) -> None:
         self._writer.shutdown(wait=True)
         self._reader.shutdown(wait=True)
+        if self._watch is not None:
+            self._watch.close()
         self._engine.dispose()
 
 
@@ -126,6 +172,12 @@ def _file(url: URL) -> Path | None:
     if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
         return None
     return Path(url.database)
+
+
+def _watch(url: URL) -> sqlite3.Connection | None:
+    """A connection that only sees whether others commit."""
+    file = _file(url)
+    return None if file is None else sqlite3.connect(file, timeout=0.0, isolation_level=None, check_same_thread=False)
 
 
 def _migrate(engine: Engine) -> None:

@@ -107,14 +107,17 @@ class Registry:
             org, org_id, token_id, value = split_token(text)
         except InvalidError as error:
             raise UnauthorizedError("the token is not valid", hint="log in again") from error
-        row = await self._database.read(
-            lambda connection: connection.execute(_token_query().where(tokens.c.id == token_id)).mappings().first()
-        )
-        known = row["hash"] if row is not None else _hash("")
-        good = hmac.compare_digest(known, _hash(value)) and row is not None and row["revoked_at"] is None
-        if not good or row is None or (row["org"], row["org_id"]) != (org, org_id):
-            raise UnauthorizedError("the token is not valid", hint="log in again")
-        return Caller(org_id=org_id, org=org, token_id=token_id)
+        proof = _hash(value)
+
+        def work(connection: Connection) -> Caller:
+            row = connection.execute(_token_query().where(tokens.c.id == token_id)).mappings().first()
+            known = row["hash"] if row is not None else _hash("")
+            good = hmac.compare_digest(known, proof) and row is not None and row["revoked_at"] is None
+            if not good or row is None or (row["org"], row["org_id"]) != (org, org_id):
+                raise UnauthorizedError("the token is not valid", hint="log in again")
+            return Caller(org_id=org_id, org=org, token_id=token_id)
+
+        return await self._database.recall(("token", org, org_id, token_id, proof), work)
 
     async def tokens(self, org: str | None = None) -> list[TokenInfo]:
         """All tokens, or those of `org`, oldest first."""
@@ -208,10 +211,22 @@ class Registry:
         def work(connection: Connection) -> Sprite:
             row = connection.execute(query).mappings().first()
             if row is None:
-                raise NotFoundError(f"there is no sprite {name!r}", code="sprite_not_found")
+                raise _no_sprite(name)
             return _sprite(row)
 
         return await self._database.read(work)
+
+    async def sprite_id(self, org_id: str, name: str) -> str:
+        """The id of the sprite `name` of an organization. NotFoundError where there is none."""
+
+        def work(connection: Connection) -> str:
+            query = select(sprites.c.id).where(sprites.c.org_id == org_id, sprites.c.name == name)
+            found = connection.execute(query).scalar()
+            if found is None:
+                raise _no_sprite(name)
+            return str(found)
+
+        return await self._database.recall(("sprite", org_id, name), work)
 
     async def sprite_by_id(self, sprite_id: str) -> Sprite:
         return await self._database.read(lambda connection: _one(connection, sprite_id))
@@ -404,6 +419,10 @@ def _sprite(row: RowMapping) -> Sprite:
 
 def _event(row: RowMapping) -> Event:
     return Event(row["id"], row["sprite_id"], _time(row["time"]), row["kind"], row["cause"], row["detail"])
+
+
+def _no_sprite(name: str) -> NotFoundError:
+    return NotFoundError(f"there is no sprite {name!r}", code="sprite_not_found")
 
 
 def _one(connection: Connection, sprite_id: str) -> Sprite:
