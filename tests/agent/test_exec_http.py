@@ -5,7 +5,9 @@ from __future__ import annotations
 import signal
 
 import pytest
+from websockets.exceptions import InvalidStatus
 
+from ballpoint.core.wire import NOT_STARTED
 from tests.agent.world import World, eventually, post_head
 
 
@@ -112,12 +114,22 @@ async def test_unknown_methods(world: World) -> None:
     assert (answer.status, answer.json["error"]) == (405, "method_not_allowed")
 
 
-async def test_nothing_is_answered_while_not_serving(world: World) -> None:
-    """A client that asks a dead instance is told by the node, not by the agent."""
+@pytest.mark.parametrize("body", [b"", b"hello"])
+@pytest.mark.parametrize("method", ["POST", "GET", "DELETE"])
+async def test_while_not_serving_nothing_is_begun_and_the_edge_is_told(world: World, method: str, body: bytes) -> None:
     world.routes.serving = lambda: False
-    wire = (await world.wire()).send(post_head(["true"], {}, "Content-Length: 0"))
-    assert await wire.rest() == b""
-    wire.close()
+    answer = await world.ask(f"{method} /exec?cmd=true", {"Content-Length": str(len(body))}, body)
+    assert (answer.status, answer.json["error"], answer.fields[NOT_STARTED]) == (503, "unavailable", "1")
+    assert answer.json["retry_after_seconds"] == int(answer.fields["retry-after"]) > 0
+    assert world.started == 0
+
+
+async def test_a_websocket_is_refused_while_not_serving(world: World) -> None:
+    world.routes.serving = lambda: False
+    with pytest.raises(InvalidStatus) as refused:
+        await world.open("true")
+    assert (refused.value.response.status_code, refused.value.response.headers[NOT_STARTED]) == (503, "1")
+    assert world.started == 0
 
 
 async def test_killed_from_outside(world: World) -> None:

@@ -132,26 +132,6 @@ def test_a_server_that_goes_without_an_answer_is_unavailable(world: World, targe
         assert client.rest() == b""
 
 
-def test_an_agent_that_ended_unanswered_is_looked_up_again(world: World) -> None:
-    """Its instance was restarted meanwhile: the node knows where the request goes now."""
-
-    def leave(connection: Wire) -> None:
-        world.agent.request(connection)
-        world.agent.handler = world.agent.echo
-
-    world.agent.handler = leave
-    with world.connect() as client:
-        assert client.send(get("/agent/exec")).response().status == 200
-    assert len(world.questions) == 2
-
-
-def test_a_request_with_a_body_is_sent_once(world: World) -> None:
-    world.agent.answer(b"", close=True)
-    with world.connect() as client:
-        assert client.send(post("/agent/exec", b"hello")).response().status == 503
-    assert world.agent.seen.qsize() == 1
-
-
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(
     "answer",

@@ -17,12 +17,23 @@ from urllib.parse import unquote
 import httptools
 
 from ballpoint.core.errors import BallpointError, InvalidError, NotFoundError
+from ballpoint.core.wire import NOT_STARTED
 
 log = logging.getLogger("agent.http")
 
 _PREAMBLE_MAX = 4096
 _HIGH_WATER = 256 * 1024
-_REASONS = {101: "Switching Protocols", 200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed"}
+_RETRY_AFTER_SECONDS = 2
+_NOT_SERVING = {
+    "error": "unavailable",
+    "message": "the sprite is not running",
+    "hint": "try again",
+    "retry_after_seconds": _RETRY_AFTER_SECONDS,
+}
+_REASONS = {
+    101: "Switching Protocols", 200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed",
+    503: "Service Unavailable",
+}  # fmt: skip
 
 
 class Handler(Protocol):
@@ -106,11 +117,13 @@ class Connection(asyncio.Protocol):
         lines += [f"{name}: {value}" for name, value in headers.items()]
         self.send(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
 
-    def respond(self, status: int, body: Any, *, head_only: bool = False) -> None:
+    def respond(
+        self, status: int, body: Any, *, head_only: bool = False, headers: dict[str, str] | None = None
+    ) -> None:
         """A whole JSON response; closes the connection."""
         data = json.dumps(body).encode()
-        headers = {"content-type": "application/json", "content-length": str(len(data)), "connection": "close"}
-        self.start_response(status, headers)
+        fields = {"content-type": "application/json", "content-length": str(len(data)), "connection": "close"}
+        self.start_response(status, {**fields, **(headers or {})})
         if not head_only:
             self.send(data)
         self.close()
@@ -280,7 +293,8 @@ class Routes:
     """The table of what an agent serves: (method, path) -> route. A path may end in `/*` for one more segment.
 
     Attributes:
-        serving: while it says no, connections end without an answer: the edge asks the node what comes next.
+        serving: while it says no, a request is refused before anything is begun, and told so: the edge asks the node
+            what comes next.
     """
 
     def __init__(self) -> None:
@@ -292,7 +306,8 @@ class Routes:
 
     def __call__(self, connection: Connection, request: Request) -> Handler | None:
         if not self.serving():
-            connection.close()
+            headers = {"retry-after": str(_RETRY_AFTER_SECONDS), NOT_STARTED: "1"}
+            connection.respond(503, _NOT_SERVING, head_only=request.method == "HEAD", headers=headers)
             return None
         methods = self._table.get(request.path)
         if methods is None:

@@ -19,6 +19,9 @@ from ballpoint.core.errors import InvalidError
 MAX_MESSAGE = 128 * 1024
 MAX_FDS = 32
 
+# In a response over HTTP of one of our own servers: the request was refused before anything of it was begun.
+NOT_STARTED = "x-ballpoint-not-started"
+
 
 def send(sock: socket.socket, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
     """Send `message` with copies of `fds`. The caller keeps (and closes) its own descriptors.

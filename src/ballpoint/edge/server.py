@@ -14,6 +14,7 @@ from typing import Any
 
 from ballpoint.core import ids
 from ballpoint.core.errors import BallpointError, UnavailableError
+from ballpoint.core.wire import NOT_STARTED
 from ballpoint.edge.head import (
     Chunks,
     FramingError,
@@ -25,7 +26,7 @@ from ballpoint.edge.head import (
 )
 from ballpoint.edge.routes import Routes
 from ballpoint.edge.splice import splice
-from ballpoint.edge.stream import Stream, connect
+from ballpoint.edge.stream import NotStartedError, Stream, connect
 
 log = logging.getLogger("edge")
 
@@ -51,6 +52,7 @@ _REASONS = {
 _VERSION = b"v0.0.1-rc43"
 _NEVER_PASSED = (b"authorization", b"cookie", b"expect", b"x-request-id")
 _INTERNAL_PREFIX = b"x-ballpoint-"
+_NOT_STARTED = NOT_STARTED.encode()
 _RETRY = {"Retry-After": "2"}
 
 
@@ -153,27 +155,26 @@ class Edge:
         try:
             question = {"method": head.method.decode(), "target": head.target.decode(), "host": head.host.decode()}
             question |= {"token": _bearer(head), "peer": address}
-            route = await self._routes.ask(question)
-            if "refuse" in route:
-                refusal = route["refuse"]
-                status = int(refusal["status"])
-                keep = head.keep_alive and not head.has_body
-                await refuse(
-                    status, refusal["error"], refusal["message"],
-                    hint=refusal.get("hint"), headers=refusal.get("headers"), keep=keep,
-                )  # fmt: skip
-                return keep
-            try:
-                status, keep = await _Exchange(self, client, head, route, request_id).run()
-            except UnavailableError:
-                if head.has_body or route["to"] != "agent":
-                    raise
-                # Its instance has just ended; nothing was answered, so the node is asked what comes next.
+            for last in (False, True):
                 route = await self._routes.ask(question)
                 if "refuse" in route:
-                    raise
-                status, keep = await _Exchange(self, client, head, route, request_id).run()
-            return keep
+                    refusal = route["refuse"]
+                    status = int(refusal["status"])
+                    keep = head.keep_alive and not head.has_body
+                    await refuse(
+                        status, refusal["error"], refusal["message"],
+                        hint=refusal.get("hint"), headers=refusal.get("headers"), keep=keep,
+                    )  # fmt: skip
+                    return keep
+                exchange = _Exchange(self, client, head, route, request_id, last=last)
+                try:
+                    status, keep = await exchange.run()
+                    return keep
+                except NotStartedError:
+                    # Its instance has just ended, or a connection that was kept: the node is asked what comes next.
+                    if last or exchange.body_begun:
+                        raise
+            raise AssertionError
         except FramingError as error:
             status = error.status
             await refuse(status, "bad_gateway" if status == 502 else "bad_request", error.message)
@@ -191,10 +192,10 @@ class Edge:
             path = head.target.partition(b"?")[0].decode()
             log.info("%s %s %s %d %s", address, head.method.decode(), path, status, request_id)
 
-    async def api_connection(self) -> Stream:
-        """A connection to the control API: one that is idle, or a new one."""
+    async def api_connection(self, *, new: bool) -> Stream:
+        """A connection to the control API: one that is idle, unless it must be `new`."""
         now = asyncio.get_running_loop().time()
-        while self._idle:
+        while self._idle and not new:
             stream, since = self._idle.pop()
             # Bytes on an idle connection answer nothing that was asked.
             if now - since < _IDLE_API_SECONDS and not (stream.ended or stream.buffer or stream.transport.is_closing()):
@@ -210,14 +211,25 @@ class Edge:
 
 
 class _Exchange:
-    """One request with its response, between a client and the server its route names."""
+    """One request with its response, between a client and the server its route names.
 
-    def __init__(self, edge: Edge, client: Stream, head: RequestHead, route: dict[str, Any], request_id: str) -> None:
+    Args:
+        last: it will not be tried again.
+
+    Attributes:
+        body_begun: some of the request's body may have been passed on, so it cannot be sent again.
+    """
+
+    def __init__(
+        self, edge: Edge, client: Stream, head: RequestHead, route: dict[str, Any], request_id: str, *, last: bool
+    ) -> None:
         self._edge = edge
         self._client = client
         self._head = head
         self._route = route
         self._request_id = request_id
+        self._last = last
+        self.body_begun = False
         self._to_agent = route["to"] == "agent"
         self._body_over = asyncio.Event()  # no more of the request's body is passed on
         self._body_sent = False  # it was passed on whole
@@ -227,10 +239,11 @@ class _Exchange:
     async def run(self) -> tuple[int, bool]:
         """Status of the response, and whether the client's connection can take another request."""
         upstream = await self._open()
+        self.body_begun = self._head.has_body
         reuse = False
         body: asyncio.Task[None] | None = None
         try:
-            upstream.write(self._request_head())
+            upstream.write(self._preamble() + self._request_head())
             # RFC 9110 10.1.1: an HTTP/1.0 client knows no interim response.
             if b"100-continue" in self._head.tokens(b"expect") and self._head.has_body and self._head.version == 1:
                 self._client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -239,6 +252,8 @@ class _Exchange:
             if response.status == 101:
                 await self._join(upstream, response)
                 return 101, False
+            if self._to_agent and response.get(_NOT_STARTED) and not (self._last or self.body_begun):
+                raise NotStartedError("the agent does not serve", hint="try again")
             keep = await self._respond(upstream, response) and not self._client_left
             reuse = keep and response.keep_alive and not self._to_agent
             return response.status, keep
@@ -254,10 +269,11 @@ class _Exchange:
 
     async def _open(self) -> Stream:
         if not self._to_agent:
-            return await self._edge.api_connection()
-        stream = await connect(Path(self._route["socket"]), _CONNECT_SECONDS)
-        stream.write(json.dumps(self._route["preamble"]).encode() + b"\n")
-        return stream
+            return await self._edge.api_connection(new=self._last)
+        return await connect(Path(self._route["socket"]), _CONNECT_SECONDS)
+
+    def _preamble(self) -> bytes:
+        return json.dumps(self._route["preamble"]).encode() + b"\n" if self._to_agent else b""
 
     def _request_head(self) -> bytes:
         head = self._head
@@ -336,6 +352,9 @@ class _Exchange:
                 if data is None:
                     if self._client_left:
                         raise ConnectionResetError
+                    # What was not read to the end of its head was not begun.
+                    if upstream.cut and not self._head.has_body:
+                        raise NotStartedError("the server has just ended", hint="try again")
                     raise UnavailableError("the server ended the connection without an answer", hint="try again")
                 response = parse_response(data)
             except FramingError as error:
@@ -378,7 +397,11 @@ class _Exchange:
 
     def _with_ours(self, fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         ours = [(b"Sprite-Version", _VERSION), (b"X-Request-Id", self._request_id.encode())]
-        return [field for field in fields if field[0].lower() not in (b"sprite-version", b"x-request-id")] + ours
+        return [field for field in fields if not _is_ours(field[0].lower())] + ours
+
+
+def _is_ours(name: bytes) -> bool:
+    return name in (b"sprite-version", b"x-request-id") or name.startswith(_INTERNAL_PREFIX)
 
 
 async def _body(stream: Stream, head: Head, *, until_close: bool, bare: bool = False) -> AsyncIterator[bytes]:

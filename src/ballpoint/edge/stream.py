@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import struct
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,6 +22,11 @@ from ballpoint.edge.head import FramingError, find_end
 # Read ahead at most this much, then let the sender wait.
 READ_AHEAD = 256 * 1024
 _WRITE_HIGH_WATER = 256 * 1024
+_RETRY_SECONDS = 0.02
+
+
+class NotStartedError(UnavailableError):
+    """The server certainly did not begin what it was asked, so another may be asked."""
 
 
 class Stream(asyncio.Protocol):
@@ -32,12 +38,15 @@ class Stream(asyncio.Protocol):
     Attributes:
         buffer: bytes received and not used yet.
         ended: no more will come.
+        cut: the other side ended the connection before it had read all that was sent. Of a unix socket this is certain:
+            unix_release_sock() resets a connection whose queue is not empty, and a write after it is EPIPE.
     """
 
     def __init__(self, connected: Callable[[Stream], None] | None = None) -> None:
         self._connected = connected
         self.buffer = bytearray()
         self.ended = False
+        self.cut = False
         self.transport: asyncio.Transport
         self._failure: Exception | None = None
         self._reader: asyncio.Future[None] | None = None
@@ -69,6 +78,7 @@ class Stream(asyncio.Protocol):
         if exc is not None and not self.ended:
             self.buffer += read_rest(self.transport)
         self.ended = True
+        self.cut = isinstance(exc, (BrokenPipeError, ConnectionResetError))
         self._failure = exc or ConnectionResetError("the connection has ended")
         _wake(self._reader)
         _wake(self._writer)
@@ -194,10 +204,25 @@ def read_rest(transport: asyncio.Transport) -> bytes:
 
 
 async def connect(path: Path, seconds: float) -> Stream:
-    """A connection to a unix socket. UnavailableError where nobody accepts within `seconds`."""
-    try:
-        async with asyncio.timeout(seconds):
-            _, stream = await asyncio.get_running_loop().create_unix_connection(Stream, str(path))
+    """A connection to a unix socket. NotStartedError where nobody accepts within `seconds`."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    while True:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            sock.connect(str(path))
+            _, stream = await loop.create_unix_connection(Stream, sock=sock)
             return stream
-    except OSError as error:
-        raise UnavailableError("the server does not answer", hint="try again") from error
+        except BlockingIOError as error:  # unix(7): its backlog is full, and nobody tells when it is not any more
+            sock.close()
+            if loop.time() > deadline:
+                raise NotStartedError("the server accepts no connection", hint="try again") from error
+        except OSError as error:
+            sock.close()
+            raise NotStartedError("the server does not answer", hint="try again") from error
+        retry = loop.create_future()
+        timer = loop.call_later(_RETRY_SECONDS, _wake, retry)
+        try:
+            await retry
+        finally:
+            timer.cancel()
