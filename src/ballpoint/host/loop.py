@@ -7,6 +7,7 @@ import fcntl
 import os
 import struct
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from ballpoint.core.clock import SYSTEM_CLOCK
@@ -64,37 +65,79 @@ def attach(
     raise UnavailableError("no loop device is free", hint="raise max_loop, or end what uses them (losetup -a)")
 
 
-def find_by_backing(path: Path) -> str | None:
-    """The device `path` is attached to, known by the file's device and inode; None where there is none."""
-    try:
-        wanted = path.stat()
-    except FileNotFoundError:
-        return None
+def backed() -> dict[tuple[int, int], str]:
+    """What every attached device is backed by: (st_dev, st_ino) of the file -> the device. Costs a call per device."""
+    found = {}
     for entry in Path("/sys/block").glob("loop*"):
         if not (entry / "loop").is_dir():
             continue
         device = f"/dev/{entry.name}"
-        try:
-            fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            continue
-        try:
-            status = bytearray(_INFO.size)
-            fcntl.ioctl(fd, _LOOP_GET_STATUS64, status)
-        except OSError:
-            continue  # detached meanwhile
-        finally:
-            os.close(fd)
-        found_device, found_inode = _INFO.unpack(status)[:2]
-        if found_inode == wanted.st_ino and _same_device(found_device, wanted.st_dev):
-            return device
-    return None
+        if (file := _backing(device)) is not None:
+            found[file] = device
+    return found
 
 
-def _same_device(encoded: int, st_dev: int) -> bool:
+def find_by_backing(path: Path) -> str | None:
+    """The device `path` is attached to, known by the file's device and inode; None where there is none."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return backed().get((stat.st_dev, stat.st_ino))
+
+
+def _backing(device: str) -> tuple[int, int] | None:
+    """(st_dev, st_ino) of the file behind `device`; None where it has none any more."""
+    try:
+        fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        status = bytearray(_INFO.size)
+        fcntl.ioctl(fd, _LOOP_GET_STATUS64, status)
+    except OSError:
+        return None  # detached meanwhile
+    finally:
+        os.close(fd)
+    encoded, inode = _INFO.unpack(status)[:2]
     # include/linux/kdev_t.h new_encode_dev: minor low 8 bits, major 12 bits, minor high 12 bits
     major, minor = (encoded >> 8) & 0xFFF, (encoded & 0xFF) | ((encoded >> 12) & 0xFFF00)
-    return (major, minor) == (os.major(st_dev), os.minor(st_dev))
+    return os.makedev(major, minor), inode
+
+
+class Attachments:
+    """Which device each file of one owner is attached to, without asking every device of the host.
+
+    The owner attaches its files nowhere else: what others attach after the start is not known here.
+    """
+
+    def __init__(self) -> None:
+        self._devices = backed()
+
+    def attach(self, path: Path) -> tuple[str, int]:
+        """As `loop.attach`; the device is known from now on."""
+        stat = path.stat()
+        device, fd = attach(path)
+        self._devices[stat.st_dev, stat.st_ino] = device
+        return device, fd
+
+    def find(self, path: Path) -> str | None:
+        """The device `path` is attached to; None where there is none (any more)."""
+        try:
+            stat = path.stat()
+        except FileNotFoundError:
+            return None
+        file = stat.st_dev, stat.st_ino
+        device = self._devices.get(file)
+        # It goes by itself with its last user, and its number to the next who attaches something.
+        if device is not None and _backing(device) != file:
+            self._devices.pop(file, None)
+            return None
+        return device
+
+    def wait_released(self, path: Path, timeout: float) -> None:
+        """`loop.wait_released` of the device of `path`."""
+        _wait(lambda: self.find(path), path, timeout)
 
 
 def wait_released(path: Path, timeout: float) -> None:
@@ -109,10 +152,14 @@ def wait_released(path: Path, timeout: float) -> None:
     Raises:
         UnavailableError: it is still in use.
     """
+    _wait(lambda: find_by_backing(path), path, timeout)
+
+
+def _wait(find: Callable[[], str | None], path: Path, timeout: float) -> None:
     pause = threading.Event()
     deadline = SYSTEM_CLOCK.monotonic() + timeout
     wait = _POLL_SECONDS
-    while (device := find_by_backing(path)) is not None:
+    while (device := find()) is not None:
         try:
             os.close(os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
             return

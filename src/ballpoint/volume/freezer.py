@@ -65,18 +65,29 @@ class Freezer:
             self._child = None
 
     def _call(self, message: dict[str, Any], fds: list[int]) -> None:
+        answer = self._ask(message, fds)
+        if not answer:
+            # It had died before it could answer, and so has thawed everything: ask the next one.
+            self.close()
+            answer = self._ask(message, fds)
+        if not answer or "error" in answer:
+            raise UnavailableError(f"{message['op']} failed: {answer.get('error', 'the freezer has ended')}")
+
+    def _ask(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        """The child's answer; empty where it has ended."""
         self.start()
         assert self._sock is not None
         self._calls += 1
+        answer: dict[str, Any] = {"id": 0}
         try:
             wire.send(self._sock, {"id": self._calls, **message}, fds)
-            answer: dict[str, Any] = {"id": 0}
             while answer and answer["id"] != self._calls:
                 answer, _ = wire.receive(self._sock)
+        except (BrokenPipeError, ConnectionResetError):
+            return {}
         except OSError as error:
             raise UnavailableError(f"{message['op']} did not succeed: {error}") from error
-        if not answer or "error" in answer:
-            raise UnavailableError(f"{message['op']} failed: {answer.get('error', 'the freezer has ended')}")
+        return answer
 
 
 def main(fd: int) -> None:

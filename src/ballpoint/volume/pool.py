@@ -68,7 +68,8 @@ class AttachedVolume:
         device: its loop device.
     """
 
-    def __init__(self, volume_id: str, image: Path, mount_fd: int, device: str) -> None:
+    def __init__(self, volume_id: str, image: Path, mount_fd: int, device: str, attachments: loop.Attachments) -> None:
+        self._attachments = attachments
         self.id = volume_id
         self.image = image
         self.mount = mount_fd
@@ -83,7 +84,7 @@ class AttachedVolume:
         if self.mount >= 0:
             os.close(self.mount)
             self.mount = -1
-        loop.wait_released(self.image, timeout)
+        self._attachments.wait_released(self.image, timeout)
 
     def release(self) -> None:
         """Let go of this process's descriptor only; the sprite goes on using the disk."""
@@ -121,6 +122,7 @@ class VolumePool:
         self.volumes_directory = root / "volumes"
         # Between the look for a loop device and the making of one: two on one image destroy it.
         self._attaching = threading.Lock()
+        self._attachments = loop.Attachments()
 
     @classmethod
     def open(cls, data: Path, *, pool_gb: int) -> VolumePool:
@@ -174,10 +176,10 @@ class VolumePool:
         for name in ("staging", "trash"):
             for entry in (self.root / name).iterdir():
                 if entry.is_dir():
-                    loop.wait_released(entry / "disk.img", _DETACH_SECONDS)
+                    self._attachments.wait_released(entry / "disk.img", _DETACH_SECONDS)
                     remove_tree(entry)
                 else:
-                    loop.wait_released(entry, _DETACH_SECONDS)
+                    self._attachments.wait_released(entry, _DETACH_SECONDS)
                     entry.unlink()
 
     def ensure_template(self, key: str, disk_gb: int, populate: Callable[[int], None]) -> None:
@@ -269,18 +271,18 @@ class VolumePool:
         """
         with self._attaching:
             image = self._image(volume_id)
-            if loop.find_by_backing(image) is not None:
+            if self._attachments.find(image) is not None:
                 raise ConflictError(f"volume {volume_id} is attached already")
             return self._attach(volume_id, image)
 
     def adopt(self, volume_id: str) -> AttachedVolume | None:
         """A volume that an earlier process attached and something still uses; None where it is not attached."""
         image = self._image(volume_id)
-        device = loop.find_by_backing(image)
+        device = self._attachments.find(image)
         if device is None:
             return None
         # The same block device gives the same superblock, so this is one more mount of it, not a second one.
-        volume = AttachedVolume(volume_id, image, _mount_ext4(device), device)
+        volume = AttachedVolume(volume_id, image, _mount_ext4(device), device, self._attachments)
         with volume.opened() as root:
             filesystem.fithaw(root)  # whoever froze it may have died before he could thaw it
         return volume
@@ -295,10 +297,10 @@ class VolumePool:
         directory = self.volumes_directory / volume_id
         if not directory.exists():
             return False
-        loop.wait_released(directory / "disk.img", _DETACH_SECONDS)
+        self._attachments.wait_released(directory / "disk.img", _DETACH_SECONDS)
         trash = self.root / "trash" / volume_id
         with self._attaching:
-            loop.wait_released(directory / "disk.img", 0)  # somebody may have attached it since
+            self._attachments.wait_released(directory / "disk.img", 0)  # somebody may have attached it since
             directory.rename(trash)
         fsync_directory(self.volumes_directory)
         remove_tree(trash)
@@ -331,10 +333,10 @@ class VolumePool:
         return image
 
     def _attach(self, volume_id: str, image: Path) -> AttachedVolume:
-        device, fd = loop.attach(image)
+        device, fd = self._attachments.attach(image)
         try:
             _bound_dirty_data(device, self.usage().total)
-            return AttachedVolume(volume_id, image, _mount_ext4(device), device)
+            return AttachedVolume(volume_id, image, _mount_ext4(device), device, self._attachments)
         finally:
             os.close(fd)  # the mount holds the device from now on
 
