@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import threading
+from contextlib import ExitStack, suppress
 
 import pytest
 
+from ballpoint.core import peer
 from tests.edge.wires import EndedError, Wire, get, post
 from tests.edge.world import World
 from tests.support.waiting import eventually
@@ -269,3 +271,22 @@ def test_ended_connections_leave_no_descriptor(world: World) -> None:
                     client.finish()
                     client.rest()
     eventually(lambda: world.edge.connections() <= before)
+
+
+def test_a_node_that_is_stopped_does_not_stop_the_edge(world: World) -> None:
+    """A connection that is not accepted, because the backlog is full, must not be waited for with everything else."""
+    world.stop_node()
+    path = world.run / "route.sock"
+    with ExitStack() as stack:
+        stopped = stack.enter_context(peer.listen(path, mode=0o600))
+        stopped.listen(0)
+        with suppress(BlockingIOError):
+            while True:
+                stack.enter_context(peer.connect(path))
+        edge = world.start_edge()
+        with edge.connect() as waiting, edge.connect() as other:
+            waiting.send(get("/"))
+            assert other.send(b"nonsense\r\n\r\n").response().status == 400
+            stopped.close()
+            world.start_node()
+            assert waiting.response().status == 200

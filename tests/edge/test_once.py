@@ -33,6 +33,11 @@ BODYLESS = [
 ]
 
 
+def asked(world: World) -> int:
+    """How often the node was asked. A request of a former test may still be under way, and is none of these."""
+    return sum(question["target"].startswith("/agent/exec") for question in world.questions)
+
+
 def then_echo(world: World, first: Any) -> None:
     """The first connection is `first`'s, and those after it are answered."""
 
@@ -50,7 +55,7 @@ def test_a_request_that_was_read_is_never_sent_again(world: World, request_: byt
     with world.connect() as client:
         answer = client.send(request_).response()
     assert (answer.status, json.loads(answer.body)["error"]) == (503, "unavailable")
-    assert (len(world.questions), world.agent.seen.qsize()) == (1, 1)
+    assert (asked(world), world.agent.seen.qsize()) == (1, 1)
 
 
 @pytest.mark.parametrize("request_", BODYLESS)
@@ -70,7 +75,7 @@ def test_a_request_that_was_not_read_to_its_end_is_looked_up_again(
     world.agent.serve = leave  # type: ignore[method-assign]
     with world.connect() as client:
         assert client.send(request_).response().status == 200
-    assert (len(world.questions), world.agent.seen.qsize()) == (2, 1)
+    assert (asked(world), world.agent.seen.qsize()) == (2, 1)
 
 
 @pytest.mark.parametrize("request_", BODYLESS)
@@ -83,8 +88,7 @@ def test_an_agent_that_says_it_does_not_serve_is_looked_up_again(world: World, r
     with world.connect() as client:
         assert client.send(request_).response().status == 200
         assert client.send(get("/")).response().status == 200
-    assert [question["target"].partition("?")[0] for question in world.questions] == ["/agent/exec", "/agent/exec", "/"]
-    assert world.agent.seen.qsize() == 1
+    assert (asked(world), world.agent.seen.qsize()) == (2, 1)
 
 
 def test_an_agent_that_goes_on_not_serving_is_asked_twice_and_no_more(world: World) -> None:
@@ -101,7 +105,7 @@ def test_a_body_is_sent_once(world: World, answer: bytes) -> None:
     world.agent.answer(answer, close=True)
     with world.connect() as client:
         assert client.send(post("/agent/exec", b"hello")).response().status == 503
-    assert (len(world.questions), world.agent.seen.qsize()) == (1, 1)
+    assert (asked(world), world.agent.seen.qsize()) == (1, 1)
 
 
 @pytest.mark.parametrize("request_", [*BODYLESS, post("/agent/exec", b"hello")])
@@ -117,7 +121,7 @@ def test_an_agent_that_is_not_there_is_looked_up_again(world: World, request_: b
     world.route = moved
     with world.connect() as client:
         assert client.send(request_).response().status == 200
-    assert (len(world.questions), world.agent.seen.qsize()) == (2, 1)
+    assert (asked(world), world.agent.seen.qsize()) == (2, 1)
 
 
 def test_an_agent_that_ends_before_it_accepts_is_looked_up_again(world: World) -> None:
@@ -139,7 +143,7 @@ def test_an_agent_that_ends_before_it_accepts_is_looked_up_again(world: World) -
             assert select.select([listener], [], [], 30)[0]
             listener.close()
             assert client.response().status == 200
-    assert (len(world.questions), world.agent.seen.qsize()) == (2, 1)
+    assert (asked(world), world.agent.seen.qsize()) == (2, 1)
 
 
 @pytest.mark.parametrize("reads", [True, False])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import select
 import threading
 from contextlib import suppress
 
@@ -271,3 +272,103 @@ def test_the_last_of_the_output_reaches_a_client_that_still_sends(world: World, 
             finally:
                 done.set()
                 flooding.join()
+
+
+def silenced(client: Wire) -> None:
+    """Send until nobody takes any more."""
+    client.sock.settimeout(0.5)
+    with suppress(TimeoutError):
+        while True:
+            client.sock.send(bytes(65_536))
+
+
+@pytest.mark.parametrize("finishes", [True, False])
+def test_a_client_that_vanishes_takes_along_a_server_that_reads_nothing(world: World, finishes: bool) -> None:
+    """What the server has not taken is for nobody, and must not be waited for."""
+    ended = threading.Event()
+
+    def hold(connection: Wire) -> None:
+        connection.head()
+        connection.send(SWITCH)
+        with select.epoll() as epoll:  # sees the end, and takes nothing
+            epoll.register(connection.sock, 0)
+            if epoll.poll(30):
+                ended.set()
+
+    serve(world, "/agent/exec", hold)
+    before = world.edge.connections()
+    client = world.connect().send(get("/agent/exec", *UPGRADE))
+    assert client.head().status == 101
+    if finishes:
+        client.send(b"input")
+        client.finish()
+    else:
+        silenced(client)
+    client.reset()
+    assert ended.wait(30)
+    eventually(lambda: world.edge.connections() <= before)
+
+
+def test_a_server_that_vanishes_leaves_its_client_all_it_said(world: World) -> None:
+    """It ends with input unread, as one that is killed does, while its client reads nothing yet."""
+    data = pattern(3 << 20)
+
+    def die(connection: Wire) -> None:
+        connection.head()
+        connection.send(SWITCH)
+        connection.exactly(1)
+        connection.send(data)
+
+    serve(world, "/agent/exec", die)
+    with world.connect() as client:
+        client.send(get("/agent/exec", *UPGRADE))
+        assert client.head().status == 101
+        client.send(bytes(1_000_000))
+        assert client.rest() == data
+
+
+def test_a_client_that_takes_nothing_after_its_servers_end_is_not_kept_for_ever(world: World) -> None:
+    edge = world.start_edge({"splice._LINGER_SECONDS": 0.1})
+    with edge.connect() as client:
+        client.send(get("/agent/exec")).response()
+        during = edge.connections()
+    eventually(lambda: edge.connections() < during)
+    before = edge.connections()
+
+    def pour(connection: Wire) -> None:
+        connection.head()
+        connection.send(SWITCH)
+        silenced(connection)
+
+    serve(world, "/agent/exec", pour)
+    with edge.connect() as client:
+        client.send(get("/agent/exec", *UPGRADE))
+        assert client.head().status == 101
+        eventually(lambda: edge.connections() <= before)
+
+
+def test_what_a_client_says_after_its_servers_last_word_arrives(world: World) -> None:
+    data = pattern(4 << 20)
+    got: list[bytes] = []
+    done = threading.Event()
+
+    def listen(connection: Wire) -> None:
+        connection.head()
+        connection.send(SWITCH)
+        connection.finish()
+        go_on.wait(30)
+        got.append(connection.rest())
+        done.set()
+
+    go_on = threading.Event()
+    serve(world, "/agent/exec", listen)
+    with world.connect() as client:
+        client.send(get("/agent/exec", *UPGRADE))
+        assert client.head().status == 101
+        assert client.rest() == b""
+        sending = threading.Thread(target=lambda: client.send(data).finish())
+        sending.start()
+        go_on.set()
+        sending.join()
+        assert done.wait(30)
+    assert got == [data]

@@ -168,9 +168,10 @@ class Edge:
         listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         self.address = listener.getsockname()
         self.log = run / f"edge-{self.address[1]}.log"
-        lines = ["import ballpoint.edge.__main__ as edge, ballpoint.edge.routes, ballpoint.edge.server"]
+        lines = ["import ballpoint.edge.__main__ as edge"]
         for name, value in (settings or {}).items():
             module, _, constant = name.rpartition(".")
+            lines.append(f"import ballpoint.edge.{module}")
             lines.append(f"assert hasattr(ballpoint.edge.{module}, {constant!r})")
             lines.append(f"ballpoint.edge.{module}.{constant} = {value}")
         with self.log.open("wb") as log:

@@ -213,8 +213,13 @@ def bind_path(sock: socket.socket, path: Path, mode: int) -> None:
 
 
 def connect(path: Path) -> socket.socket:
-    """A SOCK_SEQPACKET connection to `path`. OSError where nobody listens."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    """A SOCK_SEQPACKET connection to `path`, made at once or not at all.
+
+    Raises:
+        OSError: nobody listens, or whoever does has stopped accepting and its backlog is full (BlockingIOError).
+    """
+    # A blocking connect(2) would wait for ever for a process that is stopped.
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
     try:
         sock.connect(str(path))
     except OSError:

@@ -25,6 +25,9 @@ class Routes:
     def __init__(self, run: Path) -> None:
         self._path = run / "route.sock"
         self._peer: Peer | None = None
+        self._connecting: asyncio.Task[Peer] | None = None
+        self._waiting = 0  # for it
+        self._failure: str | None = None
 
     async def ask(self, question: dict[str, str]) -> dict[str, Any]:
         """The node's answer (see node.routing).
@@ -43,22 +46,42 @@ class Routes:
         raise UnavailableError("the node is being started again", hint="try again")
 
     async def _connection(self) -> Peer:
+        """The connection there is, or the next one; many may wait for it, and one task makes it."""
+        if self._peer is not None and not self._peer.closed:
+            return self._peer
+        if self._connecting is None or self._connecting.done():
+            self._connecting = asyncio.get_running_loop().create_task(self._connect())
+        connecting = self._connecting
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(_CONNECT_SECONDS):
+                return await asyncio.shield(connecting)
+        except TimeoutError as error:
+            raise UnavailableError(f"the node is not running: {self._failure}", hint="try again") from error
+        finally:
+            self._waiting -= 1
+            if not self._waiting:
+                connecting.cancel()
+                self._connecting = None
+
+    async def _connect(self) -> Peer:
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + _CONNECT_SECONDS
         while True:
-            if self._peer is not None and not self._peer.closed:
-                return self._peer  # another request may have made it meanwhile
             try:
                 self._peer = Peer(peer.connect(self._path))
                 return self._peer
             except OSError as error:
-                # Nobody tells when a socket file appears; the node takes a moment to start.
-                if loop.time() > deadline:
-                    raise UnavailableError("the node is not running", hint="try again") from error
+                self._failure = error.strerror
+            # Nobody tells when a socket file appears, or a full backlog empties; the node takes a moment to start.
             retry = loop.create_future()
-            loop.call_later(_RETRY_SECONDS, retry.set_result, None)
+            loop.call_later(_RETRY_SECONDS, _settle, retry)
             await retry
 
     def close(self) -> None:
         if self._peer is not None:
             self._peer.close()
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
