@@ -174,6 +174,7 @@ CASES = {
         r"^PONG$",
     ),
     "`systemctl start` of anything else": Case("systemctl start nonesuch"),
+    "writing to `/dev/console`": Case("echo hello | tee /dev/console", r"^hello$", user="sprite"),
     # ---- the sprite's own limits ----
     "`free`": Case("free -m; sudo -u sprite free -b", r"^Mem: +1024 (.|\n)*^Mem: +1073741824 "),
     "`nproc`": Case("nproc; sudo -u sprite nproc", r"^1\n1$"),

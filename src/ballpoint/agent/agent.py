@@ -129,15 +129,18 @@ class Agent:
             anchor.keep(name, fd)
             os.close(fd)
         assert inner.parked is not None
-        for name, fd in (("inner", inner.pidfd), ("devpts", inner.devpts), ("parked", inner.parked.fileno())):
+        assert inner.console is not None
+        for name, fd in (("inner", inner.pidfd), ("devpts", inner.devpts), ("console", inner.console)):
             anchor.keep(name, fd)
+        anchor.keep("parked", inner.parked.fileno())
         self.state["inner_pid"] = inner.pid
         return inner
 
     def _recover(self) -> tuple[Inner, str]:
         parked = self._anchor.get("parked")
         sock = None if parked is None else socket.socket(fileno=parked)
-        inner = Inner(self.state["inner_pid"], self._anchor.take("inner"), self._anchor.take("devpts"), sock)
+        pidfd, devpts = self._anchor.take("inner"), self._anchor.take("devpts")
+        inner = Inner(self.state["inner_pid"], pidfd, devpts, self._anchor.get("console"), sock)
         if sock is not None:
             return inner, "parked"
         self._enter_pidns()

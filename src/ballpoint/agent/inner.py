@@ -23,13 +23,15 @@ class Inner:
     Attributes:
         pid, pidfd: its init, as the agent's pid namespace numbers it.
         devpts: the container's devpts mount; terminals are opened below it, so no path in the sprite is walked.
+        console: reading end of its /dev/console; None where it was made by an earlier version.
         parked: the socket to the parked process; None once it runs.
     """
 
-    def __init__(self, pid: int, pidfd: int, devpts: int, parked: socket.socket | None) -> None:
+    def __init__(self, pid: int, pidfd: int, devpts: int, console: int | None, parked: socket.socket | None) -> None:
         self.pid = pid
         self.pidfd = pidfd
         self.devpts = devpts
+        self.console = console
         self.parked = parked
 
     @classmethod
@@ -68,7 +70,8 @@ class Inner:
         except BaseException:
             ours.close()
             raise
-        return cls(pid, pidfd, fds[0], ours)
+        devpts, console = fds
+        return cls(pid, pidfd, devpts, console, ours)
 
     def namespace(self, kind: str) -> int:
         """Descriptor of the container's namespace `kind` ("user", "net", "pid"...). The caller owns it."""

@@ -15,9 +15,10 @@ from ballpoint.agent.agent import Agent
 from ballpoint.agent.anchor import Anchor
 from ballpoint.agent.control import Control
 from ballpoint.agent.exec import ExecRoutes
-from ballpoint.agent.ringlog import RingHandler
+from ballpoint.agent.ringlog import CONTAINER, Ring, RingHandler
 from ballpoint.agent.server import Routes, serve
 from ballpoint.agent.session import Sessions
+from ballpoint.agent.watch import Console, MemoryWatch
 
 log = logging.getLogger("agent")
 
@@ -58,10 +59,16 @@ class _Main:
         agent.sessions = sessions = Sessions(agent.spawner, self._anchor, agent.save_sessions)
         if agent.phase == "running":
             sessions.adopt(agent.state.get("sessions", []))
+            log.info("taking an earlier agent's place, with %d sessions", len(sessions))
+        console, memory = self._watches(agent)
         control = Control(socket.socket(fileno=self._anchor.take("control")), agent)
 
         def inner_ended() -> None:
             loop.remove_reader(agent.inner.pidfd)
+            if memory is not None:
+                memory.close()
+            if console is not None:
+                console.close()
             control.notify("inner-exited", how=agent.inner_ended())
 
         loop.add_reader(agent.inner.pidfd, inner_ended)
@@ -70,3 +77,12 @@ class _Main:
         ExecRoutes(sessions, agent.environment).add_to(routes)
         async with await serve(socket.socket(fileno=self._anchor.take("http")), routes) as server:
             await server.serve_forever()
+
+    def _watches(self, agent: Agent) -> tuple[Console | None, MemoryWatch | None]:
+        """None where the instance was made by a version that had none, or the host counts no such thing."""
+        counter = self._anchor.get("oom-counter")
+        if agent.inner.console is None:
+            return None, None
+        ring = Ring(agent.log_fd, CONTAINER)
+        memory = None if counter is None else MemoryWatch(counter, self._anchor.get("oom-event"), ring)
+        return Console(agent.inner.console, ring), memory

@@ -98,5 +98,5 @@ def add_sprite_routes(app: FastAPI, node: NodeService) -> None:
         responses={200: content(TextStream), **errors(404, 503)},
     )
     async def sprite_logs(request: Request, name: SpriteOf) -> TextStream:
-        """The log of the sprite's own agent and container, as text."""
+        """What the sprite's agent, console and kernel said, and why it stopped before, as lines of text."""
         return TextStream(node.logs(caller_of(request), name))

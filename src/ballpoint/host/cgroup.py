@@ -147,6 +147,26 @@ class Cgroup:
         """Writable cgroup.procs of the v2 group."""
         return os.open(self.v2 / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
 
+    def watch_oom(self) -> list[int]:
+        """Descriptors that tell of processes in it which the kernel ended for want of memory. The caller owns them.
+
+        Returns:
+            A file with a line `oom_kill N`. With v2 it wakes poll itself, with POLLPRI; with v1 an eventfd follows,
+            which is readable when memory has run out (cgroup-v1/memory.rst, section 10). None where nobody counts.
+        """
+        if (v1 := self._v1.get("memory")) is None:
+            events = self.v2 / "memory.events"
+            return [os.open(events, os.O_RDONLY | os.O_CLOEXEC)] if events.exists() else []
+        counter = os.open(v1 / "memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
+        event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            (v1 / "cgroup.event_control").write_text(f"{event} {counter}")
+        except BaseException:
+            os.close(counter)
+            os.close(event)
+            raise
+        return [counter, event]
+
     def delegate(self, uid: int, files: Iterable[str], *, directory: bool) -> None:
         """Give `files` of the v2 group (and the directory, to make children) to `uid`; never a limit or freeze file."""
         if directory:

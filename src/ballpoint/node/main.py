@@ -31,6 +31,7 @@ from ballpoint.network.resolver import Resolver
 from ballpoint.node.disks import Disks
 from ballpoint.node.health import Health
 from ballpoint.node.instances import Instances
+from ballpoint.node.logbook import Logbook
 from ballpoint.node.node import Node
 from ballpoint.node.pool import Pool
 from ballpoint.node.recovery import recover
@@ -83,7 +84,7 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
         stack.callback(runtime.close, keep=True)
         instances = Instances(config.node_id, runtime, network, _limits(config))
 
-        node = Node(registry, disks, domain=DOMAIN)
+        node = Node(registry, disks, Logbook(config.data / "logs"), domain=DOMAIN)
         pool = Pool(instances, config.pool, config.pool_max)
         guard = await asyncio.to_thread(PoolGuard, volumes)
         stack.callback(guard.close)

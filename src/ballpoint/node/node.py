@@ -16,6 +16,7 @@ from ballpoint.core.errors import BallpointError, ConflictError, InvalidError, U
 from ballpoint.core.tasks import Tasks
 from ballpoint.core.types import Caller
 from ballpoint.node.disks import Disks
+from ballpoint.node.logbook import Logbook
 from ballpoint.node.running import Running, Starter
 from ballpoint.node.views import (
     Counts,
@@ -43,8 +44,11 @@ class Node:
     At most one verb changes a sprite at a time; what is running is known by `running`, and nowhere else.
     """
 
-    def __init__(self, registry: Registry, disks: Disks, clock: Clock = SYSTEM_CLOCK, *, domain: str) -> None:
+    def __init__(
+        self, registry: Registry, disks: Disks, logbook: Logbook, clock: Clock = SYSTEM_CLOCK, *, domain: str
+    ) -> None:
         self.registry = registry
+        self.logbook = logbook
         self.running: dict[str, Running] = {}
         self._disks = disks
         self._clock = clock
@@ -138,7 +142,7 @@ class Node:
 
     async def _restart(self, sprite_id: str, cause: str) -> SpriteView:
         async with self._locks[sprite_id]:
-            await self._stop(sprite_id)
+            await self._stop(sprite_id, cause)
             return self._view(await self._start(sprite_id, "restarted", cause))
 
     async def events(self, caller: Caller, name: str, *, follow: bool) -> AsyncIterator[EventView]:
@@ -160,8 +164,9 @@ class Node:
 
     async def logs(self, caller: Caller, name: str) -> AsyncIterator[bytes]:
         sprite = await self.registry.sprite(caller.org_id, name)
+        former = await asyncio.to_thread(self.logbook.read, sprite.id)
         running = self.running.get(sprite.id)
-        yield running.instance.runtime.logs() if running is not None else b""
+        yield former + (running.instance.runtime.logs() if running is not None else b"")
 
     async def privileges(self, caller: Caller, name: str) -> Privileges:
         sprite = await self.registry.sprite(caller.org_id, name)
@@ -229,7 +234,7 @@ class Node:
     async def _lost(self, sprite_id: str, cause: str) -> None:
         async with self._locks[sprite_id]:
             if sprite_id in self.running:
-                await self._stop(sprite_id)
+                await self._stop(sprite_id, cause)
                 await self.registry.set_state(sprite_id, "cold", kind="stopped", cause=cause)
 
     async def report_trouble(self, running: Running, trouble: str | None) -> None:
@@ -251,16 +256,19 @@ class Node:
         self.running[sprite_id] = await self.starter.start(sprite)
         return await self.registry.set_state(sprite_id, "running", kind=kind, cause=cause)
 
-    async def _stop(self, sprite_id: str) -> None:
+    async def _stop(self, sprite_id: str, cause: str) -> None:
         running = self.running.get(sprite_id)
         if running is not None:
             running.ending = True
+            running.said = running.instance.runtime.logs() or running.said
             await self.starter.stop(running)
+            await asyncio.to_thread(self.logbook.add, sprite_id, running.said, cause)
             del self.running[sprite_id]
 
     async def _remove(self, sprite: Sprite, cause: str) -> None:
-        await self._stop(sprite.id)
+        await self._stop(sprite.id, cause)
         await asyncio.to_thread(self._disks.pool.destroy, sprite.volume_id)
+        await asyncio.to_thread(self.logbook.remove, sprite.id)
         await self.registry.delete_sprite(sprite.id, cause)
         self._locks.pop(sprite.id, None)
 

@@ -22,6 +22,7 @@ async def recover(node: Node, instances: Instances, disks: Disks) -> None:
     and volumes of no sprite are destroyed.
     """
     sprites = {sprite.id: sprite for sprite in await node.registry.all_sprites()}
+    said: dict[str, bytes] = {}
     for instance_id in sorted(instances.known()):
         instance = await instances.adopt(instance_id)
         if instance is None:
@@ -32,6 +33,8 @@ async def recover(node: Node, instances: Instances, disks: Disks) -> None:
         if sprite is not None and sprite.state == "running" and instance.runtime.phase == "running":
             volume = await asyncio.to_thread(disks.pool.adopt, sprite.volume_id)
         if sprite is None or volume is None:
+            if sprite is not None:
+                said[sprite.id] = instance.runtime.logs()
             await instances.end(instance)
             continue
         running = Running(sprite.id, instance, volume)
@@ -45,7 +48,9 @@ async def recover(node: Node, instances: Instances, disks: Disks) -> None:
         elif sprite.state == "deleting":
             await node.finish_removal(sprite, "the node ended while it was being destroyed")
         elif sprite.state != "cold" and sprite.id not in node.running:
-            await node.registry.set_state(sprite.id, "cold", kind="stopped", cause="its instance ended with the node")
+            cause = "its instance ended with the node"
+            await node.registry.set_state(sprite.id, "cold", kind="stopped", cause=cause)
+            await asyncio.to_thread(node.logbook.add, sprite.id, said.get(sprite.id, b""), cause)
 
     known = {sprite.volume_id for sprite in await node.registry.all_sprites()}
     for volume_id in await asyncio.to_thread(disks.pool.volumes):

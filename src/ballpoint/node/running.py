@@ -31,6 +31,7 @@ class Running:
     Attributes:
         trouble: why it is degraded; None while it is well.
         frozen: its writers wait, because the pool is full.
+        said: its log, once it is being stopped; the instance may be gone before its volume is.
         ending: it is being stopped, or has died: whoever wants the sprite waits for what comes next.
     """
 
@@ -40,6 +41,7 @@ class Running:
     trouble: str | None = None
     ending: bool = False
     frozen: bool = False
+    said: bytes = b""
 
 
 class Starter:

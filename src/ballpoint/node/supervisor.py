@@ -31,6 +31,7 @@ from ballpoint.image.build import Progress
 from ballpoint.image.catalogue import Catalogue
 from ballpoint.network.network import Network
 from ballpoint.node.instances import Instances
+from ballpoint.node.logbook import Logbook
 from ballpoint.node.main import registry_url
 from ballpoint.registry.registry import Registry
 from ballpoint.runtime.container.instance import ContainerRuntime, zygote_command
@@ -113,9 +114,12 @@ async def _clean(config: NodeConfig) -> None:
         pool.close()
     if (config.data / "registry.db").exists():
         registry = await Registry.open(registry_url(config))
+        logbook = Logbook(config.data / "logs")
         for sprite in await registry.all_sprites():
             if sprite.state in ("running", "warm"):
-                await registry.set_state(sprite.id, "cold", kind="stopped", cause="the node was taken down")
+                cause = "the node was taken down"
+                await registry.set_state(sprite.id, "cold", kind="stopped", cause=cause)
+                await asyncio.to_thread(logbook.add, sprite.id, b"", cause)
         await registry.close()
 
 

@@ -273,6 +273,7 @@ class ContainerInstance:
         }
         given.update({f"agent-procs-{i}": owned(fd) for i, fd in enumerate(agent.open_v1_procs())})
         given.update({f"inner-procs-{i}": owned(fd) for i, fd in enumerate(inner.open_v1_procs())})
+        given.update(zip(("oom-counter", "oom-event"), map(owned, inner.watch_oom()), strict=False))
         return given
 
     def _record(self) -> None:
@@ -439,7 +440,7 @@ class ContainerInstance:
             return dict(await self._call("ping", seconds=seconds))  # it died; this asks its successor
 
     def logs(self) -> bytes:
-        """What agent and inner container logged last; works with a dead agent, too."""
+        """What agent and container said last, as lines; works with a dead agent, too."""
         return ringlog.read(self._log) if self._log >= 0 else b""
 
     def _last_words(self) -> str:

@@ -10,7 +10,7 @@
  * it clones the container in a child user namespace U2, writes its id maps, and ends. The clone stages /dev, /proc, /sys
  * and /run, parks, and at the claim moves them under the root it is handed, pivots into it and stays as its init.
  *   -> "I<pid>" + pidfd               from the launcher
- *   -> "P" + devpts                   parked
+ *   -> "P" + devpts, console          parked; of the console, a FIFO, the reading end
  *   <- "C" + texts + root, binds...   texts, each ended by NUL: resolv.conf, then one target path per bind
  *   -> "D"                            the container runs; the socket is closed
  *   -> "E<reason>"                    at any step, and the process ends
@@ -18,6 +18,7 @@
  */
 #include "common.h"
 #include <linux/openat2.h>
+#include <stdarg.h>
 #include <sys/reboot.h>
 #include <sys/sysmacros.h>
 #include <time.h>
@@ -33,6 +34,7 @@
 #define ATTR_NODEV 0x4
 #define ATTR_NOEXEC 0x8
 #define STOP_SECONDS 5
+#define CONSOLE "/stage/dev/console"
 
 static void fail(const char *step)
 {
@@ -130,8 +132,13 @@ static int stage(const char *pts_max, const char *shm_size)
     attach(fs_mount("mqueue", ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC, NULL), "/stage/dev/mqueue");
     int pts = fs_mount("devpts", ATTR_NOSUID | ATTR_NOEXEC, pts_options);
     attach(pts, "/stage/dev/pts");
+    check(mkfifo(CONSOLE, 0), CONSOLE);
+    check(chmod(CONSOLE, 0622), CONSOLE);
     return pts;
 }
+
+/* An open file of its own for each user: whoever takes init's and makes it blocking must not hold up the agent. */
+static int open_console(void) { return check(open(CONSOLE, O_RDWR | O_NONBLOCK | O_CLOEXEC), CONSOLE); }
 
 /* ---- the claim ---- */
 
@@ -189,12 +196,50 @@ static void enter_root(const char *texts, const char *end, const int *fds, int n
 
 /* ---- the init ---- */
 
-static void stop_everything(int how)
+/* A line on the console, or none where it is full: an init never waits. */
+static void say(int console, const char *format, ...)
+{
+    char text[256];
+    va_list arguments;
+    va_start(arguments, format);
+    int n = vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    if (n > 0 && write(console, text, n < (int)sizeof text ? n : (int)sizeof text - 1) < 0)
+        return;
+}
+
+/* Reaps all that have ended. Of a signal that nobody sends to end a process in peace, the console is told: the parent of an
+ * orphan is gone, and nobody else would be. */
+static void reap(int console)
+{
+    for (;;) {
+        siginfo_t info = {0};
+        char path[64], name[32];
+        if (waitid(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT) != 0 || info.si_pid == 0)
+            return;
+        int number = info.si_status, ended = info.si_code == CLD_KILLED || info.si_code == CLD_DUMPED;
+        if (ended && number != SIGHUP && number != SIGINT && number != SIGTERM && number != SIGPIPE) {
+            ssize_t n = -1;
+            snprintf(path, sizeof path, "/proc/%d/comm", info.si_pid);
+            int fd = open(path, O_RDONLY | O_CLOEXEC);
+            if (fd >= 0) {
+                n = read(fd, name, sizeof name - 1);
+                close(fd);
+            }
+            name[n > 0 ? n - 1 : 0] = 0; /* it ends with a newline */
+            say(console, "init: the orphan %d (%s) was ended by signal %d\n", info.si_pid, name, number);
+        }
+        waitpid(info.si_pid, NULL, 0);
+    }
+}
+
+static void stop_everything(int console, int how)
 {
     struct timespec limit = {STOP_SECONDS, 0};
     sigset_t chld;
     sigemptyset(&chld);
     sigaddset(&chld, SIGCHLD);
+    say(console, "init: %s: every process is asked to end\n", how == RB_AUTOBOOT ? "restarting" : "halting");
     kill(-1, SIGTERM);
     kill(-1, SIGCONT);
     for (;;) {
@@ -203,15 +248,17 @@ static void stop_everything(int how)
             ;
         if (pid < 0) /* nobody is left */
             break;
-        if (sigtimedwait(&chld, NULL, &limit) < 0 && errno == EAGAIN)
+        if (sigtimedwait(&chld, NULL, &limit) < 0 && errno == EAGAIN) {
+            say(console, "init: some process does not end in %d s; the kernel ends it\n", STOP_SECONDS);
             break;
+        }
     }
     /* In a pid namespace this ends its init with SIGHUP (restart) or SIGINT (halt), which the agent reads. */
     reboot(how);
     _exit(0);
 }
 
-static void init(void)
+static void init(int console)
 {
     sigset_t wanted;
     sigemptyset(&wanted);
@@ -221,12 +268,11 @@ static void init(void)
     sigaddset(&wanted, SIGINT);
     for (;;) {
         int signal = sigwaitinfo(&wanted, NULL);
-        while (waitpid(-1, NULL, WNOHANG) > 0)
-            ;
+        reap(console);
         if (signal == SIGHUP || signal == SIGINT)
-            stop_everything(RB_AUTOBOOT);
+            stop_everything(console, RB_AUTOBOOT);
         if (signal == SIGTERM)
-            stop_everything(RB_POWER_OFF);
+            stop_everything(console, RB_POWER_OFF);
     }
 }
 
@@ -249,8 +295,10 @@ static void run(int procs, char *limits)
     for (int i = 0; i <= procs; i++)
         close(5 + i);
     int pts = stage(limits, shm);
-    send_packet(3, "P", 1, &pts, 1);
-    close(pts);
+    int mine = open_console(), given[] = {pts, open_console()};
+    send_packet(3, "P", 1, given, 2);
+    close(given[0]);
+    close(given[1]);
 
     ssize_t n = receive_packet(3, buffer, sizeof buffer - 1, fds, &nfds);
     if (n <= 0)
@@ -264,8 +312,9 @@ static void run(int procs, char *limits)
     sigprocmask(SIG_SETMASK, &all, NULL);
     check(confine(PROFILE_STANDARD), "confine");
     send_packet(3, "D", 1, NULL, 0);
-    close_from(3);
-    init();
+    check(dup2(mine, 3), "console"); /* in the place of the socket */
+    close_from(4);
+    init(3);
 }
 
 static void write_map(pid_t pid, const char *file)
