@@ -17,16 +17,19 @@ _DEADLINE_SECONDS = 30.0
 
 async def test_events_grow_and_carry_their_cause(registry: Registry, org: str, clock: StandingClock) -> None:
     sprite = await add(registry, org, "web")
+    (made,) = await registry.events(sprite.id)
+    assert (made.kind, made.cause, made.time) == ("created", "by token t1", sprite.created_at)
     first = await registry.add_event(sprite.id, "degraded", "the agent does not answer", {"seconds": 5})
     moment = clock.pass_by(1)
     second = await registry.add_event(sprite.id, "healthy", "it answers again")
-    assert first.id < second.id
+    assert made.id < first.id < second.id
     assert (first.kind, first.cause, first.detail) == ("degraded", "the agent does not answer", {"seconds": 5})
     assert (second.time, second.detail) == (moment, {})
-    assert await registry.events(sprite.id) == [first, second]
+    assert await registry.events(sprite.id) == [made, first, second]
     assert await registry.events(sprite.id, after=first.id) == [second]
-    assert await registry.events(sprite.id, limit=1) == [first]
-    assert await registry.events((await add(registry, org, "other")).id) == []
+    assert await registry.events(sprite.id, after=made.id, limit=1) == [first]
+    (others,) = await registry.events((await add(registry, org, "other")).id)
+    assert others.kind == "created"
 
 
 async def test_a_deleted_sprite_leaves_its_events(registry: Registry, org: str) -> None:
@@ -34,7 +37,10 @@ async def test_a_deleted_sprite_leaves_its_events(registry: Registry, org: str) 
     await registry.add_event(sprite.id, "degraded", "")
     assert await registry.delete_sprite(sprite.id, "destroyed with token t1")
     left = await registry.events(sprite.id)
-    assert [(event.kind, event.cause) for event in left] == [("degraded", ""), ("deleted", "destroyed with token t1")]
+    assert [(event.kind, event.cause) for event in left[1:]] == [
+        ("degraded", ""),
+        ("deleted", "destroyed with token t1"),
+    ]
     assert not await registry.delete_sprite(sprite.id, "again")
     assert await registry.events(sprite.id) == left
 
@@ -44,13 +50,14 @@ async def test_of_one_sprite_the_latest_events_are_kept(
 ) -> None:
     monkeypatch.setattr(module, "_EVENTS_KEPT", 5)
     busy, quiet, other = [await add(registry, org, name) for name in ("busy", "quiet", "other")]
-    early = await registry.add_event(quiet.id, "created", "")
-    made: dict[str, list[Event]] = {busy.id: [], other.id: []}
+    early = await registry.events(quiet.id)
+    made: dict[str, list[Event]] = {sprite.id: await registry.events(sprite.id) for sprite in (busy, other)}
     for _ in range(12):
         for sprite in (busy, other):
             made[sprite.id].append(await registry.add_event(sprite.id, "tick", ""))
             assert await registry.events(sprite.id) == made[sprite.id][-5:]
-    assert await registry.events(quiet.id) == [early]
+    assert [event.kind for event in early] == ["created"]
+    assert await registry.events(quiet.id) == early
 
 
 async def test_of_all_sprites_the_latest_events_are_kept(
@@ -60,7 +67,6 @@ async def test_of_all_sprites_the_latest_events_are_kept(
     gone = []
     for _ in range(10):
         sprite = await add(registry, org, "web")
-        await registry.set_state(sprite.id, "running", kind="created", cause="")
         await registry.delete_sprite(sprite.id, "")
         gone.append(sprite.id)
     kept = [len(await registry.events(sprite_id)) for sprite_id in gone]
@@ -79,7 +85,7 @@ async def test_who_waits_is_woken_by_every_kind_of_change(registry: Registry, or
             waiting = asyncio.ensure_future(changed())
             await change
             await waiting
-    assert [event.kind for event in await registry.events(sprite.id)] == ["degraded", "stopped", "deleted"]
+    assert [event.kind for event in await registry.events(sprite.id)] == ["created", "degraded", "stopped", "deleted"]
 
 
 async def test_a_change_before_the_wait_is_not_missed(registry: Registry, org: str) -> None:

@@ -69,9 +69,9 @@ class RegistryAsDictionary(RuleBasedStateMachine):
             assert key in self.model
             return multiple()
         assert key not in self.model
-        assert (made.state, made.labels, made.environment) == ("creating", labels, environment)
+        assert (made.state, made.labels, made.environment) == ("running", labels, environment)
         self.model[key] = made
-        self.kinds[made.id] = []
+        self.kinds[made.id] = ["created"]
         return made.id
 
     @rule(sprite_id=sprites, labels=_LABELS)

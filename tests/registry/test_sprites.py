@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from ballpoint.core.errors import ConflictError, InvalidError, NotFoundError
+from ballpoint.core.types import Caller
 from ballpoint.registry.records import SpriteState
 from ballpoint.registry.registry import Registry
 
@@ -18,8 +19,8 @@ from .world import StandingClock, add, names, url_of
 
 
 async def test_a_sprite_is_recorded_as_it_was_given(registry: Registry, org: str, clock: StandingClock) -> None:
-    made = await registry.create_sprite(
-        org,
+    made = registry.new_sprite(
+        Caller(org_id=org, org="acme", token_id="t1"),
         "web",
         sprite_id="sprite-1",
         volume_id="volume-1",
@@ -29,15 +30,20 @@ async def test_a_sprite_is_recorded_as_it_was_given(registry: Registry, org: str
         config={"ram_mb": 512, "cpus": 1.5, "region": None},
         url_settings={"auth": "public", "private_access": None},
     )
-    assert (made.id, made.org_id, made.org, made.name, made.state) == ("sprite-1", org, "acme", "web", "creating")
+    with pytest.raises(NotFoundError):
+        await registry.sprite(org, "web")
+    await registry.require_free(org, "web")
+    await registry.create_sprite(made, "by token t1")
+    with pytest.raises(ConflictError):
+        await registry.require_free(org, "web")
+    assert (made.id, made.org_id, made.org, made.name, made.state) == ("sprite-1", org, "acme", "web", "running")
     assert (made.volume_id, made.image_digest) == ("volume-1", "blake3-77")
     assert made.environment == {"A": "1", "empty": "", "ünïcode": "ß\n\0\U0001f40b"}
     assert made.labels == ["b", "a"]
     assert made.config == {"ram_mb": 512, "cpus": 1.5, "region": None}
     assert made.url_settings == {"auth": "public", "private_access": None}
     assert made.privileges == {}
-    assert made.created_at == made.updated_at == clock.now()
-    assert made.last_running_at is None
+    assert made.created_at == made.updated_at == made.last_running_at == clock.now()
     assert made.last_warming_at is None
     assert made == await registry.sprite(org, "web") == await registry.sprite_by_id("sprite-1")
 
@@ -127,7 +133,7 @@ async def test_an_update_of_anything_else_changes_nothing(
 async def test_a_state_comes_with_its_time_and_event(registry: Registry, org: str, clock: StandingClock) -> None:
     made = await add(registry, org, "web")
     ran = clock.pass_by(1)
-    running = await registry.set_state(made.id, "running", kind="created", cause="by token t1")
+    running = await registry.set_state(made.id, "running", kind="restarted", cause="by token t2")
     warmed = clock.pass_by(1)
     await registry.set_state(made.id, "warm", kind="frozen", cause="idle")
     clock.pass_by(1)
@@ -137,6 +143,7 @@ async def test_a_state_comes_with_its_time_and_event(registry: Registry, org: st
     assert cold.updated_at == clock.now()
     assert [(event.kind, event.cause) for event in await registry.events(made.id)] == [
         ("created", "by token t1"),
+        ("restarted", "by token t2"),
         ("frozen", "idle"),
         ("stopped", "memory was short"),
     ]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ballpoint.core import ids
+from ballpoint.core.types import Caller
 from ballpoint.registry.records import Sprite
 from ballpoint.registry.registry import Registry
 
@@ -50,7 +51,10 @@ async def add(registry: Registry, org_id: str, name: str, **given: Any) -> Sprit
         "config": {},
         "url_settings": {},
     }
-    return await registry.create_sprite(org_id, name, **{**values, **given})
+    caller = Caller(org_id=org_id, org="unused: it is the organization's row that names it", token_id="t1")
+    sprite = registry.new_sprite(caller, name, **{**values, **given})
+    await registry.create_sprite(sprite, "by token t1")
+    return await registry.sprite_by_id(sprite.id)
 
 
 async def names(registry: Registry, org_id: str, **query: Any) -> list[str]:

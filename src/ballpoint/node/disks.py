@@ -55,10 +55,15 @@ class Disks:
             self._mounts[digest] = mount_image(self._catalogue.find(digest))
         return self._mounts[digest]
 
-    def create(self, volume_id: str) -> None:
-        """Make a new sprite's volume."""
+    def make(self, volume_id: str) -> AttachedVolume:
+        """A new volume from the template, attached.
+
+        Raises:
+            UnavailableError: the pool is full.
+        """
         meta = {"image": self.image.digest, "injection": self.injection.digest}
         self.pool.create(volume_id, template=self._template, meta=meta)
+        return self.pool.attach(volume_id)
 
     def attach(self, volume_id: str) -> AttachedVolume:
         """Mount a sprite's volume."""

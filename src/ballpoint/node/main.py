@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -38,6 +39,8 @@ from ballpoint.node.recovery import recover
 from ballpoint.node.routing import Routing
 from ballpoint.node.running import Starter
 from ballpoint.node.space import Space
+from ballpoint.node.spares import MOST as SPARES_MOST
+from ballpoint.node.spares import Spares
 from ballpoint.registry.registry import Registry
 from ballpoint.runtime.container.instance import ContainerRuntime
 from ballpoint.runtime.container.programs import ensure_programs
@@ -49,6 +52,7 @@ log = logging.getLogger("node")
 DOMAIN = "sprites.localhost"
 # Blanks that must stand by before the node answers.
 _FIRST_BLANK_SECONDS = 60.0
+_SWITCH_SECONDS = 0.0002
 # The edges keep their connections; one that were closed just as a request comes would cost that request.
 _API_KEEP_ALIVE_SECONDS = 24 * 3600
 
@@ -89,19 +93,20 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
         guard = await asyncio.to_thread(PoolGuard, volumes)
         stack.callback(guard.close)
         space = Space(node, guard)
-        node.use(
-            Starter(
-                pool,
-                instances,
-                disks,
-                network,
-                on_death=node.instance_died,
-                on_inner_exit=node.inner_exited,
-                before_stop=space.release,
-            )
+        starter = Starter(
+            pool,
+            instances,
+            disks,
+            network,
+            on_death=node.instance_died,
+            on_inner_exit=node.inner_exited,
+            before_stop=space.release,
         )
+        spares = Spares(disks, pool, min(config.pool, SPARES_MOST))
+        node.use(starter, spares)
         await recover(node, instances, disks)
         pool.start()
+        spares.start()
         tasks = Tasks()
         tasks.start(Health(node).run(), "health")
         tasks.start(space.run(), "space")
@@ -123,6 +128,7 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
         server.should_exit = True
         await tasks.close()
         await pool.close()
+        await spares.close()
         await resolver.close()
         keep = bool(node.running)
         await node.close()
@@ -197,6 +203,8 @@ def main(make_app: Any) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     prctl.set_name("node")
     prctl.die_with_parent()
+    # A thread that comes back from a system call waits this long for one that computes (5 ms by default).
+    sys.setswitchinterval(_SWITCH_SECONDS)
     config = msgspec.json.decode(options.config.read_bytes(), type=NodeConfig, dec_hook=lambda kind, value: kind(value))
 
     def ready() -> None:

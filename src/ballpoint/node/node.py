@@ -18,6 +18,7 @@ from ballpoint.core.types import Caller
 from ballpoint.node.disks import Disks
 from ballpoint.node.logbook import Logbook
 from ballpoint.node.running import Running, Starter
+from ballpoint.node.spares import Spares
 from ballpoint.node.views import (
     Counts,
     EventView,
@@ -54,12 +55,19 @@ class Node:
         self._clock = clock
         self._domain = domain
         self._starter: Starter | None = None
+        self._spares: Spares | None = None
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._tasks = Tasks()
 
-    def use(self, starter: Starter) -> None:
-        """Where starting goes; given once, as the starter in turn reports to this node."""
+    def use(self, starter: Starter, spares: Spares) -> None:
+        """Where starting goes, and where new disks come from; given once, as a starter in turn reports to this node."""
         self._starter = starter
+        self._spares = spares
+
+    @property
+    def spares(self) -> Spares:
+        assert self._spares is not None
+        return self._spares
 
     @property
     def starter(self) -> Starter:
@@ -81,29 +89,33 @@ class Node:
         return await self._to_the_end(self._create(caller, request), f"create {request.name}")
 
     async def _create(self, caller: Caller, request: NewSprite) -> SpriteView:
-        sprite_id = f"sprite-{ids.new_uuid()}"
+        await self.registry.require_free(caller.org_id, request.name)
+        volume = await self.spares.take()
         config = {key: value for key, value in msgspec.to_builtins(request.config).items() if value is not None}
-        sprite = await self.registry.create_sprite(
-            caller.org_id,
+        sprite = self.registry.new_sprite(
+            caller,
             request.name,
-            sprite_id=sprite_id,
-            volume_id=ids.new_uuid(),
+            sprite_id=f"sprite-{ids.new_uuid()}",
+            volume_id=volume.id,
             image_digest=self._disks.image.digest,
             environment=request.environment,
             labels=list(request.labels),
             config=config,
             url_settings=msgspec.to_builtins(request.url_settings),
         )
-        async with self._locks[sprite_id]:
-            try:
-                await asyncio.to_thread(self._disks.create, sprite.volume_id)
-                self.running[sprite_id] = await self.starter.start(sprite)
-                sprite = await self.registry.set_state(
-                    sprite_id, "running", kind="created", cause=f"created with token {caller.token_id}"
-                )
-            except BaseException as error:
-                await asyncio.shield(self._remove(sprite, f"create failed: {error}"))
-                raise
+        async with self._locks[sprite.id]:
+            # At once: the disk that makes the record durable and the processor that starts the sprite do not need each
+            # other. A crash between the two leaves a sprite that is cold, or a volume and an instance of no sprite.
+            recorded, started = await asyncio.gather(
+                self.registry.create_sprite(sprite, f"created with token {caller.token_id}"),
+                self.starter.start(sprite, volume),
+                return_exceptions=True,
+            )
+            if isinstance(started, Running):
+                self.running[sprite.id] = started
+            if failure := recorded or (started if isinstance(started, BaseException) else None):
+                await self._remove(sprite, f"create failed: {failure}")
+                raise failure
         return self._view(sprite)
 
     async def get(self, caller: Caller, name: str) -> SpriteView:

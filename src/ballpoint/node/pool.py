@@ -18,13 +18,15 @@ _DEMAND_SECONDS = 20.0
 # More than one at a time overlaps the waiting for the kernel; more than two only crowd out claims on a small host.
 _FILLERS = 2
 _RETRY_FIRST, _RETRY_MAX = 0.1, 5.0
+# After a claim its sprite's first command comes; what can wait lets it pass.
+_CALM_SECONDS = 0.05
 
 
 class Pool:
     """Keeps between `minimum` and `maximum` blanks, by demand.
 
     When it is empty a taker waits for the next blank, first come first served. Claims go first: while one is under way
-    and a blank is left, nothing is filled.
+    and a blank is left, nothing is filled; nor right after one, while half of the blanks are left.
     """
 
     def __init__(self, instances: Instances, minimum: int, maximum: int, clock: Clock = SYSTEM_CLOCK) -> None:
@@ -36,6 +38,7 @@ class Pool:
         self._waiters: deque[asyncio.Future[Instance]] = deque()
         self._taken: deque[float] = deque()
         self._claims = 0
+        self._last_claim = -_CALM_SECONDS
         self._filling = 0
         self._changed = asyncio.Event()
         self._tasks = Tasks()
@@ -109,7 +112,19 @@ class Pool:
     def claimed(self) -> None:
         """The claim of a taken blank has ended, well or not."""
         self._claims -= 1
+        self._last_claim = self._clock.monotonic()
         self._changed.set()
+
+    async def calm(self) -> None:
+        """Wait until no claim is under way, nor was a moment ago."""
+        while (left := self._unrest()) > 0:
+            await self._clock.sleep(left)
+
+    def _unrest(self) -> float:
+        """Seconds until work that can wait should be looked at again; 0 or less: it may begin."""
+        if self._claims:
+            return _CALM_SECONDS
+        return self._last_claim + _CALM_SECONDS - self._clock.monotonic()
 
     def _add(self, blank: Instance) -> None:
         while self._waiters:
@@ -141,6 +156,9 @@ class Pool:
             if not self._wanted():
                 self._changed.clear()
                 await self._changed.wait()
+                continue
+            if len(self._blanks) + self._filling > self.target() // 2 and self._unrest() > 0:
+                await self._clock.sleep(self._unrest())
                 continue
             self._filling += 1
             try:

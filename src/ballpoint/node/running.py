@@ -72,19 +72,23 @@ class Starter:
         self._on_inner_exit = on_inner_exit
         self._before_stop = before_stop
 
-    async def start(self, sprite: Sprite) -> Running:
+    async def start(self, sprite: Sprite, volume: AttachedVolume | None = None) -> Running:
         """Give `sprite` a running instance over its volume. A failure leaves none, and the volume detached.
+
+        Args:
+            volume: the sprite's own where it is attached already; taken over.
 
         Raises:
             UnavailableError: no blank, or the volume is still in use.
             CorruptError: its disk cannot be used.
         """
         async with AsyncExitStack() as undo:
+            if volume is None:
+                volume = await asyncio.to_thread(self._disks.attach, sprite.volume_id)
+            undo.callback(volume.release)
             blank = await self._pool.take(_BLANK_SECONDS)
             undo.push_async_callback(self._end, blank)
             try:
-                volume = await asyncio.to_thread(self._disks.attach, sprite.volume_id)
-                undo.push_async_callback(asyncio.to_thread, volume.release)
                 image = await asyncio.to_thread(self._disks.image_mount, sprite.image_digest)
                 limits = self.limits(sprite.config)
                 if limits != self._instances.limits:

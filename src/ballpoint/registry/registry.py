@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Select, delete, func, insert, select, update
+import msgspec
+from sqlalchemy import Connection, RowMapping, Select, bindparam, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from ballpoint.core import ids
@@ -31,6 +32,26 @@ _TOKEN_PART = re.compile(r"[!-.0-~]+")  # printable ASCII but for the space and 
 _EVENTS_KEPT = 10_000  # of one sprite; the oldest go first
 _EVENTS_KEPT_OF_ALL = 1_000_000  # those of deleted sprites included
 _CHANGEABLE = frozenset({"labels", "url_settings", "environment", "config", "privileges", "image_digest"})
+
+_TIMES = ("created_at", "updated_at", "last_running_at", "last_warming_at")
+
+
+# Built once: what a statement costs is the building, more than the running.
+_INSERT_SPRITE = insert(sprites)
+_UPDATE_SPRITE = update(sprites).where(sprites.c.id == bindparam("of"))
+_NAMED = select(sprites.c.id).where(sprites.c.org_id == bindparam("org"), sprites.c.name == bindparam("name"))
+_INSERT_EVENT = insert(events)
+_DROP_EVENTS = delete(events).where(events.c.id <= bindparam("last"))
+_DROP_EVENTS_OF_SPRITE = delete(events).where(
+    events.c.sprite_id == bindparam("of"),
+    events.c.id
+    <= select(events.c.id)
+    .where(events.c.sprite_id == bindparam("of"))
+    .order_by(events.c.id.desc())
+    .offset(bindparam("kept"))
+    .limit(1)
+    .scalar_subquery(),
+)
 
 
 class Registry:
@@ -158,9 +179,9 @@ class Registry:
 
     # ---- sprites ----
 
-    async def create_sprite(
+    def new_sprite(
         self,
-        org_id: str,
+        caller: Caller,
         name: str,
         *,
         sprite_id: str,
@@ -171,38 +192,56 @@ class Registry:
         config: dict[str, Any],
         url_settings: dict[str, Any],
     ) -> Sprite:
-        """Record a sprite in state `creating`. From here on its name is taken.
+        """A running sprite of the caller's organization as `create_sprite` records it. Nothing is recorded yet."""
+        now = _time(self._now())
+        return Sprite(
+            id=sprite_id,
+            org_id=caller.org_id,
+            org=caller.org,
+            name=name,
+            state="running",
+            volume_id=volume_id,
+            image_digest=image_digest,
+            environment=environment,
+            labels=labels,
+            config=config,
+            url_settings=url_settings,
+            privileges={},
+            created_at=now,
+            updated_at=now,
+            last_running_at=now,
+            last_warming_at=None,
+        )
+
+    async def require_free(self, org_id: str, name: str) -> None:
+        """Refuse a name that is taken now; `create_sprite` is who decides.
 
         Raises:
             ConflictError: the organization has a sprite of that name.
         """
-        now = self._now()
-        row = {
-            "id": sprite_id,
-            "org_id": org_id,
-            "name": name,
-            "state": "creating",
-            "volume_id": volume_id,
-            "image_digest": image_digest,
-            "environment": environment,
-            "labels": labels,
-            "config": config,
-            "url_settings": url_settings,
-            "privileges": {},
-            "created_at": now,
-            "updated_at": now,
-        }
+        named = {"org": org_id, "name": name}
+        if await self._database.read(lambda connection: connection.execute(_NAMED, named).scalar()) is not None:
+            raise _taken(name)
 
-        def work(connection: Connection) -> Sprite:
+    async def create_sprite(self, sprite: Sprite, cause: str) -> None:
+        """Record `sprite`, with the event of its creation. From here on its name is taken.
+
+        Raises:
+            ConflictError: the organization has a sprite of that name.
+        """
+        row = {name: value for name, value in msgspec.structs.asdict(sprite).items() if name != "org"}
+        for name in _TIMES:
+            row[name] = None if row[name] is None else row[name].timestamp()
+
+        def work(connection: Connection) -> None:
             try:
-                connection.execute(insert(sprites).values(**row))
+                connection.execute(_INSERT_SPRITE, row)
             except IntegrityError as error:
-                raise ConflictError(
-                    f"there is a sprite {name!r} already", hint="choose another name", code="sprite_exists"
-                ) from error
-            return _one(connection, sprite_id)
+                raise _taken(sprite.name) from error
+            self._insert_event(connection, sprite.id, "created", cause, {})
 
-        return await self._database.run(work)
+        await self._database.run(work)
+        self._notify(sprite.id)
 
     async def sprite(self, org_id: str, name: str) -> Sprite:
         """The sprite `name` of an organization. NotFoundError where there is none."""
@@ -286,7 +325,7 @@ class Registry:
             values["last_warming_at"] = now
 
         def work(connection: Connection) -> Sprite:
-            connection.execute(update(sprites).where(sprites.c.id == sprite_id).values(**values))
+            connection.execute(_UPDATE_SPRITE, {"of": sprite_id, **values})
             self._insert_event(connection, sprite_id, kind, cause, {})
             return _one(connection, sprite_id)
 
@@ -354,17 +393,19 @@ class Registry:
     ) -> Event:
         now = self._now()
         row = {"sprite_id": sprite_id, "time": now, "kind": kind, "cause": cause, "detail": detail}
-        made = connection.execute(insert(events).values(**row)).inserted_primary_key
+        made = connection.execute(_INSERT_EVENT, row).inserted_primary_key
         assert made is not None
         number = int(made[0])
-        of_sprite = events.c.sprite_id == sprite_id
-        first_too_many = select(events.c.id).where(of_sprite).order_by(events.c.id.desc()).offset(_EVENTS_KEPT).limit(1)
-        connection.execute(delete(events).where(of_sprite, events.c.id <= first_too_many.scalar_subquery()))
-        connection.execute(delete(events).where(events.c.id <= number - _EVENTS_KEPT_OF_ALL))
+        connection.execute(_DROP_EVENTS_OF_SPRITE, {"of": sprite_id, "kept": _EVENTS_KEPT})
+        connection.execute(_DROP_EVENTS, {"last": number - _EVENTS_KEPT_OF_ALL})
         return Event(number, sprite_id, _time(now), kind, cause, detail)
 
     def _now(self) -> float:
         return self._clock.now().timestamp()
+
+
+def _taken(name: str) -> ConflictError:
+    return ConflictError(f"there is a sprite {name!r} already", hint="choose another name", code="sprite_exists")
 
 
 def split_token(text: str) -> tuple[str, str, str, str]:
@@ -412,7 +453,7 @@ def _sprite_query() -> Select[Any]:
 
 def _sprite(row: RowMapping) -> Sprite:
     values = dict(row)
-    for name in ("created_at", "updated_at", "last_running_at", "last_warming_at"):
+    for name in _TIMES:
         values[name] = _maybe_time(values[name])
     return Sprite(**values)
 

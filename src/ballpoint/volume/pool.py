@@ -230,12 +230,11 @@ class VolumePool:
         Raises:
             ConflictError: the volume exists.
             NotFoundError: there is no such template.
+            UnavailableError: the pool is full.
         """
         _check_id(volume_id)
         _check_id(template)
-        usage = self.usage()
-        if usage.free < usage.hard:
-            raise UnavailableError("the volume pool is full", hint="destroy sprites, or give the node a larger disk")
+        self.require_room()
         final = self.volumes_directory / volume_id
         if final.exists():
             raise ConflictError(f"volume {volume_id} exists")
@@ -314,6 +313,16 @@ class VolumePool:
         """What `create` was told to keep beside the volume. NotFoundError where there is no such volume."""
         values: dict[str, str] = json.loads((self._image(volume_id).parent / "volume.json").read_text())
         return values
+
+    def require_room(self) -> None:
+        """Refuse where no more volumes may be made.
+
+        Raises:
+            UnavailableError: the pool is full.
+        """
+        usage = self.usage()
+        if usage.free < usage.hard:
+            raise UnavailableError("the volume pool is full", hint="destroy sprites, or give the node a larger disk")
 
     def usage(self, attached: int = 0) -> PoolUsage:
         """Space left, with the marks for `attached` running volumes."""

@@ -278,7 +278,8 @@ class ContainerInstance:
 
     def _record(self) -> None:
         content = {"uid_base": self.uid_base, "nonce": self.nonce, "note": self.note}
-        write_atomically(self._directory / "instance.json", json.dumps(content).encode(), mode=0o600)
+        # Read by the next node process; an instance does not outlive its host, so nothing waits for the disk.
+        write_atomically(self._directory / "instance.json", json.dumps(content).encode(), mode=0o600, durable=False)
 
     async def rejoin(self) -> None:
         """Find the anchor and the agent of an instance that another node process made."""
