@@ -10,7 +10,7 @@ from contextlib import suppress
 import pytest
 
 from tests.edge.wires import Wire, get, parse
-from tests.edge.world import Handler, World
+from tests.edge.world import Edge, Handler, World
 from tests.support.waiting import eventually
 
 UPGRADE = ("Connection: keep-alive, Upgrade", "Upgrade: websocket", "Sec-WebSocket-Key: abc")
@@ -274,6 +274,15 @@ def test_the_last_of_the_output_reaches_a_client_that_still_sends(world: World, 
                 flooding.join()
 
 
+def idle_connections(edge: Edge) -> int:
+    """How many an edge holds that has been asked, and has nothing to do."""
+    with edge.connect() as client:
+        client.send(get("/agent/exec")).response()
+        during = edge.connections()
+    eventually(lambda: edge.connections() < during)
+    return edge.connections()
+
+
 def silenced(client: Wire) -> None:
     """Send until nobody takes any more."""
     client.sock.settimeout(0.5)
@@ -295,8 +304,8 @@ def test_a_client_that_vanishes_takes_along_a_server_that_reads_nothing(world: W
             if epoll.poll(30):
                 ended.set()
 
+    before = idle_connections(world.edge)
     serve(world, "/agent/exec", hold)
-    before = world.edge.connections()
     client = world.connect().send(get("/agent/exec", *UPGRADE))
     assert client.head().status == 101
     if finishes:
@@ -329,11 +338,7 @@ def test_a_server_that_vanishes_leaves_its_client_all_it_said(world: World) -> N
 
 def test_a_client_that_takes_nothing_after_its_servers_end_is_not_kept_for_ever(world: World) -> None:
     edge = world.start_edge({"splice._LINGER_SECONDS": 0.1})
-    with edge.connect() as client:
-        client.send(get("/agent/exec")).response()
-        during = edge.connections()
-    eventually(lambda: edge.connections() < during)
-    before = edge.connections()
+    before = idle_connections(edge)
 
     def pour(connection: Wire) -> None:
         connection.head()
