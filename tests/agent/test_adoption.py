@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,24 +21,24 @@ class Anchored:
         self.anchor = KeptFds()
         self.world = World(folder, self.anchor)
 
-    def die(self) -> list[dict[str, Any]]:
-        """Let the agent be no more: nobody reads its descriptors, and its own copies are closed. Returns its state."""
+    def die(self) -> None:
+        """Let the agent be no more: nobody reads its descriptors, and its own copies are closed."""
         loop = asyncio.get_running_loop()
-        for state in self.world.saved:
-            session = self.world.sessions.get(str(state["pid"]))
-            assert session is not None
+        for session in self.world.sessions:
             for fd in {*session.descriptors().values()}:
                 loop.remove_reader(fd)
                 loop.remove_writer(fd)
                 os.close(fd)
-        states: list[dict[str, Any]] = json.loads(json.dumps(self.world.saved))
-        return states
 
-    def succeed(self, states: list[dict[str, Any]]) -> Sessions:
-        made = Sessions(self.world.spawner, self.anchor, self.world._save)
-        made.adopt(states)
+    def succeed(self) -> Sessions:
+        made = Sessions(self.world.spawner, self.anchor)
+        made.adopt()
         self.world.sessions = made
         return made
+
+    def lose(self, short: str) -> None:
+        """Let the anchor not have one of a session's descriptors."""
+        self.anchor.forget([name for name in self.anchor.names() if name.endswith(f".{short}")])
 
 
 class Viewer:
@@ -63,6 +61,11 @@ class Viewer:
         pass
 
 
+def _successor(anchored: Anchored) -> Sessions:
+    anchored.die()
+    return anchored.succeed()
+
+
 @pytest.fixture
 async def anchored(tmp_path: Path) -> AsyncIterator[Anchored]:
     made = Anchored(tmp_path)
@@ -79,7 +82,7 @@ async def test_all_goes_on(anchored: Anchored) -> None:
     async with world.open("sh", "-c", "echo ready; read line; echo got $line; cat; exit 7", stdin="true") as client:
         info = (await output_until(client, b"ready\n")).info
         before = (await world.ask("GET /exec")).json["sessions"][0]
-        after = anchored.succeed(anchored.die())
+        after = _successor(anchored)
         (listing,) = after.listing()
         same = ("id", "command", "created", "tty")
         assert [listing[name] for name in same] == [before[name] for name in same]
@@ -99,7 +102,7 @@ async def test_a_terminal_goes_on(anchored: Anchored) -> None:
     world = anchored.world
     async with world.open("sh", "-c", "echo ready; read line; stty size; exit 7", tty="true") as client:
         info = (await output_until(client, b"ready", tty=True)).info
-        session = anchored.succeed(anchored.die()).get(info["session_id"])
+        session = _successor(anchored).get(info["session_id"])
         assert session is not None
         viewer = Viewer()
         session.attach(viewer)
@@ -114,7 +117,7 @@ async def test_a_terminal_goes_on(anchored: Anchored) -> None:
 async def test_its_time_without_a_client_begins(anchored: Anchored) -> None:
     async with anchored.world.open("sh", "-c", "echo ready; exec sleep 600", max_run_after_disconnect="10ms") as client:
         await output_until(client, b"ready")
-        after = anchored.succeed(anchored.die())
+        after = _successor(anchored)
         assert len(after) == 1
         await eventually(lambda: len(after) == 0)
         client.transport.abort()
@@ -123,26 +126,23 @@ async def test_its_time_without_a_client_begins(anchored: Anchored) -> None:
 async def test_it_ended_meanwhile(anchored: Anchored, tmp_path: Path) -> None:
     async with anchored.world.open("sh", "-c", "echo ready; exec sleep 600") as client:
         info = (await output_until(client, b"ready")).info
-        states = anchored.die()
+        anchored.die()
         os.kill(int(info["session_id"]), signal.SIGKILL)
-        after = anchored.succeed(states)
+        after = anchored.succeed()
         await eventually(lambda: len(after) == 0)
         client.transport.abort()
 
 
-@pytest.mark.parametrize("lost", ["state", "pidfd"])
+@pytest.mark.parametrize("lost", ["s", "p"])
 async def test_it_died_between_two_steps(anchored: Anchored, tmp_path: Path, lost: str) -> None:
     """What is left of a session that was beginning or ending is taken care of, and its process is not cut off."""
     gate, result = anchored.world.gate(), tmp_path / "result"
     script = f"echo ready; read x < {gate.path}; head -c 3000000 /dev/zero; echo $? > {result}"
     async with anchored.world.open("sh", "-c", script) as client:
         info = (await output_until(client, b"ready")).info
-        states = anchored.die()
-        if lost == "state":
-            states = []
-        else:
-            anchored.anchor.forget(next(name for name in anchored.anchor.names() if name.endswith(".p")))
-        after = anchored.succeed(states)
+        anchored.die()
+        anchored.lose(lost)
+        after = anchored.succeed()
         assert after.listing() == []
         gate.open()
         await eventually(lambda: anchored.anchor.names() == [])
@@ -158,7 +158,7 @@ async def test_background_children_go_on_writing(anchored: Anchored, tmp_path: P
     assert (await anchored.world.run("sh", "-c", script)).terminal == [0]
     (kept,) = (name for name in anchored.anchor.names() if name.endswith(f".{STDOUT}"))
     # The dead agent's own copies are out of reach here; the anchor's must not depend on them.
-    Sessions(anchored.world.spawner, anchored.anchor, lambda states: None).adopt([])
+    Sessions(anchored.world.spawner, anchored.anchor).adopt()
     assert kept in anchored.anchor.names()
     gate.open()
     await eventually(lambda: anchored.anchor.names() == [])

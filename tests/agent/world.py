@@ -10,7 +10,7 @@ import signal
 import socket
 import struct
 import termios
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,10 +80,12 @@ class PlainSpawner:
 
     Attributes:
         late: a session leader is made of the process only some time after its start, as a container's helper does.
+        started: how many.
     """
 
     def __init__(self) -> None:
         self.late: Gate | None = None
+        self.started = 0
 
     def open_pty(self, rows: int, cols: int) -> tuple[int, int]:
         master, slave = os.openpty()
@@ -115,6 +117,7 @@ class PlainSpawner:
             raise SpawnError(127, f"{program}: command not found") from error
         except OSError as error:
             raise SpawnError(126, f"{program}: {error.strerror}") from error
+        self.started += 1
         return pid, os.pidfd_open(pid)
 
     def wait(self, pid: int, pidfd: int) -> int:
@@ -128,20 +131,22 @@ class KeptFds(Anchor):
         self.fds: dict[str, int] = {}
         self._room = room
 
-    def keep(self, name: str, fd: int) -> None:
-        self.forget(name)
-        if len(self.fds) == self._room:
+    def __contains__(self, name: str) -> bool:
+        return name in self.fds
+
+    def keep(self, fds: Mapping[str, int]) -> None:
+        if len(self.fds.keys() | fds.keys()) > self._room:
             raise InternalError("no room")
-        self.fds[name] = os.dup(fd)
+        self.forget(fds.keys())
+        self.fds.update({name: os.dup(fd) for name, fd in fds.items()})
 
     def get(self, name: str) -> int | None:
         return os.dup(self.fds[name]) if name in self.fds else None
 
-    def forget(self, name: str) -> bool:
-        fd = self.fds.pop(name, None)
-        if fd is not None:
-            os.close(fd)
-        return fd is not None
+    def forget(self, names: Collection[str]) -> None:
+        for name in names:
+            if name in self.fds:
+                os.close(self.fds.pop(name))
 
     def names(self) -> list[str]:
         return list(self.fds)
@@ -281,7 +286,7 @@ class World:
 
     Attributes:
         saved: states of the sessions there are, as the next agent would find them.
-        started: how many there have been.
+        started: how many processes there have been.
         failures: what the event loop caught because nobody else did.
     """
 
@@ -289,17 +294,19 @@ class World:
         self._folder = folder
         self._path = str(folder / "agent.sock")
         self._gates: list[Gate] = []  # one descriptor each
-        self.saved: list[dict[str, Any]] = []
-        self.started = 0
         self.failures: list[dict[str, Any]] = []
         self.spawner = PlainSpawner()
         self.routes = Routes()
-        self.sessions = Sessions(self.spawner, anchor, self._save)
+        self.sessions = Sessions(self.spawner, anchor)
         asyncio.get_running_loop().set_exception_handler(lambda _, context: self.failures.append(context))
 
-    def _save(self, states: list[dict[str, Any]]) -> None:
-        self.started += len(states) > len(self.saved)
-        self.saved = states
+    @property
+    def saved(self) -> list[dict[str, Any]]:
+        return [session.state() for session in self.sessions]
+
+    @property
+    def started(self) -> int:
+        return self.spawner.started
 
     async def start(self) -> None:
         listener = socket.socket(socket.AF_UNIX)
@@ -313,10 +320,8 @@ class World:
         for gate in self._gates:
             gate.open()
         self._server.close()
-        for state in list(self.saved):
-            session = self.sessions.get(str(state["pid"]))
-            if session is not None:
-                session.signal(signal.SIGKILL)
+        for session in self.sessions:
+            session.signal(signal.SIGKILL)
         await eventually(lambda: len(self.sessions) == 0)
 
     def close_gates(self) -> None:

@@ -69,6 +69,12 @@ def test_input_ends_a_reader(node: TestNode, name: str) -> None:
     assert exec_http(node, name, "cat", body=data).stdout == data
 
 
+def test_no_signal_is_ignored_or_blocked(node: TestNode, name: str) -> None:
+    for tty in ("false", "true"):
+        told = exec_websocket(node, name, "grep", "-E", "^Sig(Ign|Blk)", "/proc/self/status", tty=tty).stdout
+        assert told.split() == [b"SigBlk:", b"0" * 16, b"SigIgn:", b"0" * 16]
+
+
 def test_terminal(node: TestNode, name: str) -> None:
     heard = exec_websocket(node, name, "sh", "-c", "stty size; tty; exit 5", tty="true", rows="30", cols="99")
     assert heard.stdout.split() == [b"30", b"99", b"/dev/pts/0"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import socket
 from collections.abc import Sequence
 from typing import Any
 
+from ballpoint.agent import notes
 from ballpoint.agent.anchor import Anchor
 from ballpoint.agent.inner import Inner, how_it_ended
 from ballpoint.agent.session import Sessions
@@ -18,7 +18,6 @@ from ballpoint.host import namespaces
 log = logging.getLogger("agent")
 
 _STATE = "state"
-_STATE_MAX = 4 << 20
 _ENVIRONMENT = {
     "HOME": "/home/sprite",
     "USER": "sprite",
@@ -51,7 +50,7 @@ class Agent:
             self.phase = "parked"
             self.save()
         else:
-            self.state = self._load()
+            self.state = notes.read(anchor.take(_STATE))
             self.inner, self.phase = self._recover()
         self.netns, self.userns = (anchor.take(name) for name in ("netns", "userns"))
         procs = [anchor.take(name) for name in ("main-procs", *self._numbered("inner-procs-"))]
@@ -65,7 +64,7 @@ class Agent:
         self.state["sprite"] = sprite["sprite"]
         self.configure(sprite)
         self.inner.enter(root, binds, sprite["resolv_conf"])
-        self._anchor.forget("parked")
+        self._anchor.forget(["parked"])
         self._enter_pidns()
         self.phase = "running"
         self.save()
@@ -96,26 +95,13 @@ class Agent:
         """What a process of this sprite finds before a request adds to it."""
         return {**_ENVIRONMENT, **self.state["environment"]}
 
-    def save_sessions(self, states: list[dict[str, Any]]) -> None:
-        self.state["sessions"] = states
-        self.save()
-
     def save(self) -> None:
         """Deposit the state; the former one is replaced in one step."""
-        fd = os.memfd_create("state", os.MFD_CLOEXEC)
+        fd = notes.write(self.state)
         try:
-            os.write(fd, json.dumps(self.state).encode())
-            self._anchor.keep(_STATE, fd)
+            self._anchor.keep({_STATE: fd})
         finally:
             os.close(fd)
-
-    def _load(self) -> dict[str, Any]:
-        fd = self._anchor.take(_STATE)
-        try:
-            state: dict[str, Any] = json.loads(os.pread(fd, _STATE_MAX, 0))
-        finally:
-            os.close(fd)
-        return state
 
     def _launch(self) -> Inner:
         anchor = self._anchor
@@ -124,15 +110,13 @@ class Agent:
         inner = Inner.launch(cgroup, v1_procs, main_procs, self.state["limits"])
         for fd in (cgroup, main_procs, *v1_procs):
             os.close(fd)
-        for name, kind in _DEPOSITED_NAMESPACES.items():
-            fd = inner.namespace(kind)
-            anchor.keep(name, fd)
-            os.close(fd)
         assert inner.parked is not None
         assert inner.console is not None
-        for name, fd in (("inner", inner.pidfd), ("devpts", inner.devpts), ("console", inner.console)):
-            anchor.keep(name, fd)
-        anchor.keep("parked", inner.parked.fileno())
+        fds = {name: inner.namespace(kind) for name, kind in _DEPOSITED_NAMESPACES.items()}
+        own = {"inner": inner.pidfd, "devpts": inner.devpts, "console": inner.console, "parked": inner.parked.fileno()}
+        anchor.keep({**fds, **own})
+        for fd in fds.values():
+            os.close(fd)
         self.state["inner_pid"] = inner.pid
         return inner
 

@@ -33,8 +33,7 @@ def run(sock: socket.socket, given: dict[str, int] | None, identity: dict[str, s
         identity: instance, nonce and limits of a new instance.
     """
     anchor = Anchor(sock)
-    for name, fd in (given or {}).items():
-        anchor.keep(name, fd)
+    anchor.keep(given or {})
     log_fd = anchor.take("log")
     root = logging.getLogger()
     root.handlers = [RingHandler(log_fd)]
@@ -56,9 +55,9 @@ class _Main:
     async def serve(self) -> None:
         loop = asyncio.get_running_loop()
         agent = self._agent
-        agent.sessions = sessions = Sessions(agent.spawner, self._anchor, agent.save_sessions)
+        agent.sessions = sessions = Sessions(agent.spawner, self._anchor)
         if agent.phase == "running":
-            sessions.adopt(agent.state.get("sessions", []))
+            sessions.adopt()
             log.info("taking an earlier agent's place, with %d sessions", len(sessions))
         console, memory = self._watches(agent)
         control = Control(socket.socket(fileno=self._anchor.take("control")), agent)

@@ -14,12 +14,13 @@ import re
 import signal
 import struct
 import termios
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from ballpoint.agent import notes
 from ballpoint.agent.anchor import Anchor
 from ballpoint.agent.spawn_types import ProcessSpec, Spawner, SpawnError
 from ballpoint.core.clock import SYSTEM_CLOCK, rfc3339
@@ -34,8 +35,8 @@ _PIPE_SIZE = 1 << 20  # /proc/sys/fs/pipe-max-size by default
 _F_SETPIPE_SZ = 1031
 _STDIN_HIGH_WATER = 256 * 1024
 _KILL_AFTER_SECONDS = 5.0
-# Names of a session's descriptors with the anchor: key, then `p` for the pidfd or the number of a stream.
-_KEPT = re.compile(r"(s[0-9]+-[0-9]+)\.([p012])")
+# What the anchor keeps of a session: key, then `p` for the pidfd, `s` for its state, or the number of a stream.
+_KEPT = re.compile(r"(s[0-9]+-[0-9]+)\.([ps012])")
 
 
 def _key(pid: int, created: float) -> str:
@@ -279,7 +280,9 @@ class Session:
             return
         self._loop.remove_writer(self._input)
         fd, self._input = self._input, -1
-        self._owner.forget(self, 0)  # the anchor's copy would keep the pipe open
+        self._owner.forget(self, 0)
+        if self.exit_code is None:
+            self._owner.flush()  # the anchor's copy would keep the pipe open
         if fd not in self._outputs.values():
             os.close(fd)
         if self._viewer is not None:
@@ -323,17 +326,19 @@ class Sessions:
 
     Args:
         anchor: None keeps nothing (tests of sessions alone).
-        save: stores the list of session states.
     """
 
-    def __init__(self, spawner: Spawner, anchor: Anchor | None, save: Callable[[list[dict[str, Any]]], None]) -> None:
+    def __init__(self, spawner: Spawner, anchor: Anchor | None) -> None:
         self.spawner = spawner
         self._anchor = anchor
-        self._save = save
         self._sessions: dict[str, Session] = {}
+        self._leaving: list[str] = []  # what the anchor is to forget at the end of this turn of the loop
 
     def __len__(self) -> int:
         return len(self._sessions)
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(self._sessions.values())
 
     def get(self, session_id: str) -> Session | None:
         return self._sessions.get(session_id)
@@ -396,25 +401,27 @@ class Sessions:
         except InternalError as error:
             session.signal(signal.SIGKILL)
             raise SpawnError(126, "too many commands run in this sprite") from error
+        except OSError as error:
+            session.signal(signal.SIGKILL)
+            raise SpawnError(126, f"cannot start a process: {error.strerror}") from error
         return session
 
-    def adopt(self, states: list[dict[str, Any]]) -> None:
+    def adopt(self) -> None:
         """Go on with the sessions of an earlier agent; their clients are gone."""
         if self._anchor is None:
             return
-        known = {_key(state["pid"], state["created"]): state for state in states}
         kept: dict[str, dict[str, int]] = {}
         for name in self._anchor.names():
             if (match := _KEPT.fullmatch(name)) is not None and (fd := self._anchor.get(name)) is not None:
                 kept.setdefault(match[1], {})[match[2]] = fd
         for key, fds in kept.items():
-            self._go_on(key, fds, known.get(key))
-        self._save([session.state() for session in self._sessions.values()])
+            self._go_on(key, fds)
 
-    def _go_on(self, key: str, fds: dict[str, int], state: dict[str, Any] | None) -> None:
+    def _go_on(self, key: str, fds: dict[str, int]) -> None:
         """Take over one earlier session; without a state or a pidfd, its process has ended or is on its own."""
-        pidfd, stdin = fds.pop("p", -1), fds.pop("0", -1)
+        pidfd, stdin, note = (fds.pop(short, -1) for short in ("p", "0", "s"))
         outputs = {int(short): fd for short, fd in fds.items()}
+        state = notes.read(note) if note >= 0 else None
         pid = int(key[1:].partition("-")[0])
         if state is not None and pidfd >= 0:
             created = datetime.fromtimestamp(state["created"], UTC)
@@ -425,25 +432,42 @@ class Sessions:
             return
         created = datetime.fromtimestamp(int(key.partition("-")[2]) / 1000, UTC)
         session = Session(self, pid, -1, "", False, None, created)
-        for short, fd in (("p", pidfd), ("0", stdin)):
+        for fd in (pidfd, stdin):
             if fd >= 0:
                 os.close(fd)
-                self.forget(session, short)
+        for short in ("p", "s", "0"):
+            self.forget(session, short)
         session.drop(outputs)
 
     def ended(self, session: Session) -> None:
         """Forget a session; the descriptors its children write to are kept until they are at their end."""
         self._sessions.pop(session.id, None)
-        self.forget(session, "p")
-        self._save([each.state() for each in self._sessions.values()])
+        for short in ("p", "s"):
+            self.forget(session, short)
 
     def forget(self, session: Session, short: str | int) -> None:
-        """Let the anchor close its copy of one of the session's descriptors."""
-        if self._anchor is not None:
-            self._anchor.forget(f"{session.key}.{short}")
+        """Let the anchor close its copy of one of the session's descriptors, soon: what clients wait for goes first.
+
+        Should the agent be killed before, the next one finds that they are at their end.
+        """
+        name = f"{session.key}.{short}"
+        if self._anchor is not None and name in self._anchor:
+            if not self._leaving:
+                asyncio.get_running_loop().call_soon(self.flush)
+            self._leaving.append(name)
+
+    def flush(self) -> None:
+        """Let the anchor forget now what it is to forget."""
+        if self._anchor is not None and self._leaving:
+            leaving, self._leaving = self._leaving, []
+            self._anchor.forget(leaving)
 
     def _deposit(self, session: Session) -> None:
-        if self._anchor is not None:
-            for name, fd in session.descriptors().items():
-                self._anchor.keep(name, fd)
-        self._save([each.state() for each in self._sessions.values()])
+        """In one step, so that a next agent finds all of the session or nothing."""
+        if self._anchor is None:
+            return
+        note = notes.write(session.state())
+        try:
+            self._anchor.keep({**session.descriptors(), f"{session.key}.s": note})
+        finally:
+            os.close(note)

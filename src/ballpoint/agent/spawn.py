@@ -28,6 +28,8 @@ _HIGH = 200
 _TIOCSPTLCK = 0x40045431
 _TIOCGPTPEER = 0x5441
 _DEFAULT_DIRECTORY = "/home/sprite"
+# An interpreter ignores SIGPIPE and SIGXFSZ, which a program would inherit.
+_DEFAULT_SIGNALS = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 
 
 class ContainerSpawner:
@@ -91,7 +93,9 @@ class ContainerSpawner:
         actions.append((os.POSIX_SPAWN_DUP2, self._pidfd, _FIRST_PROCS - 1))
         actions += [(os.POSIX_SPAWN_DUP2, fd, _FIRST_PROCS + i) for i, fd in enumerate(self._procs)]
         try:
-            pid = os.posix_spawn(PROGRAM, arguments, spec.env, file_actions=actions)
+            pid = os.posix_spawn(
+                PROGRAM, arguments, spec.env, file_actions=actions, setsigdef=_DEFAULT_SIGNALS, setsigmask=()
+            )
         except OSError as error:
             if error.errno == errno.E2BIG:
                 raise SpawnError(126, "argument list too long") from error

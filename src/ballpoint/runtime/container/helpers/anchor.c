@@ -3,19 +3,23 @@
  * It owns what must outlive a crash or an upgrade of the agent, and has no behaviour that could need an upgrade itself.
  *   fd 3  its end of a SOCK_SEQPACKET pair
  *   fd 4  the agent's end, kept so that a new agent can be given a copy of it (pidfd_getfd)
- * Requests, one packet each, the name being at most 63 bytes:
- *   P<name> + one descriptor   keep it under the name, instead of any former one     -> "K"
- *   G<name>                    a copy of it                                          -> "F" + descriptor, or "N"
- *   D<name>                    close it                                              -> "K" or "N"
- *   L                          the names, each ended by a newline                    -> "L" + names
- *   W<pid>                     wait status of an orphan that has ended               -> "S<status>" or "N"
+ * Requests, one packet each, a name being at most 63 bytes and <names> being names each ended by a newline:
+ *   P<names> + as many descriptors   keep each under its name, instead of any former one
+ *   D<names>                         close what is kept under them
+ *   G<name>                          a copy of it                                    -> "F" + descriptor, or "N"
+ *   L                                the names                                       -> "L" + names
+ *   W<pid>                           wait status of an orphan that has ended         -> "S<status>" or "N"
+ *   E<text>                          an echo: all before it has been answered        -> "E<text>"
+ * P and D have no answer: a packet that was sent is in the queue, whatever becomes of its sender. What there is no room for
+ * is closed; the agent counts along (agent/anchor.py), and asks for no more than there is.
  */
 #include "common.h"
 #include <poll.h>
 
-#define SLOTS 2048
+#define SLOTS 2560
 #define STATUSES 1024
 #define NAME_SIZE 64
+#define PACKET_MAX (1 + 64 * NAME_SIZE)
 
 static struct { int fd; char name[NAME_SIZE]; } kept[SLOTS];
 static int used;
@@ -45,34 +49,45 @@ static int find(const char *name)
 
 static void answer(const char *text, const int *fds, int nfds) { send_packet(3, text, strlen(text), fds, nfds); }
 
-static void keep(const char *name, int fd)
+/* The next of the names at `*rest`; NULL at their end, or where it is none. */
+static const char *next_name(char **rest)
 {
-    int i = find(name);
-    if (i < 0 && used == SLOTS) {
-        close(fd);
-        answer("N", NULL, 0);
-        return;
-    }
-    if (i >= 0) {
-        close(kept[i].fd);
-    } else {
-        i = used++;
-        strcpy(kept[i].name, name);
-    }
-    kept[i].fd = fd;
-    answer("K", NULL, 0);
+    char *newline = strchr(*rest, '\n'), *name = *rest;
+    if (!newline || newline == name || newline - name >= NAME_SIZE)
+        return NULL;
+    *newline = 0;
+    *rest = newline + 1;
+    return name;
 }
 
-static void forget(const char *name)
+static void keep(char *names, const int *fds, int nfds)
 {
-    int i = find(name);
-    if (i < 0) {
-        answer("N", NULL, 0);
-        return;
+    for (int next = 0; next < nfds; next++) {
+        const char *name = next_name(&names);
+        int i = name ? find(name) : -1;
+        if (i >= 0) {
+            close(kept[i].fd);
+        } else if (name && used < SLOTS) {
+            i = used++;
+            strcpy(kept[i].name, name);
+        } else {
+            close(fds[next]);
+            continue;
+        }
+        kept[i].fd = fds[next];
     }
-    close(kept[i].fd);
-    kept[i] = kept[--used];
-    answer("K", NULL, 0);
+}
+
+static void forget(char *names)
+{
+    const char *name;
+    while ((name = next_name(&names))) {
+        int i = find(name);
+        if (i < 0)
+            continue;
+        close(kept[i].fd);
+        kept[i] = kept[--used];
+    }
 }
 
 static void list(void)
@@ -117,7 +132,7 @@ int main(void)
         setrlimit(RLIMIT_NOFILE, &files);
     }
     for (;;) {
-        char packet[NAME_SIZE + 1];
+        char packet[PACKET_MAX + 1];
         int fds[MAX_FDS], nfds = 0;
         struct iovec iov = {packet, sizeof packet - 1};
         char control[CMSG_SPACE(sizeof(int) * MAX_FDS)];
@@ -134,8 +149,8 @@ int main(void)
                 memcpy(fds, CMSG_DATA(c), sizeof(int) * nfds);
             }
         packet[n] = 0;
-        if (packet[0] == 'P' && nfds == 1 && n > 1) {
-            keep(packet + 1, fds[0]);
+        if (packet[0] == 'P') {
+            keep(packet + 1, fds, nfds);
             continue;
         }
         for (int i = 0; i < nfds; i++)
@@ -145,6 +160,8 @@ int main(void)
             answer("F", &kept[i].fd, 1);
         else if (packet[0] == 'D')
             forget(packet + 1);
+        else if (packet[0] == 'E')
+            answer(packet, NULL, 0);
         else if (packet[0] == 'L')
             list();
         else if (packet[0] == 'W')

@@ -5,8 +5,8 @@
  *   fd 0, 1, 2    the process's own (with <tty> 1, fd 0 is its terminal)
  *   fd 3          pidfd of the inner init
  *   fd 4, 5, ...  cgroup.procs to join, <procs> of them
- * The environment is the process's own. It is born in the inner pid namespace already. A reason not to start is
- * written to fd 2, and the exit status is 127 (no such program) or 126.
+ * The environment is the process's own, and so are its signals' actions and mask. It is born in the inner pid namespace
+ * already. A reason not to start is written to fd 2, and the exit status is 127 (no such program) or 126.
  */
 #include "common.h"
 #include <sys/ioctl.h>
@@ -124,11 +124,10 @@ int main(int argc, char **argv)
     if (strchr(argv[3], 'n') && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
         return refuse(126, "no new privileges", strerror(errno));
 
-    sigset_t none;
-    sigemptyset(&none);
-    for (int s = 1; s < 65; s++)
-        signal(s, SIG_DFL);
-    sigprocmask(SIG_SETMASK, &none, NULL);
+    /* posix_spawn ignores the two signals of its C library's threads, and signal() refuses to know them. */
+    static const unsigned long default_action[4]; /* the kernel's sigaction */
+    for (int s = 32; s < 34; s++)
+        syscall(SYS_rt_sigaction, s, default_action, NULL, sizeof(unsigned long));
     execvp(program, argv + 7);
     return refuse(errno == ENOENT || errno == ENOTDIR ? 127 : 126, program, errno == ENOENT ? "command not found" : strerror(errno));
 }
