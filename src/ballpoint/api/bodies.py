@@ -113,7 +113,9 @@ class CreateSprite(_Request):
     environment: Environment | None = Field(None, description="Variables of every command run in the sprite.")
     url_settings: UrlSettingsRequest | None = None
     labels: Labels | None = None
-    wait_for_capacity: bool | None = Field(None, description="Wait for a free slot instead of failing.")
+    wait_for_capacity: bool | None = Field(
+        None, description="Wait while the node has nothing left for one more sprite."
+    )
     runtime: Literal["default", "dev"] | None = Field(None, description="Accepted; both mean the same here.")
 
     def request(self) -> views.NewSprite:

@@ -37,6 +37,8 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         mirror: Debian mirror of the image build; None takes the host's own.
         subnet: addresses of instances on this host; must route nowhere else.
         memory_mb, cpus, pids: limits of a sprite that asks for none. cpus 0 means all.
+        reserve_mb: memory that stays free, of the host and of the node's own cgroup: with less, a create that finds no
+            blank is refused.
         disk_gb: apparent size of a new volume.
         pool_gb: size of the loop-backed volume pool, where the data directory is not a reflink XFS; 0 chooses.
     """
@@ -57,6 +59,7 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     memory_mb: int = 8192
     cpus: float = 0.0
     pids: int = 4096
+    reserve_mb: int = 128
     disk_gb: int = 100
     pool_gb: int = 0
 
@@ -130,7 +133,15 @@ def _checked(config: NodeConfig) -> NodeConfig:
             ipaddress.IPv4Network(cidr)
         except ValueError as error:
             raise InvalidError(f"{cidr!r} is not an IPv4 network: {error}", hint="for example 10.1.2.0/24") from error
-    for name, low in (("pool", 0), ("pool_max", 1), ("edges", 0), ("memory_mb", 64), ("pids", 16), ("disk_gb", 1)):
+    for name, low in (
+        ("pool", 0),
+        ("pool_max", 1),
+        ("edges", 0),
+        ("memory_mb", 64),
+        ("pids", 16),
+        ("reserve_mb", 0),
+        ("disk_gb", 1),
+    ):
         if getattr(config, name) < low:
             raise InvalidError(f"{name} must be at least {low}, not {getattr(config, name)}")
     if config.pool > config.pool_max:

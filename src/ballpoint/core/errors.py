@@ -6,7 +6,10 @@ the message, and what to do about it in the hint.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
+
+# Codes that more than one place must know.
+NO_CAPACITY: Final = "no_capacity"  # the host has nothing left for one more instance
 
 
 class BallpointError(Exception):

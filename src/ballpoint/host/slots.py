@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from ballpoint.core.config import RUN_ROOT
-from ballpoint.core.errors import UnavailableError
+from ballpoint.core.errors import NO_CAPACITY, UnavailableError
 
 COUNT = 2048
 
@@ -52,7 +52,9 @@ def acquire(owner: str, root: Path = RUN_ROOT) -> Slot:
         except FileExistsError:
             continue
         return slot(number)
-    raise UnavailableError(f"all {COUNT} instance slots of this host are taken", hint="destroy or stop some sprites")
+    raise UnavailableError(
+        f"all {COUNT} instance slots of this host are taken", hint="destroy some sprites", code=NO_CAPACITY
+    )
 
 
 def release(number: int, owner: str, root: Path = RUN_ROOT) -> bool:

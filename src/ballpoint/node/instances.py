@@ -5,20 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 
 from ballpoint.core import ids
-from ballpoint.core.errors import UnavailableError
-from ballpoint.host import slots
-from ballpoint.host.cgroup import Limits
+from ballpoint.core.errors import NO_CAPACITY, UnavailableError
+from ballpoint.host import memory, slots
+from ballpoint.host.cgroup import Hierarchies, Limits
 from ballpoint.host.slots import Slot
 from ballpoint.network.network import Network
 from ballpoint.runtime.container.instance import ContainerInstance, ContainerRuntime
 
 log = logging.getLogger(__name__)
-
-# A blank takes about 3 MB; what is left must let the host's own programs live.
-_MEMORY_FLOOR = 128 << 20
 
 
 @dataclass(frozen=True)
@@ -38,22 +34,31 @@ class Instances:
 
     Args:
         limits: what an instance may use unless its sprite says otherwise.
+        reserve: bytes of memory that stay free: with less, no instance is made.
     """
 
-    def __init__(self, node_id: str, runtime: ContainerRuntime, network: Network, limits: Limits) -> None:
+    def __init__(
+        self, node_id: str, runtime: ContainerRuntime, network: Network, limits: Limits, reserve: int = 0
+    ) -> None:
         self._node_id = node_id
         self._runtime = runtime
         self._network = network
+        self._reserve = reserve
+        self._hierarchies = Hierarchies.detect()
         self.limits = limits
 
     async def make(self) -> Instance:
         """A new blank. A failure leaves nothing.
 
         Raises:
-            UnavailableError: no slot or no memory is left, or the zygote is being started again.
+            UnavailableError: no slot or no memory is left (code NO_CAPACITY), or the zygote is being started again.
         """
-        if available_memory() < _MEMORY_FLOOR:
-            raise UnavailableError("the host has no memory left for another instance", hint="put some sprites to sleep")
+        if memory.available(self._hierarchies) < self._reserve:
+            raise UnavailableError(
+                "the node has no memory left for another sprite",
+                hint=f"{self._reserve >> 20} MiB must stay free (reserve_mb): destroy sprites, or give it more memory",
+                code=NO_CAPACITY,
+            )
         instance_id = ids.new_instance_id()
         slot = await asyncio.to_thread(slots.acquire, self._owner(instance_id))
         try:
@@ -109,11 +114,3 @@ class Instances:
 
     def _owner(self, instance_id: str) -> str:
         return f"{self._node_id}/{instance_id}"
-
-
-def available_memory(meminfo: Path = Path("/proc/meminfo")) -> int:
-    """Bytes the kernel could give out without swapping."""
-    for line in meminfo.read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 0

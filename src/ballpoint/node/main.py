@@ -21,7 +21,7 @@ import uvloop
 from sqlalchemy import URL
 
 from ballpoint.core.config import NodeConfig
-from ballpoint.core.errors import BallpointError, InvalidError
+from ballpoint.core.errors import NO_CAPACITY, BallpointError, InvalidError, UnavailableError
 from ballpoint.core.peer import bind_path
 from ballpoint.core.tasks import Tasks
 from ballpoint.host import prctl
@@ -86,7 +86,7 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
         runtime = ContainerRuntime(config.node_id, config.run, ensure_programs(config.cache))
         await asyncio.to_thread(runtime.start)
         stack.callback(runtime.close, keep=True)
-        instances = Instances(config.node_id, runtime, network, _limits(config))
+        instances = Instances(config.node_id, runtime, network, _limits(config), config.reserve_mb << 20)
 
         node = Node(registry, disks, Logbook(config.data / "logs"), domain=DOMAIN)
         pool = Pool(instances, config.pool, config.pool_max)
@@ -137,9 +137,16 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
 
 
 async def _first_blank(pool: Pool) -> None:
-    """Wait until a create would find a blank, or say why none comes."""
-    blank = await pool.take(_FIRST_BLANK_SECONDS)
-    pool.put_back(blank)
+    """Wait until a create would find a blank, or say why none comes.
+
+    Where the host has nothing left for one, the node serves the sprites it has, and those that can be started later.
+    """
+    try:
+        await pool.stand_by(_FIRST_BLANK_SECONDS)
+    except UnavailableError as error:
+        if error.code != NO_CAPACITY:
+            raise
+        log.warning("no blank stands by: %s", error)
 
 
 async def _import_token(registry: Registry, config: NodeConfig) -> None:

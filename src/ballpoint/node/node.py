@@ -108,7 +108,7 @@ class Node:
             # other. A crash between the two leaves a sprite that is cold, or a volume and an instance of no sprite.
             recorded, started = await asyncio.gather(
                 self.registry.create_sprite(sprite, f"created with token {caller.token_id}"),
-                self.starter.start(sprite, volume),
+                self.starter.start(sprite, volume, patient=request.wait_for_capacity),
                 return_exceptions=True,
             )
             if isinstance(started, Running):

@@ -7,7 +7,7 @@ import logging
 from collections import deque
 
 from ballpoint.core.clock import SYSTEM_CLOCK, Clock
-from ballpoint.core.errors import BallpointError, UnavailableError
+from ballpoint.core.errors import NO_CAPACITY, BallpointError, UnavailableError
 from ballpoint.core.tasks import Tasks
 from ballpoint.node.instances import Instance, Instances
 
@@ -36,11 +36,14 @@ class Pool:
         self._clock = clock
         self._blanks: deque[Instance] = deque()
         self._waiters: deque[asyncio.Future[Instance]] = deque()
+        self._patient: set[asyncio.Future[Instance]] = set()
         self._taken: deque[float] = deque()
         self._claims = 0
         self._last_claim = -_CALM_SECONDS
         self._filling = 0
         self._changed = asyncio.Event()
+        # Set whenever a blank came or could not be made.
+        self._news = asyncio.Event()
         self._tasks = Tasks()
         self._failure: BallpointError | None = None
 
@@ -68,11 +71,28 @@ class Pool:
             self._taken.popleft()
         return max(self._minimum, min(self._maximum, len(self._taken)))
 
-    async def take(self, seconds: float) -> Instance:
+    async def stand_by(self, seconds: float) -> None:
+        """Wait until a blank stands by, for as many seconds.
+
+        Raises:
+            UnavailableError: as `take`.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                while not self._blanks:
+                    if self._failure is not None and self._failure.code == NO_CAPACITY:
+                        raise self._reason()
+                    self._news.clear()
+                    await self._news.wait()
+        except TimeoutError as error:
+            raise self._reason(seconds) from error
+
+    async def take(self, seconds: float, *, patient: bool = False) -> Instance:
         """A blank, now the caller's. Call `claimed` when it has its identity.
 
         Args:
             seconds: how long to wait where the pool is empty.
+            patient: wait also while the host has nothing left for one more; else that is answered after one attempt.
 
         Raises:
             UnavailableError: none came in time; says why filling fails, if it does.
@@ -85,6 +105,8 @@ class Pool:
             return blank
         waiter: asyncio.Future[Instance] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
+        if patient:
+            self._patient.add(waiter)
         self._changed.set()
         try:
             async with asyncio.timeout(seconds):
@@ -94,20 +116,18 @@ class Pool:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 self._add(waiter.result())  # it came in the same moment
             if isinstance(error, TimeoutError):
-                reason = self._failure
-                raise UnavailableError(
-                    reason.message if reason else f"no blank became free within {seconds:g} s",
-                    hint=reason.hint if reason else "try again",
-                ) from error
+                raise self._reason(seconds) from error
             raise
         finally:
+            self._patient.discard(waiter)
             if waiter in self._waiters:
                 self._waiters.remove(waiter)
 
-    def put_back(self, blank: Instance) -> None:
-        """Give back a blank that was taken and not used."""
-        self._add(blank)
-        self.claimed()
+    def _reason(self, seconds: float = 0.0) -> UnavailableError:
+        """Why no blank comes, or did not within `seconds`."""
+        if self._failure is None:
+            return UnavailableError(f"no blank became free within {seconds:g} s", hint="try again")
+        return UnavailableError(self._failure.message, hint=self._failure.hint, code=self._failure.code)
 
     def claimed(self) -> None:
         """The claim of a taken blank has ended, well or not."""
@@ -137,6 +157,7 @@ class Pool:
             return
         blank.runtime.on_death = lambda: self._died(blank)
         self._blanks.append(blank)
+        self._news.set()
 
     def _died(self, blank: Instance) -> None:
         log.warning("blank %s died", blank.id)
@@ -149,6 +170,14 @@ class Pool:
         if missing <= 0:
             return False
         return bool(self._waiters) or self._claims == 0 or not self._blanks
+
+    def _failed(self, problem: BallpointError) -> None:
+        self._failure = problem
+        self._news.set()
+        if problem.code == NO_CAPACITY:
+            for waiter in self._waiters:
+                if waiter not in self._patient and not waiter.done():
+                    waiter.set_exception(self._reason())
 
     async def _fill(self) -> None:
         retry = _RETRY_FIRST
@@ -167,7 +196,7 @@ class Pool:
                 problem = error if isinstance(error, BallpointError) else UnavailableError(f"no blank: {error}")
                 if self._failure is None or self._failure.message != problem.message:
                     log.warning("filling a blank failed: %s", problem)
-                self._failure = problem
+                self._failed(problem)
                 await self._clock.sleep(retry)
                 retry = min(retry * 2, _RETRY_MAX)
             else:

@@ -72,11 +72,12 @@ class Starter:
         self._on_inner_exit = on_inner_exit
         self._before_stop = before_stop
 
-    async def start(self, sprite: Sprite, volume: AttachedVolume | None = None) -> Running:
+    async def start(self, sprite: Sprite, volume: AttachedVolume | None = None, *, patient: bool = False) -> Running:
         """Give `sprite` a running instance over its volume. A failure leaves none, and the volume detached.
 
         Args:
             volume: the sprite's own where it is attached already; taken over.
+            patient: as `Pool.take`.
 
         Raises:
             UnavailableError: no blank, or the volume is still in use.
@@ -86,7 +87,7 @@ class Starter:
             if volume is None:
                 volume = await asyncio.to_thread(self._disks.attach, sprite.volume_id)
             undo.callback(volume.release)
-            blank = await self._pool.take(_BLANK_SECONDS)
+            blank = await self._pool.take(_BLANK_SECONDS, patient=patient)
             undo.push_async_callback(self._end, blank)
             try:
                 image = await asyncio.to_thread(self._disks.image_mount, sprite.image_digest)

@@ -61,7 +61,7 @@ class NewSprite(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         name: already checked by `core.ids.check_name`.
         environment: variables of every command run in it.
-        wait_for_capacity: wait for a free slot instead of failing.
+        wait_for_capacity: wait while the host has nothing left for one more, instead of failing.
     """
 
     name: str

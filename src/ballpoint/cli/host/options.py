@@ -34,6 +34,7 @@ _OPTIONS = [
     click.option("--memory-mb", type=int, help="Memory of a sprite that asks for none [8192]."),
     click.option("--cpus", type=float, help="Processors of a sprite that asks for none [all]."),
     click.option("--pids", type=int, help="Processes of a sprite [4096]."),
+    click.option("--reserve-mb", type=int, help="Memory that stays free; with less, no sprite is made [128]."),
     click.option("--disk-gb", type=int, help="Apparent size of a new disk [100]."),
     click.option("--pool-gb", type=int, help="Size of the volume pool's file [most of what is free]."),
 ]

@@ -1,0 +1,160 @@
+"""The pool of blanks: how many stand by, who waits, and who is refused. Instances are stand-ins here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+import pytest
+
+from ballpoint.core.errors import NO_CAPACITY, BallpointError, UnavailableError
+from ballpoint.node.instances import Instances
+from ballpoint.node.pool import Pool
+
+_SECONDS = 30.0
+
+
+class Blank:
+    def __init__(self, number: int) -> None:
+        self.id = str(number)
+        self.runtime = self
+        self.alive = True
+        self.on_death: Callable[[], None] | None = None
+
+
+class World:
+    """A host that makes blanks when it is let, or cannot."""
+
+    def __init__(self) -> None:
+        self.made = 0
+        self.ended: list[str] = []
+        self.error: BallpointError | None = None
+        self.attempts = asyncio.Semaphore(0)
+        self.failed = asyncio.Semaphore(0)
+
+    async def make(self) -> Blank:
+        await self.attempts.acquire()
+        if self.error is not None:
+            self.failed.release()
+            raise self.error
+        self.made += 1
+        return Blank(self.made)
+
+    async def end(self, blank: Blank) -> None:
+        self.ended.append(blank.id)
+
+
+class NoTime:
+    """A clock whose pauses are over at once."""
+
+    def monotonic(self) -> float:
+        return 0.0
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(0)
+
+
+def run(minimum: int, test: Callable[[Pool, World], Awaitable[None]]) -> None:
+    async def body() -> None:
+        world = World()
+        pool = Pool(cast(Instances, world), minimum, 8, cast(Any, NoTime()))
+        pool.start()
+        try:
+            async with asyncio.timeout(_SECONDS):
+                await test(pool, world)
+        finally:
+            await pool.close()
+
+    asyncio.run(body())
+
+
+async def settle() -> None:
+    """Let every task go as far as it can without the world's permission."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+def no_memory() -> UnavailableError:
+    return UnavailableError("no memory", hint="free some", code=NO_CAPACITY)
+
+
+@pytest.mark.parametrize("minimum", [1, 2, 5])
+def test_a_start_leaves_as_many_blanks_as_it_should(minimum: int) -> None:
+    async def test(pool: Pool, world: World) -> None:
+        for _ in range(20):
+            world.attempts.release()
+        await pool.stand_by(_SECONDS)
+        await settle()
+        assert (pool.size, world.made, world.ended) == (minimum, minimum, [])
+
+    run(minimum, test)
+
+
+def test_who_finds_no_blank_and_no_memory_is_told_so() -> None:
+    async def test(pool: Pool, world: World) -> None:
+        world.error = no_memory()
+        waiting = [asyncio.create_task(pool.take(_SECONDS)) for _ in range(3)]
+        await settle()
+        world.attempts.release()
+        for each in waiting:
+            with pytest.raises(UnavailableError) as caught:
+                await each
+            assert (caught.value.code, caught.value.hint) == (NO_CAPACITY, "free some")
+        world.error = None
+        for _ in range(20):
+            world.attempts.release()
+        assert (await pool.take(_SECONDS)).id
+
+    run(1, test)
+
+
+def test_who_is_patient_waits_for_memory() -> None:
+    async def test(pool: Pool, world: World) -> None:
+        world.error = no_memory()
+        patient = asyncio.create_task(pool.take(_SECONDS, patient=True))
+        hasty = asyncio.create_task(pool.take(_SECONDS))
+        await settle()
+        world.attempts.release()
+        with pytest.raises(UnavailableError):
+            await hasty
+        await settle()
+        assert not patient.done()
+        world.error = None
+        for _ in range(20):
+            world.attempts.release()
+        assert (await patient).id
+
+    run(1, test)
+
+
+def test_another_failure_is_waited_out() -> None:
+    async def test(pool: Pool, world: World) -> None:
+        world.error = UnavailableError("the zygote does not answer")
+        taker = asyncio.create_task(pool.take(_SECONDS))
+        await settle()
+        for _ in range(4):
+            world.attempts.release()
+            await world.failed.acquire()
+        await settle()
+        assert not taker.done()
+        world.error = None
+        for _ in range(20):
+            world.attempts.release()
+        assert (await taker).id
+
+    run(1, test)
+
+
+def test_one_that_waits_too_long_hears_why() -> None:
+    async def test(pool: Pool, world: World) -> None:
+        world.error = no_memory()
+        world.attempts.release()
+        await world.failed.acquire()
+        await settle()
+        for waiting in (pool.take(0.01, patient=True), pool.stand_by(0.01)):
+            with pytest.raises(UnavailableError) as caught:
+                await waiting
+            assert caught.value.code == NO_CAPACITY
+
+    run(1, test)
