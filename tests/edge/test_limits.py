@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import resource
 import threading
 
 import pytest
 
+from ballpoint.edge.admission import Admission, Limits
 from tests.edge.wires import Wire, get, parse
-from tests.edge.world import World
+from tests.edge.world import Edge, World
 from tests.support.waiting import eventually
 
 HEAD_MAX = 64 * 1024
@@ -135,15 +137,16 @@ def test_a_long_upload_does_not_count_as_waiting_for_the_answer(world: World) ->
         assert client.response().body.endswith(b"abcdef")
 
 
-def test_one_address_has_so_many_connections_and_no_more(world: World) -> None:
-    edge = world.start_edge({"server._CONNECTIONS_PER_ADDRESS": 3})
-    clients = [edge.connect() for _ in range(3)]
+def crowd(edge: Edge, most: int) -> None:
+    """`most` connections are served, the next one is not, and its place is free again once one has ended."""
+    clients = [edge.connect() for _ in range(most)]
     for client in clients:
         assert client.send(get("/")).response().status == 200
     with edge.connect() as one_too_many:
         answer = one_too_many.response()
-        assert (answer.status, answer.get("connection")) == (503, "close")
-        assert json.loads(answer.body)["error"] == "too_many_connections"
+        body = json.loads(answer.body)
+        assert (answer.status, answer.get("connection"), body["error"]) == (503, "close", "too_many_connections")
+        assert int(answer.get("retry-after") or "") == body["retry_after_seconds"]
         assert one_too_many.rest() == b""
     clients.pop().close()
 
@@ -155,6 +158,58 @@ def test_one_address_has_so_many_connections_and_no_more(world: World) -> None:
     for client in clients:
         assert client.send(get("/")).response().status == 200
         client.close()
+
+
+def test_one_address_has_so_many_connections_and_no_more(world: World) -> None:
+    world.configure(connections_per_address=3)
+    crowd(world.start_edge({"admission._LOOPBACK": "10."}), 3)
+
+
+def test_loopback_has_as_many_as_there_are(world: World) -> None:
+    world.configure(connections_per_address=1)
+    edge = world.start_edge()
+    clients = [edge.connect() for _ in range(50)]
+    for client in clients:
+        assert client.send(get("/")).response().status == 200
+        client.close()
+
+
+def test_an_edge_takes_no_more_connections_than_it_has_descriptors_for(world: World) -> None:
+    """And it raises its limit of them as far as it may be."""
+    edge = world.start_edge(descriptors=(20, 148))
+    crowd(edge, 5)
+    assert resource.prlimit(edge.process.pid, resource.RLIMIT_NOFILE) == (148, 148)
+
+
+def test_who_counts_as_one_address() -> None:
+    admission = Admission(Limits(total=100, per_address=1))
+    for alone in (
+        "192.0.2.1",
+        "192.0.2.2",
+        "2001:db8::1",
+        "2001:db8:0:1::1",
+        "fe80::1%2",
+        "127.0.0.1",
+        "::1",
+        "127.1.1.1",
+    ):
+        assert admission.enter(alone) is None
+    for again in ("192.0.2.1", "::ffff:192.0.2.2", "2001:db8::2:1", "fe80::2%2"):
+        assert admission.enter(again)
+    for loopback in ("127.0.0.1", "::1", "::ffff:127.0.0.1"):
+        assert admission.enter(loopback) is None
+    admission.leave("2001:db8::9")
+    admission.leave("2001:db8::9")
+    assert admission.enter("2001:db8::3") is None
+
+
+def test_everybody_together_has_so_many_connections_and_no_more() -> None:
+    admission = Admission(Limits(total=2, per_address=10))
+    assert [admission.enter(address) is None for address in ("192.0.2.1", "127.0.0.1", "127.0.0.1")] == [
+        True,
+        True,
+        False,
+    ]
 
 
 def test_a_body_has_no_limit_but_is_never_held(world: World) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import queue
+import resource
 import signal
 import socket
 import subprocess
@@ -18,7 +19,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from ballpoint.core import peer, wire
+from ballpoint.core.config import NodeConfig
 from tests.edge.wires import EndedError, Message, Wire
 
 Route = Callable[[dict[str, Any]], dict[str, Any]]
@@ -162,9 +166,17 @@ class Edge:
     Args:
         settings: constants of ballpoint.edge's modules that a test cannot wait for, as module.name -> value.
         uid: the identity it takes.
+        descriptors: soft and hard limit of those it may have open.
     """
 
-    def __init__(self, run: Path, *, settings: dict[str, float] | None = None, uid: int = 0) -> None:
+    def __init__(
+        self,
+        run: Path,
+        *,
+        settings: dict[str, Any] | None = None,
+        uid: int = 0,
+        descriptors: tuple[int, int] | None = None,
+    ) -> None:
         listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         self.address = listener.getsockname()
         self.log = run / f"edge-{self.address[1]}.log"
@@ -173,7 +185,7 @@ class Edge:
             module, _, constant = name.rpartition(".")
             lines.append(f"import ballpoint.edge.{module}")
             lines.append(f"assert hasattr(ballpoint.edge.{module}, {constant!r})")
-            lines.append(f"ballpoint.edge.{module}.{constant} = {value}")
+            lines.append(f"ballpoint.edge.{module}.{constant} = {value!r}")
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [
@@ -181,6 +193,7 @@ class Edge:
                     f"--run={run}", f"--uid={uid}",
                 ],
                 pass_fds=[listener.fileno()], stderr=log,
+                preexec_fn=descriptors and (lambda: resource.setrlimit(resource.RLIMIT_NOFILE, descriptors)),
             )  # fmt: skip
         listener.close()
 
@@ -223,6 +236,7 @@ class World:
         self.route: Route = self.default_route
         self.node: Node | None = None
         self.start_node()
+        self.configure()
         self.api = Server(self.run / "api.sock", uid, preamble=False)
         self.agent = Server(self.run / "agent.sock", uid, preamble=True)
         self._edges: list[Edge] = []
@@ -245,6 +259,11 @@ class World:
             return {"ok": {"refuse": {**refusal, "headers": {"WWW-Authenticate": "Bearer"}}}}
         return {"ok": {"to": "api", "caller": {"token": question["token"]}}}
 
+    def configure(self, **settings: Any) -> None:
+        """What the edges that are started from now on find the node's settings to be."""
+        config = NodeConfig(data=self.run, **settings)
+        (self.run / "config.json").write_bytes(msgspec.json.encode(config, enc_hook=str))
+
     def start_node(self) -> None:
         self.node = Node(self.run / "route.sock", lambda question: self.route(question), self.questions, self.uid)
 
@@ -253,8 +272,8 @@ class World:
             self.node.close()
             self.node = None
 
-    def start_edge(self, settings: dict[str, float] | None = None) -> Edge:
-        edge = Edge(self.run, settings=settings, uid=self.uid)
+    def start_edge(self, settings: dict[str, Any] | None = None, *, descriptors: tuple[int, int] | None = None) -> Edge:
+        edge = Edge(self.run, settings=settings, uid=self.uid, descriptors=descriptors)
         self._edges.append(edge)
         return edge
 
@@ -267,6 +286,7 @@ class World:
             self._edges.pop().close()
         if self.node is None:
             self.start_node()
+        self.configure()
         self.route = self.default_route
         for server in (self.api, self.agent):
             server.drop()

@@ -16,6 +16,10 @@ DEFAULT_DATA = Path("/var/lib/ballpoint")
 DEFAULT_CACHE = Path("/var/cache/ballpoint")
 DEFAULT_LISTEN = "127.0.0.1:7070"
 RUN_ROOT = Path("/run/ballpoint")
+_LOWEST = {
+    "pool": 0, "pool_max": 1, "edges": 0, "connections_per_address": 1, "memory_mb": 64, "pids": 16, "reserve_mb": 0,
+    "disk_gb": 1,
+}  # fmt: skip
 
 
 class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -29,6 +33,8 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         pool: blanks kept standing by at least.
         pool_max: blanks kept at most when demand is high.
         edges: front-door processes; 0 means one per core.
+        connections_per_address: connections one client address may have at each front-door process; an IPv6 address
+            stands for its /64. Loopback, where a proxy of everybody's may be, is not limited by it.
         token_file: file with one token `org/orgid/tokenid/value`, made known at start.
         dns: HOST[:PORT] of the resolver asked for instances; None takes the host's own.
         ca_bundle: PEM file of certificates instances shall trust beside the public ones; None takes those the
@@ -50,6 +56,7 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     pool: int = 4
     pool_max: int = 32
     edges: int = 0
+    connections_per_address: int = 2048
     token_file: Path | None = None
     dns: str | None = None
     ca_bundle: Path | None = None
@@ -133,15 +140,7 @@ def _checked(config: NodeConfig) -> NodeConfig:
             ipaddress.IPv4Network(cidr)
         except ValueError as error:
             raise InvalidError(f"{cidr!r} is not an IPv4 network: {error}", hint="for example 10.1.2.0/24") from error
-    for name, low in (
-        ("pool", 0),
-        ("pool_max", 1),
-        ("edges", 0),
-        ("memory_mb", 64),
-        ("pids", 16),
-        ("reserve_mb", 0),
-        ("disk_gb", 1),
-    ):
+    for name, low in _LOWEST.items():
         if getattr(config, name) < low:
             raise InvalidError(f"{name} must be at least {low}, not {getattr(config, name)}")
     if config.pool > config.pool_max:

@@ -10,8 +10,11 @@ import signal
 import socket
 from pathlib import Path
 
+import msgspec
 import uvloop
 
+from ballpoint.core.config import NodeConfig
+from ballpoint.edge.admission import Limits
 from ballpoint.edge.server import Edge
 from ballpoint.edge.stream import Stream
 from ballpoint.host import prctl
@@ -27,10 +30,14 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     prctl.set_name("edge")
+    config = msgspec.json.decode(
+        (options.run / "config.json").read_bytes(), type=NodeConfig, dec_hook=lambda kind, value: kind(value)
+    )
+    limits = Limits.of_process(per_address=config.connections_per_address)
     if options.uid:
         _drop_to(options.uid)
     prctl.die_with_parent()
-    uvloop.run(_serve(socket.socket(fileno=options.listen_fd), options.run))
+    uvloop.run(_serve(socket.socket(fileno=options.listen_fd), options.run, limits))
 
 
 def _drop_to(uid: int) -> None:
@@ -42,8 +49,8 @@ def _drop_to(uid: int) -> None:
     prctl.prctl(prctl.PR_SET_DUMPABLE, 0)
 
 
-async def _serve(listener: socket.socket, run: Path) -> None:
-    edge = Edge(run)
+async def _serve(listener: socket.socket, run: Path, limits: Limits) -> None:
+    edge = Edge(run, limits)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop.set)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from functools import partial
@@ -15,6 +14,7 @@ from typing import Any
 from ballpoint.core import ids
 from ballpoint.core.errors import BallpointError, UnavailableError
 from ballpoint.core.wire import NOT_STARTED
+from ballpoint.edge.admission import Admission, Limits
 from ballpoint.edge.head import (
     Chunks,
     FramingError,
@@ -36,7 +36,6 @@ _IDLE_SECONDS = 75.0
 _CONNECT_SECONDS = 5.0
 _RESPONSE_SECONDS = 150.0
 _LINGER_SECONDS = 2.0
-_CONNECTIONS_PER_ADDRESS = 2048
 _IDLE_API_CONNECTIONS = 16
 # The control API's server ends a connection that was idle for 5 s; one that it may be ending just now is not used.
 _IDLE_API_SECONDS = 3.0
@@ -61,13 +60,14 @@ class Edge:
 
     Args:
         run: the node's run directory.
+        limits: how many connections it takes.
     """
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, limits: Limits) -> None:
         self._api = run / "api.sock"
         self._routes = Routes(run)
         self._idle: list[tuple[Stream, float]] = []  # and since when
-        self._addresses: Counter[str] = Counter()
+        self._admission = Admission(limits)
         self._connections: set[asyncio.Task[Any]] = set()
         self._quiet: set[asyncio.Task[Any]] = set()  # between two requests
         self._stopping = False
@@ -81,10 +81,11 @@ class Edge:
     async def _serve(self, client: Stream) -> None:
         peer = client.transport.get_extra_info("peername")
         address = peer[0] if isinstance(peer, tuple) else ""
-        self._addresses[address] += 1
         try:
-            if self._addresses[address] > _CONNECTIONS_PER_ADDRESS:
-                await _refuse(client, 503, "too_many_connections", "too many connections from this address")
+            refusal = self._admission.enter(address)
+            if refusal is not None:
+                hint = "end some, or try again"
+                await _refuse(client, 503, "too_many_connections", refusal, hint=hint, headers=_RETRY)
                 return
             await self._requests(client, address)
             if not client.ended and not self._stopping:
@@ -96,9 +97,7 @@ class Edge:
         except Exception:
             log.exception("a connection from %s failed", address)
         finally:
-            self._addresses[address] -= 1
-            if not self._addresses[address]:
-                del self._addresses[address]
+            self._admission.leave(address)
             client.close()
 
     async def stop(self, seconds: float) -> None:

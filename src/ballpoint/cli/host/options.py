@@ -23,6 +23,7 @@ _OPTIONS = [
     click.option("--pool", type=int, help="Blanks kept standing by at least [4]."),
     click.option("--pool-max", type=int, help="Blanks kept at most when demand is high [32]."),
     click.option("--edges", type=int, help="Front-door processes [one per core]."),
+    click.option("--connections-per-address", type=int, help="Per front-door process; not of loopback [2048]."),
     click.option("--token-file", type=click.Path(path_type=Path), help="File with one token, made known at start."),
     click.option("--dns", metavar="HOST[:PORT]", help="Resolver asked for sprites [the host's]."),
     click.option(
