@@ -155,6 +155,10 @@ class Netlink:
         """Close the socket."""
         self._socket.close()
 
+    def fileno(self) -> int:
+        """The socket's descriptor, to wait until there is something to read."""
+        return self._socket.fileno()
+
     def change(self, *messages: Message) -> None:
         """Carry out `messages` in order. Those before a failing one, and those after it, are done.
 
@@ -337,6 +341,12 @@ def set_up(link: int, *, arp: bool = True, inet: Mapping[int, int] | None = None
         values = [_u32(number, value) for number, value in inet.items()]
         body += nested(_IFLA_AF_SPEC, nested(socket.AF_INET, nested(_IFLA_INET_CONF, *values)))
     return Message(_RTM_NEWLINK, 0, body, f"set link {link} up")
+
+
+def set_group_down(group: int) -> Message:
+    """Take every link of the device group `group` down at once. ENODEV where there is none."""
+    body = struct.pack("=BxHiII", socket.AF_UNSPEC, 0, 0, 0, IFF_UP) + _u32(_IFLA_GROUP, group)
+    return Message(_RTM_NEWLINK, 0, body, f"take the links of group {group:#x} down")
 
 
 def delete_group(group: int) -> Message:

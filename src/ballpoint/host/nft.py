@@ -10,17 +10,24 @@ import errno
 import json
 import socket
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from types import TracebackType
 from typing import Any
 
 from ballpoint.host import process
-from ballpoint.host.netlink import NETLINK_NETFILTER, NLM_F_CREATE, Message, Netlink, attribute, nested
+from ballpoint.host.netlink import NETLINK_NETFILTER, NLM_F_CREATE, Message, Netlink, attribute, attributes, nested
 
 _NFPROTO_INET = 1
 _NFNL_SUBSYS_NFTABLES = 10
 _NFNL_MSG_BATCH_BEGIN, _NFNL_MSG_BATCH_END = 0x10, 0x11
 _NFT_MSG_NEWSETELEM, _NFT_MSG_GETSETELEM, _NFT_MSG_DELSETELEM = 12, 13, 14
 _NFTA_SET_ELEM_LIST_TABLE, _NFTA_SET_ELEM_LIST_SET, _NFTA_SET_ELEM_LIST_ELEMENTS = 1, 2, 3
+# Multicast group NFNLGRP_NFTABLES, as a bit of nl_groups.
+_NFTABLES_GROUP = 1 << (7 - 1)
+_NFT_MSG_NEWGEN = 15
+# Attribute 1 of tables, chains, rules, sets and elements is the table's name; attribute 2 of elements is the set's.
+_NFTA_TABLE, _NFTA_SET = 1, 2
+_NFTA_GEN_PROC_PID, _NFTA_GEN_PROC_NAME = 2, 3
 _NFTA_LIST_ELEM, _NFTA_SET_ELEM_KEY, _NFTA_DATA_VALUE = 1, 1, 1
 
 # nft lists a large ruleset in well under a second; a host that takes longer is stuck. Seconds.
@@ -60,6 +67,83 @@ def elements(table: str, name: str) -> list[tuple[str, ...]]:
         for element in item.get("set", {}).get("elem", []):
             found.append(tuple(element["concat"]) if isinstance(element, dict) else (str(element),))
     return found
+
+
+def shape(table: str, loose: Collection[str]) -> bytes:
+    """What the inet table `table` consists of, to be compared; empty where it is not there.
+
+    Args:
+        loose: sets whose elements do not count.
+    """
+    items = ruleset("table", "inet", table)
+    for item in items:
+        for content in item.values():
+            content.pop("handle", None)
+            if content.get("name") in loose:
+                content.pop("elem", None)
+    return json.dumps(items, sort_keys=True).encode() if items else b""
+
+
+class TableWatch:
+    """Hears of changes that anybody makes to an inet table of the calling thread's network. A context manager.
+
+    Args:
+        loose: sets of the table whose elements come and go; of those nothing is told.
+    """
+
+    def __init__(self, table: str, loose: Collection[str]) -> None:
+        self._table = table.encode()
+        self._loose = frozenset(name.encode() for name in loose)
+        self._changed = False
+        self._netlink = Netlink(NETLINK_NETFILTER, groups=_NFTABLES_GROUP)
+
+    def __enter__(self) -> TableWatch:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hear no more."""
+        self._netlink.close()
+
+    def fileno(self) -> int:
+        """Readable when `read` has something to read."""
+        return self._netlink.fileno()
+
+    def read(self) -> str | None:
+        """Read the next notices. Returns who has changed the table, as "nft (process 123)"; None where nobody has.
+
+        Raises:
+            TimeoutError: there was nothing to read for long.
+        """
+        who = None
+        try:
+            notices = self._netlink.notices()
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            return "something"  # more was changed than could be told
+        for kind, body in notices:
+            if kind >> 8 != _NFNL_SUBSYS_NFTABLES:
+                continue
+            values = {number: data.rstrip(b"\0") for number, data in attributes(body[4:])}
+            # What belongs to one transaction ends with its author.
+            if kind & 0xFF == _NFT_MSG_NEWGEN:
+                if self._changed:
+                    who = _author(dict(attributes(body[4:])))
+                self._changed = False
+            elif values.get(_NFTA_TABLE) == self._table:
+                element = kind & 0xFF in (_NFT_MSG_NEWSETELEM, _NFT_MSG_DELSETELEM)
+                self._changed |= not (element and values.get(_NFTA_SET) in self._loose)
+        return who
+
+
+def _author(values: dict[int, bytes]) -> str:
+    name = values.get(_NFTA_GEN_PROC_NAME, b"something").rstrip(b"\0").decode(errors="replace")
+    return f"{name} (process {int.from_bytes(values.get(_NFTA_GEN_PROC_PID, b''), 'big')})"
 
 
 def delete_table(table: str) -> bool:

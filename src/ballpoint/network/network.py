@@ -81,6 +81,10 @@ class Network:
         self._group = rules.group(node_id)
         self._addresses: dict[str, IPv4Address] = {}
         self._lock = threading.Lock()
+        self._mending = threading.Lock()
+        self._shape = b""
+        # Who may have begun flows that no set knows of any more.
+        self._unnoted: set[IPv4Address] = set()
         if self._subnet.num_addresses < slots.COUNT:
             raise InvalidError(
                 f"the subnet {subnet} has fewer than {slots.COUNT} addresses", hint="use a /21 or a larger one"
@@ -112,26 +116,27 @@ class Network:
             self._check_subnet(kernel)
             slot = self._node_slot() or slots.acquire(f"{self._node_id}/{_NODE}", self._root)
             self._gateway = self.address(slot)
-            alive = {link.name for link in netlink.links(kernel) if link.group == self._group}
+            alive = {link.number: link.name for link in netlink.links(kernel) if link.group == self._group}
+            routed = {
+                alive[route.link]: str(route.destination.network_address)
+                for route in netlink.routes(kernel)
+                if route.link in alive
+            }
             kernel.change(netlink.add_address(_loopback(), self._gateway, replace=True))
-        sources = []
-        for source in nft.elements(self._table, rules.SOURCES):
-            if source[0] in alive:
-                sources.append(source)
+        known: dict[str, str] = {}
+        for link, address, _ in nft.elements(self._table, rules.SOURCES):
+            if link in alive.values():
+                known[link] = address
             else:
-                self._forget(IPv4Address(source[1]))
-        nft.apply(
-            rules.ruleset(
-                self._node_id,
-                gateway=self._gateway,
-                subnet=self._subnet,
-                allowed=self._allowed,
-                connections=self._connections,
-                sources=sources,
-            )
-        )
+                self._forget(IPv4Address(address))
+        # Somebody may have removed the table while no node ran: then routes tell who is connected.
+        self._unnoted |= {IPv4Address(address) for link, address in routed.items() if link not in known}
+        known = {**routed, **known}
+        self._addresses = {link.removeprefix(rules.LINK_PREFIX): IPv4Address(ip) for link, ip in known.items()}
+        with self._mending:
+            self._apply(self._sources())
+            self._shape = nft.shape(self._table, rules.LOOSE)
         forwarding.hold(self._node_id, self._root)
-        self._addresses = {link.removeprefix(rules.LINK_PREFIX): IPv4Address(ip) for link, ip, _ in sources}
 
     def add(self, instance_id: str, slot: Slot, netns: int) -> None:
         """Connect an instance: a link `bp<instance id>` here, and in its namespace `eth0`, configured and up.
@@ -146,7 +151,7 @@ class Network:
 
         Raises:
             ConflictError: the instance is connected already.
-            UnavailableError: the rules are gone (the ruleset was flushed): `start` makes them again.
+            UnavailableError: the rules are gone (the ruleset was flushed), and cannot be put back.
             InternalError: the kernel refused; nothing is left.
         """
         address, link = self.address(slot), rules.LINK_PREFIX + instance_id
@@ -157,19 +162,40 @@ class Network:
         with ExitStack() as undo:
             undo.callback(self._addresses.pop, instance_id)
             key = rules.source_key(link, address, _mac(address))
-            try:
-                nft.add_elements(self._table, rules.SOURCES, [key])
-            except OSError as error:
-                raise UnavailableError(
-                    f"the node's nftables table {self._table} is not there: {error}",
-                    hint="something flushed the ruleset; restart the node",
-                ) from error
+            self._add_source(key)
             undo.callback(nft.delete_element, self._table, rules.SOURCES, key)
             try:
                 self._connect(link, address, netns)
             except OSError as error:
                 raise InternalError(f"cannot connect instance {instance_id}: {error}") from error
             undo.pop_all()
+
+    def watch(self) -> nft.TableWatch:
+        """Hears of what others do to the rules of a started network. The caller's, and of its network namespace."""
+        return nft.TableWatch(self._table, rules.LOOSE)
+
+    def mend(self) -> bool:
+        """Put the rules back where somebody changed or removed them, and open links that `close` took down.
+
+        Connected instances stay connected, with their flows. Returns whether the rules were not as they should be.
+
+        Raises:
+            UnavailableError, CommandFailedError: nft(8) is missing, or refused; nothing was changed.
+            InternalError: the kernel refused.
+        """
+        with self._mending:
+            broken = nft.shape(self._table, rules.LOOSE) != self._shape
+            if broken:
+                # The new table counts from here on; what was begun before is known to nobody.
+                self._unnoted |= set(self._addresses.values())
+                self._apply(self._sources())
+            self._open_links()
+        return broken
+
+    def close(self) -> None:
+        """Take the links of all instances down, for when nothing else keeps their packets; `mend` opens them again."""
+        with Netlink() as kernel:
+            _delete(kernel, netlink.set_group_down(self._group))
 
     def remove(self, instance_id: str) -> bool:
         """Disconnect an instance: nothing passes its link any more, and its flows are forgotten.
@@ -214,6 +240,54 @@ class Network:
         self._addresses.clear()
         self._gateway = None
 
+    def _sources(self) -> list[tuple[str, str, str]]:
+        """The elements that connected instances have, as (link, address, MAC)."""
+        with self._lock:
+            connected = list(self._addresses.items())
+        return [(rules.LINK_PREFIX + instance, str(ip), _mac(ip).hex(":")) for instance, ip in connected]
+
+    def _apply(self, sources: Sequence[Sequence[str]]) -> None:
+        nft.apply(
+            rules.ruleset(
+                self._node_id,
+                gateway=self.gateway,
+                subnet=self._subnet,
+                allowed=self._allowed,
+                connections=self._connections,
+                sources=sources,
+            )
+        )
+
+    def _add_source(self, key: bytes) -> None:
+        """Once more where the table was just taken away: whoever watches it may not have heard of it yet."""
+        try:
+            nft.add_elements(self._table, rules.SOURCES, [key])
+        except OSError:
+            self.mend()
+            try:
+                nft.add_elements(self._table, rules.SOURCES, [key])
+            except OSError as error:
+                raise UnavailableError(
+                    f"the node's nftables table {self._table} does not stay: {error}",
+                    hint="look for what flushes the host's nftables ruleset",
+                ) from error
+
+    def _open_links(self) -> None:
+        """Taking a link down empties its routes and neighbours."""
+        with Netlink() as kernel:
+            for link in netlink.links(kernel):
+                address = self._addresses.get(link.name.removeprefix(rules.LINK_PREFIX))
+                if link.group == self._group and not link.flags & netlink.IFF_UP and address is not None:
+                    kernel.change(*self._configured(link.number, address))
+
+    def _configured(self, link: int, address: IPv4Address) -> list[netlink.Message]:
+        return [
+            # Switching ARP off empties the link's table of neighbours, so this one comes first.
+            netlink.set_up(link, arp=False, inet=_INET),
+            netlink.add_neighbour(link, address, _mac(address)),
+            netlink.add_host_route(link, address, self.gateway),
+        ]
+
     def _connect(self, link: str, address: IPv4Address, netns: int) -> None:
         gateway, mac, gateway_mac = self.gateway, _mac(address), _mac(self.gateway)
         with ExitStack() as undo, Netlink() as kernel, LinkWatch() as watch:
@@ -221,12 +295,7 @@ class Network:
             undo.callback(_delete_link, link)
             set_sysctl(f"net/ipv6/conf/{link}/disable_ipv6", "1")
             index = socket.if_nametoindex(link)
-            # Switching ARP off empties the link's table of neighbours, so this one comes after.
-            kernel.change(
-                netlink.set_up(index, arp=False, inet=_INET),
-                netlink.add_neighbour(index, address, mac),
-                netlink.add_host_route(index, address, gateway),
-            )
+            kernel.change(*self._configured(index, address))
             with netlink.inside(netns), Netlink() as within:
                 set_sysctl(f"net/ipv6/conf/{_INSIDE}/disable_ipv6", "1")
                 inner = socket.if_nametoindex(_INSIDE)
@@ -246,7 +315,9 @@ class Network:
         The ruleset notes who ever began one; looking through the host's connection table is kept for those. Flows the
         host began need no care: what still belongs to one is let through to the host's own socket, and no further.
         """
-        if nft.delete_element(self._table, rules.CONNECTIONS, nft.key(address.packed)):
+        noted = nft.delete_element(self._table, rules.CONNECTIONS, nft.key(address.packed))
+        if noted or address in self._unnoted:
+            self._unnoted.discard(address)
             conntrack.cut(address)
 
     def _node_slot(self) -> Slot | None:

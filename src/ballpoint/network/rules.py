@@ -27,9 +27,12 @@ BLOCKED = (
 
 SOURCES = "sources"
 CONNECTIONS = "connections"
+QUESTIONS = "questions"
+# Sets whose elements come and go; those of all others stay as they were made.
+LOOSE = (SOURCES, CONNECTIONS, QUESTIONS)
 LINK_PREFIX = "bp"
 # What one instance may ask of the node's DNS server, which answers some thousands a second for all of them.
-_QUESTIONS = "300/second burst 600 packets"
+_QUESTION_RATE = "300/second burst 600 packets"
 # Device groups are 32-bit numbers, 0 being everyone's; ours are 0x42 and the node's 24-bit id.
 _GROUP_FIRST = 0x42000000
 
@@ -94,7 +97,7 @@ table inet {name} {{
         size 65536
         flags dynamic
     }}
-    set questions {{
+    set {QUESTIONS} {{
         type ipv4_addr
         size 65536
         flags dynamic
@@ -120,7 +123,7 @@ table inet {name} {{
         type filter hook input priority filter; policy accept
         iifgroup {mine} jump egress
         iifgroup {mine} jump cap
-        iifgroup {mine} udp dport 53 add @questions {{ ip saddr limit rate over {_QUESTIONS} }} drop
+        iifgroup {mine} udp dport 53 add @{QUESTIONS} {{ ip saddr limit rate over {_QUESTION_RATE} }} drop
     }}
     chain forward {{
         type filter hook forward priority filter; policy accept

@@ -41,6 +41,7 @@ from ballpoint.node.running import Starter
 from ballpoint.node.space import Space
 from ballpoint.node.spares import MOST as SPARES_MOST
 from ballpoint.node.spares import Spares
+from ballpoint.node.walls import Walls
 from ballpoint.registry.registry import Registry
 from ballpoint.runtime.container.instance import ContainerRuntime
 from ballpoint.runtime.container.programs import ensure_programs
@@ -110,6 +111,9 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
         tasks = Tasks()
         tasks.start(Health(node).run(), "health")
         tasks.start(space.run(), "space")
+        walls = Walls(node, network)
+        stack.callback(walls.close)
+        tasks.start(walls.run(), "walls")
 
         resolver = Resolver(config.dns)
         await resolver.start(str(network.gateway))
