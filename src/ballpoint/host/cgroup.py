@@ -10,6 +10,7 @@ import errno
 import os
 import select
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from ballpoint.core.errors import UnavailableError
 
 CONTROLLERS = ("cpu", "memory", "pids")
 _CPU_PERIOD_US = 100_000
+_TRIES = 16
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,15 @@ class Hierarchies:
         offered = v2 / "cgroup.controllers"
         return cls(v2, v1, frozenset(offered.read_text().split()) if offered.exists() else frozenset())
 
+    def take_back(self, controllers: Iterable[str]) -> None:
+        """Let the root hand down `controllers` no longer, unless a group below needs them by now."""
+        for name in controllers:
+            try:
+                (self.v2 / "cgroup.subtree_control").write_text(f"-{name}")
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+
     def missing_controllers(self) -> list[str]:
         """Controllers found in neither hierarchy: their limits cannot be kept."""
         return [name for name in CONTROLLERS if name not in self.v1 and name not in self.v2_controllers]
@@ -112,10 +123,27 @@ class Cgroup:
         if delegate_controllers:
             _enable_for_children(self.v2)
 
-    def make_at_the_top(self) -> None:
-        """`make` of a group right below the hierarchy's root, which must hand its controllers down first."""
-        _enable_for_children(self.hierarchies.v2)
-        self.make(delegate_controllers=True)
+    def make_at_the_top(self) -> set[str]:
+        """`make` of a group right below the hierarchy's root, which must hand its controllers down first.
+
+        Returns:
+            The controllers that the root did not hand down before; see `Hierarchies.take_back`.
+
+        Raises:
+            UnavailableError: something takes them away as fast as they are handed down.
+        """
+        root = self.hierarchies.v2
+        before = _handed_down(root)
+        for _ in range(_TRIES):
+            # systemd takes back what no unit of its own needs, until this group has handed it down, too.
+            with suppress(FileNotFoundError):
+                _enable_for_children(root)
+                self.make(delegate_controllers=True)
+                if _offered(root) <= _handed_down(self.v2):
+                    return _handed_down(root) - before
+        raise UnavailableError(
+            f"the controllers of {root} are taken away again and again", hint="look who writes there"
+        )
 
     def limit(self, limits: Limits) -> None:
         """Set `limits`; a resource whose controller the host lacks is left alone (`doctor` says so)."""
@@ -228,11 +256,17 @@ class Cgroup:
         return found
 
 
+def _offered(directory: Path) -> set[str]:
+    return set(CONTROLLERS) & set((directory / "cgroup.controllers").read_text().split())
+
+
+def _handed_down(directory: Path) -> set[str]:
+    return set(CONTROLLERS) & set((directory / "cgroup.subtree_control").read_text().split())
+
+
 def _enable_for_children(directory: Path) -> None:
-    available = (directory / "cgroup.controllers").read_text().split()
-    wanted = [f"+{name}" for name in CONTROLLERS if name in available]
-    if wanted:
-        (directory / "cgroup.subtree_control").write_text(" ".join(wanted))
+    if wanted := _offered(directory):
+        (directory / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in sorted(wanted)))
 
 
 def _remove_groups(directory: Path) -> bool:
@@ -247,20 +281,3 @@ def _remove_groups(directory: Path) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-def own_delegated_path(hierarchies: Hierarchies) -> str | None:
-    """Path of this process's v2 group if systemd delegated it (Delegate=yes), else None.
-
-    systemd marks a delegated group with the extended attribute trusted.delegate (org.freedesktop.systemd1,
-    "Control Group APIs and Delegation").
-    """
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        if line.startswith("0::/"):
-            path = line[len("0::/") :]
-            try:
-                if path and os.getxattr(hierarchies.v2 / path, "trusted.delegate") == b"1":
-                    return path
-            except OSError:
-                return None
-    return None

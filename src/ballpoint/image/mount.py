@@ -6,7 +6,7 @@ import errno
 import os
 
 from ballpoint.core.errors import CorruptError, UnavailableError
-from ballpoint.host import loop, mount
+from ballpoint.host import loop, mount, staging
 from ballpoint.image.catalogue import Image
 
 _ATTRIBUTES = mount.MOUNT_ATTR_RDONLY | mount.MOUNT_ATTR_NODEV
@@ -15,7 +15,7 @@ _DAMAGED = (errno.EINVAL, errno.EUCLEAN, errno.EBADMSG, errno.EIO)
 
 
 def mount_image(image: Image) -> int:
-    """Detached read-only mount of `image`; the caller owns the descriptor.
+    """Read-only mount of `image` at no path; the caller owns the descriptor, and closes it by `staging.close`.
 
     Straight from the file where the kernel can (6.12 and later), else through a loop device that goes with the mount.
 
@@ -24,7 +24,7 @@ def mount_image(image: Image) -> int:
         UnavailableError: the kernel has no erofs, or no loop device is free.
     """
     try:
-        return _mount(image)
+        return staging.hold(_mount(image))
     except OSError as error:
         if error.errno == errno.ENODEV:
             raise UnavailableError("this kernel has no erofs", hint="modprobe erofs; ballpoint doctor") from error

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 from contextlib import ExitStack
 from pathlib import Path
 
 from ballpoint.core.config import NodeConfig
-from ballpoint.host import mount
+from ballpoint.host import mount, staging
 from ballpoint.image.catalogue import Catalogue, Image
 from ballpoint.image.injection import Injection, apply, host_injection
 from ballpoint.image.mount import mount_image
@@ -46,7 +45,7 @@ class Disks:
         self._template = key
 
     def image_mount(self, digest: str) -> int:
-        """Detached mount of an image; stays this object's.
+        """Mount of an image; stays this object's.
 
         Raises:
             NotFoundError: the node has no image of that digest.
@@ -71,7 +70,7 @@ class Disks:
 
     def close(self) -> None:
         for fd in self._mounts.values():
-            os.close(fd)
+            staging.close(fd)
         self._mounts.clear()
         self.pool.close()
 

@@ -24,8 +24,9 @@ from ballpoint.core.config import NodeConfig
 from ballpoint.core.errors import NO_CAPACITY, BallpointError, InvalidError, UnavailableError
 from ballpoint.core.peer import bind_path
 from ballpoint.core.tasks import Tasks
-from ballpoint.host import prctl
+from ballpoint.host import mount, namespaces, prctl
 from ballpoint.host.cgroup import Limits
+from ballpoint.host.namespaces import CLONE_NEWNS
 from ballpoint.image.catalogue import Catalogue
 from ballpoint.network.network import Network
 from ballpoint.network.resolver import Resolver
@@ -216,6 +217,9 @@ def main(make_app: Any) -> int:
     prctl.die_with_parent()
     # A thread that comes back from a system call waits this long for one that computes (5 ms by default).
     sys.setswitchinterval(_SWITCH_SECONDS)
+    # What it mounts goes with it, not with the supervisor, whose mounts it has until here.
+    namespaces.unshare(CLONE_NEWNS)
+    mount.mount("none", "/", flags=mount.MS_REC | mount.MS_PRIVATE)
     config = msgspec.json.decode(options.config.read_bytes(), type=NodeConfig, dec_hook=lambda kind, value: kind(value))
 
     def ready() -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ballpoint.core.errors import ConflictError, InvalidError, NotFoundError, UnavailableError
-from ballpoint.host import filesystem, loop, mount, process
+from ballpoint.host import filesystem, loop, mount, process, staging
 from ballpoint.host.files import fsync_directory, remove_tree
 
 _GIB = 1 << 30
@@ -60,7 +60,7 @@ class PoolUsage:
 
 
 class AttachedVolume:
-    """A volume whose file system is mounted, detached from any path.
+    """A volume whose file system is mounted, at no path.
 
     Attributes:
         id: the volume's.
@@ -82,14 +82,14 @@ class AttachedVolume:
             UnavailableError: something still uses it after `timeout` seconds; the image must not be touched.
         """
         if self.mount >= 0:
-            os.close(self.mount)
+            staging.close(self.mount)
             self.mount = -1
         self._attachments.wait_released(self.image, timeout)
 
     def release(self) -> None:
         """Let go of this process's descriptor only; the sprite goes on using the disk."""
         if self.mount >= 0:
-            os.close(self.mount)
+            staging.close(self.mount)
             self.mount = -1
 
     def allocated(self) -> int:
@@ -351,7 +351,7 @@ class VolumePool:
 
 
 def _mount_ext4(device: str) -> int:
-    return mount.fsmount("ext4", {"source": device, **_EXT4_OPTIONS}, mount.MOUNT_ATTR_NOATIME)
+    return staging.hold(mount.fsmount("ext4", {"source": device, **_EXT4_OPTIONS}, mount.MOUNT_ATTR_NOATIME))
 
 
 def _mount_image(image: Path, root: Path, pool_gb: int) -> None:

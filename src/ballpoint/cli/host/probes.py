@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ballpoint.core.errors import BallpointError
-from ballpoint.host import filesystem, loop, mount, namespaces, prctl, slots
+from ballpoint.host import filesystem, loop, mount, namespaces, prctl, slots, staging
 from ballpoint.host.bpf import attach_device_policy
 from ballpoint.host.cgroup import CONTROLLERS, Cgroup, Hierarchies, Limits
 from ballpoint.host.namespaces import (
@@ -76,12 +76,14 @@ def attach(image: str) -> None:
 
 def erofs(image: str) -> str:
     """Mount a standard image. Returns `file` or `loop`: what the kernel mounts it from."""
+    _own_mounts()
     mounted = _mount_erofs(image)
     return "loop" if os.major(os.fstat(mounted).st_dev) == _LOOP_MAJOR else "file"
 
 
 def overlay(image: str, disk: str) -> None:
     """A sprite's root: erofs and ext4 below an overlay, both mapped to a user namespace, and a file written to it."""
+    _own_mounts()
     ids = _user_namespace(0)
     plain = _mount_ext4(disk)
     for name in ("upper", "work"):
@@ -109,8 +111,7 @@ def overlay(image: str, disk: str) -> None:
 
 def reflink(image: str) -> None:
     """Two files of an XFS that share their extents."""
-    namespaces.unshare(CLONE_NEWNS)
-    mount.mount("none", "/", flags=mount.MS_REC | mount.MS_PRIVATE)
+    _own_mounts()
     with tempfile.TemporaryDirectory(prefix="ballpoint-doctor-") as directory:
         device, fd = loop.attach(Path(image))
         try:
@@ -128,8 +129,9 @@ def cgroup() -> str:
     """A group like a node's, with a child that has limits, and a device policy. Returns the controllers it lacks."""
     hierarchies = Hierarchies.detect()
     group = Cgroup(hierarchies, f"ballpoint-doctor-{os.getpid()}")
+    handed_down: set[str] = set()
     try:
-        group.make(delegate_controllers=True)
+        handed_down = group.make_at_the_top()
         child = group.child("limited")
         child.make()
         for name in ("cgroup.freeze", "cgroup.kill"):
@@ -143,6 +145,7 @@ def cgroup() -> str:
         return " ".join(name for name in CONTROLLERS if name not in hierarchies.v1 and name not in offered)
     finally:
         group.remove()
+        hierarchies.take_back(handed_down)
 
 
 def network() -> None:
@@ -198,6 +201,12 @@ def _user_namespace(others: int) -> int:
         os.close(pidfd)
 
 
+def _own_mounts() -> None:
+    """Let what is mounted go with this process."""
+    namespaces.unshare(CLONE_NEWNS)
+    mount.mount("none", "/", flags=mount.MS_REC | mount.MS_PRIVATE)
+
+
 def _mount_erofs(path: str) -> int:
     from ballpoint.image.catalogue import Image
     from ballpoint.image.mount import mount_image
@@ -208,7 +217,7 @@ def _mount_erofs(path: str) -> int:
 def _mount_ext4(path: str) -> int:
     device, fd = loop.attach(Path(path))
     try:
-        return mount.fsmount("ext4", {"source": device})
+        return staging.hold(mount.fsmount("ext4", {"source": device}))
     finally:
         os.close(fd)
 
@@ -216,7 +225,7 @@ def _mount_ext4(path: str) -> int:
 def _map(source: int, ids: int) -> int:
     mapped = mount.open_tree("", source)
     mount.mount_setattr(mapped, set_=mount.MOUNT_ATTR_IDMAP, userns=ids)
-    return mapped
+    return staging.hold(mapped)
 
 
 _PROBES: dict[str, Callable[..., str | None]] = {

@@ -19,7 +19,7 @@ from ballpoint.core.peer import Peer
 from ballpoint.core.tasks import Tasks
 from ballpoint.host import dynmods, namespaces
 from ballpoint.host.bpf import attach_device_policy
-from ballpoint.host.cgroup import Cgroup, Hierarchies, Limits, own_delegated_path
+from ballpoint.host.cgroup import Cgroup, Hierarchies, Limits
 from ballpoint.host.files import remove_tree, write_atomically
 from ballpoint.runtime.container import rootfs
 from ballpoint.runtime.container.locker import Locker
@@ -57,26 +57,15 @@ class ContainerRuntime:
         self._zygote: Peer | None = None
         self._locker: Locker | None = None
         self.tasks = Tasks()
-        self.cgroup = Cgroup(self._hierarchies, self._cgroup_path())
-
-    def _cgroup_path(self) -> str:
-        """Where the node's instances live: recorded while they do, and below systemd's unit where it delegated one."""
-        recorded = self._run / "cgroup"
-        if recorded.exists():
-            return recorded.read_text()
-        unit = own_delegated_path(self._hierarchies)
-        return f"{unit}/ballpoint-{self._node_id}" if unit else f"ballpoint-{self._node_id}"
+        # Not below the systemd unit: a unit whose group has controllers in use below cannot be started again (EBUSY).
+        self.cgroup = Cgroup(self._hierarchies, f"ballpoint-{node_id}")
 
     def start(self) -> None:
         """Make what all instances share: the cgroup with its device policy, and the locker. Idempotent."""
         self._instances.mkdir(parents=True, exist_ok=True)
         # Sockets are reached by an unprivileged edge: it may pass through, and see nothing.
         self._instances.chmod(0o711)
-        if "/" in self.cgroup.path:
-            self.cgroup.make(delegate_controllers=True)
-        else:
-            self.cgroup.make_at_the_top()
-        write_atomically(self._run / "cgroup", self.cgroup.path.encode())
+        self.cgroup.make_at_the_top()
         dynmods.hold(self._node_id, self._run.parent, self._hierarchies)
         directory = self.cgroup.open_directory()
         try:
@@ -93,7 +82,6 @@ class ContainerRuntime:
             self._locker.close()
         if not keep:
             self.cgroup.remove()
-            (self._run / "cgroup").unlink(missing_ok=True)
             dynmods.drop(self._node_id, self._run.parent, self._hierarchies)
 
     def known(self) -> list[str]:
@@ -234,6 +222,8 @@ class ContainerInstance:
         except UnavailableError as error:
             raise InternalError(f"the agent of a new instance ended: {self._last_words()}") from error
         await asyncio.to_thread(self._check_namespaces)
+        # The init was born in this group, which the kernel allows only while nothing is handed down; it has moved on.
+        await asyncio.to_thread(self._cgroup.child("inner").make, delegate_controllers=True)
 
     def _prepare(self, limits: Limits, stack: ExitStack) -> dict[str, int]:
         """Files, sockets and cgroups of a new instance; the descriptors its agent deposits, by name."""
@@ -244,7 +234,7 @@ class ContainerInstance:
         self._cgroup.make(delegate_controllers=True)
         agent.make()
         agent.limit(_AGENT_LIMITS)
-        inner.make(delegate_controllers=True)
+        inner.make()
         inner.limit(limits)
         main.make()
         self._cgroup.delegate(self.uid_base, ["cgroup.procs"], directory=False)

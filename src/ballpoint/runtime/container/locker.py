@@ -34,7 +34,7 @@ class Locker:
         mount.mount("none", directory, flags=mount.MS_SHARED)
 
     def lock(self, fd: int) -> int:
-        """A detached copy of the detached mount `fd` with its flags locked. The caller owns both.
+        """A detached copy, with its flags locked, of the mount `fd` that `staging.hold` returned. The caller owns both.
 
         Raises:
             InternalError: the helper failed twice.
@@ -57,7 +57,7 @@ class Locker:
         self._count += 1
         place = self._directory / f"m{self._count}"
         place.mkdir()
-        # The copy is attached, not `fd`: that one stays detached and with its owner.
+        # The copy is attached, not `fd`: that one stays as it is, and with its owner.
         copy = mount.open_tree("", fd)
         try:
             mount.move_mount(copy, place)

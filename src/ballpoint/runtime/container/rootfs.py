@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from ballpoint.core.errors import CorruptError
-from ballpoint.host import mount, prctl
+from ballpoint.host import mount, prctl, staging
 from ballpoint.runtime.container.locker import Locker
 
 UPPER, WORK = "upper", "work"
@@ -50,8 +50,8 @@ def make(image: int, volume: int, binds: Sequence[Bind], userns: int, root_uid: 
     Must run in a thread that runs nothing else meanwhile: it borrows the container's root id for its file access.
 
     Args:
-        image: detached mount of the standard image.
-        volume: detached mount of the volume.
+        image: mount of the standard image, as `staging.hold` returned it.
+        volume: mount of the volume, likewise.
         userns: the container's user namespace.
         root_uid: host uid of the container's root.
 
@@ -65,38 +65,44 @@ def make(image: int, volume: int, binds: Sequence[Bind], userns: int, root_uid: 
             stack.callback(os.close, fd)
             return fd
 
-        lower = owned(_mapped(image, "", userns))
-        disk = owned(_mapped(volume, "", userns))
+        # All of these but the locked copies are needed here only: an overlay has copies of its layers, too.
+        sources = stack.enter_context(ExitStack())
+
+        def held(fd: int) -> int:
+            sources.callback(staging.close, staging.hold(fd))
+            return fd
+
+        lower = held(_mapped(image, "", userns))
+        disk = held(_mapped(volume, "", userns))
         with _file_access_as(root_uid):
-            overlay = owned(
-                mount.fsmount(
-                    "overlay",
-                    {
-                        "source": "sprite",
-                        "lowerdir": f"/proc/self/fd/{lower}",
-                        "upperdir": f"/proc/self/fd/{disk}/{UPPER}",
-                        "workdir": f"/proc/self/fd/{disk}/{WORK}",
-                        "redirect_dir": "on",
-                    },
-                    mount.MOUNT_ATTR_NODEV,
-                )
+            plain = mount.fsmount(
+                "overlay",
+                {
+                    "source": "sprite",
+                    "lowerdir": f"/proc/self/fd/{lower}",
+                    "upperdir": f"/proc/self/fd/{disk}/{UPPER}",
+                    "workdir": f"/proc/self/fd/{disk}/{WORK}",
+                    "redirect_dir": "on",
+                },
+                mount.MOUNT_ATTR_NODEV,
             )
+        overlay = held(plain)
         # With an upper whose ids do not map, overlayfs says nothing and mounts read-only.
         if os.fstatvfs(overlay).f_flag & _RDONLY:
             raise CorruptError("the sprite's root came up read-only", hint="dmesg says why")
         root = owned(locker.lock(overlay))
         made = []
         for bind in binds:
-            plain = owned(_mapped(volume, bind.source, userns))
-            mount.mount_setattr(plain, set_=mount.MOUNT_ATTR_NODEV)
-            made.append((bind.target, owned(locker.lock(plain))))
+            mapped = held(_mapped(volume, bind.source, userns, mount.MOUNT_ATTR_NODEV))
+            made.append((bind.target, owned(locker.lock(mapped))))
+        sources.close()
         return RootFilesystem(root, made, stack.pop_all())
 
 
-def _mapped(source: int, path: str, userns: int) -> int:
+def _mapped(source: int, path: str, userns: int, attributes: int = 0) -> int:
     fd = mount.open_tree(path, source)
     try:
-        mount.mount_setattr(fd, set_=mount.MOUNT_ATTR_IDMAP, userns=userns)
+        mount.mount_setattr(fd, set_=mount.MOUNT_ATTR_IDMAP | attributes, userns=userns)
     except BaseException:
         os.close(fd)
         raise
