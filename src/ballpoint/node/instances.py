@@ -89,12 +89,14 @@ class Instances:
             UnavailableError: a process does not die.
         """
         await instance.runtime.destroy()
-        await asyncio.to_thread(self._forget, instance.id)
+        await asyncio.to_thread(self._forget, instance.id, [instance.slot.number])
 
     async def clean(self, instance_id: str) -> None:
         """Remove what is left of an instance nobody can use. Idempotent."""
         await self._runtime.clean(instance_id)
-        await asyncio.to_thread(self._forget, instance_id)
+        owner = self._owner(instance_id)
+        numbers = [number for number, holder in self._slots().items() if holder == owner]
+        await asyncio.to_thread(self._forget, instance_id, numbers)
 
     def known(self) -> set[str]:
         """Ids of all instances of which the host holds anything: processes, files, slots or links."""
@@ -102,12 +104,10 @@ class Instances:
         of_slots = {owner.removeprefix(prefix) for owner in self._slots().values()} - {"node"}
         return {*self._runtime.known(), *of_slots, *self._network.instances()}
 
-    def _forget(self, instance_id: str) -> None:
+    def _forget(self, instance_id: str, numbers: list[int]) -> None:
         self._network.remove(instance_id)
-        owner = self._owner(instance_id)
-        for number, holder in self._slots().items():
-            if holder == owner:
-                slots.release(number, owner)
+        for number in numbers:
+            slots.release(number, self._owner(instance_id))
 
     def _slots(self) -> dict[int, str]:
         return slots.owned_by(self._owner(""))
