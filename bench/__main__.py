@@ -1,4 +1,4 @@
-"""`python -m bench`: measure, print the table, and write docs/bench.md and docs/bench.json after a whole run."""
+"""`python -m bench`: measure, print the table, and after a whole run write docs/bench.md, docs/bench.json and the README's."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from tests.support.nodes import TestNode
 
 from ballpoint.host.cgroup import Hierarchies
 from bench.context import Context, loop_devices, remove_loop_devices, say
-from bench.report import Report, Result, describe_machine, now, revision
+from bench.report import Report, Result, describe_machine, now, revision, with_summary
 from bench.rows import ROWS
 from bench.yardsticks import containers
 
-_DOCS = Path(__file__).parent.parent / "docs"
+_ROOT = Path(__file__).parent.parent
+_DOCS, _README = _ROOT / "docs", _ROOT / "README.md"
 
 
 def main() -> int:
@@ -42,6 +43,7 @@ def main() -> int:
     if not given.quick and not given.rows:  # a part does not replace the whole
         (_DOCS / "bench.md").write_text(report.markdown())
         (_DOCS / "bench.json").write_text(text)
+        _README.write_text(with_summary(_README.read_text(), report.summary()))
     return 1 if any(result.failure for result in report.results) else 0
 
 

@@ -14,6 +14,8 @@ from ballpoint.core.clock import SYSTEM_CLOCK, rfc3339
 from ballpoint.core.errors import BallpointError
 from ballpoint.host import process
 
+_BEGIN, _END = "<!-- bench: written by ./dev bench -->", "<!-- bench ends -->"
+
 
 @dataclass(frozen=True)
 class Series:
@@ -132,17 +134,10 @@ class Report:
             "- Times are p50 / p90 / p99. The client is one asyncio process with the `websockets` library, over TCP to"
             " the node's front door; each sprite and each WebSocket is new.",
             "",
-            "| row | measured | yardstick | ratio or value | target | met |",
-            "|---|---|---|---|---|---|",
+            "What a create and an exec consist of, and what was found out about it: [performance.md](performance.md).",
+            "",
+            *self._table(),
         ]
-        for result in self.results:
-            if result.failure is not None:
-                lines.append(f"| {result.title} | **not measured**: {result.failure} | | | | **no** |")
-            for check in result.checks:
-                ratio = "" if check.ratio is None else f"{check.ratio:.2f}"
-                met = {True: "yes", False: "**no**", None: "**not judged**"}[check.met]
-                cells = (result.title, check.measured, check.yardstick, ratio, check.target, met)
-                lines.append("| " + " | ".join(cells) + " |")
         notes = [(result, note) for result in self.results for note in result.notes]
         if notes:
             lines += ["", "## Notes", "", *(f"- {result.title}: {note}" for result, note in notes)]
@@ -154,6 +149,38 @@ class Report:
         if self.left_behind:
             lines += ["", "## What went wrong at the end of a node", "", *(f"- {trace}" for trace in self.left_behind)]
         return "\n".join(lines) + "\n"
+
+    def summary(self) -> str:
+        """The table with its machine and date, for the README."""
+        machine = self.machine
+        lines = [
+            f"Measured on {self.date[:10]} (revision {self.revision}) with {machine['cores']} cores"
+            f" ({machine['cpu']}), {machine['memory_gb']} GB, {machine['system']}, kernel {machine['kernel']}:",
+            "",
+            *self._table(),
+        ]
+        return "\n".join(lines) + "\n"
+
+    def _table(self) -> list[str]:
+        lines = ["| row | measured | yardstick | ratio or value | target | met |", "|---|---|---|---|---|---|"]
+        for result in self.results:
+            if result.failure is not None:
+                lines.append(f"| {result.title} | **not measured**: {result.failure} | | | | **no** |")
+            for check in result.checks:
+                ratio = "" if check.ratio is None else f"{check.ratio:.2f}"
+                met = {True: "yes", False: "**no**", None: "**not judged**"}[check.met]
+                cells = (result.title, check.measured, check.yardstick, ratio, check.target, met)
+                lines.append("| " + " | ".join(cells) + " |")
+        return lines
+
+
+def with_summary(readme: str, summary: str) -> str:
+    """`readme` with `summary` between its two markers. ValueError where it has none."""
+    before, begin, rest = readme.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not begin or not end:
+        raise ValueError(f"the README has no {_BEGIN} and {_END}")
+    return f"{before}{begin}\n{summary}{end}{after}"
 
 
 def number(value: float) -> str:
