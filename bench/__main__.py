@@ -1,4 +1,4 @@
-"""`python -m bench`: measure, print the table, and after a whole run write docs/bench.md, docs/bench.json and the README's."""
+"""`python -m bench`: measure and print; after a whole run, write docs/bench.md, bench.json and the README's table."""
 
 from __future__ import annotations
 

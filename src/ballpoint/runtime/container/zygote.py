@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ballpoint.agent import main as agent
+from ballpoint.agent.warm import warm_up
 from ballpoint.core import wire
 from ballpoint.host import mount, namespaces, prctl
 from ballpoint.host.namespaces import (
@@ -68,6 +69,7 @@ def main() -> NoReturn:
     prctl.set_name("zygote")
     _raise_limits()
     seccomp = (options.programs / FILTER).read_bytes()
+    warm_up()
     _enter_empty_root(options.programs)
     listener = socket.socket(fileno=options.socket_fd)
     listener.setblocking(False)
