@@ -64,6 +64,18 @@ def test_disk_survives_a_restart(node: TestNode) -> None:
     client.delete_sprite(name)
 
 
+def test_a_command_while_the_sprite_restarts_runs_in_the_next_start(node: TestNode) -> None:
+    client = node.client()
+    name = f"t-{ids.new_instance_id()}"
+    sprite = client.create_sprite(name)
+    # What ignores SIGTERM makes the restart take as long as it may.
+    assert shell(sprite, "echo kept > file; sync; (trap '' TERM; exec sleep 1000) >/dev/null 2>&1 &")[0] == 0
+    with suppress(NetworkError):
+        shell(sprite, "sudo reboot; sleep 60")
+    assert shell(sprite, "cat file; pgrep -c sleep") == (1, "kept\n0\n")
+    client.delete_sprite(name)
+
+
 def test_background_processes_survive_their_exec(node: TestNode) -> None:
     client = node.client()
     name = f"t-{ids.new_instance_id()}"

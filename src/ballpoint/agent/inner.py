@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import Sequence
+from pathlib import Path
 
 from ballpoint.core.errors import InternalError
 
@@ -15,6 +16,8 @@ PROGRAM = "/bin/inner"
 _HIGH = 200
 _STEP_SECONDS = 20.0
 _PACKET = 4096
+# The name that the helper gives to an init which has begun to stop everything.
+_STOPPING = "stopping\n"
 
 
 class Inner:
@@ -76,6 +79,20 @@ class Inner:
     def namespace(self, kind: str) -> int:
         """Descriptor of the container's namespace `kind` ("user", "net", "pid"...). The caller owns it."""
         return os.open(f"/proc/{self.pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+
+    def stops(self) -> bool:
+        """Whether it has begun to end, some time before its pidfd says that it has: what is started now would not last.
+
+        An init that stops says so by its name. One that exits gives its namespaces back first, then ends all other
+        processes and waits for them.
+        """
+        try:
+            if Path(f"/proc/{self.pid}/comm").read_text() == _STOPPING:
+                return True
+            Path(f"/proc/{self.pid}/ns/mnt").stat()
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        return False
 
     def enter(self, root: int, binds: Sequence[tuple[str, int]], resolv_conf: str) -> None:
         """Give the parked container its root and let it run as init. Happens once.

@@ -72,7 +72,7 @@ class _Main:
 
         loop.add_reader(agent.inner.pidfd, inner_ended)
         routes = Routes()
-        routes.serving = lambda: agent.phase == "running"
+        routes.serving = lambda: agent.phase == "running" and not agent.inner.stops()
         ExecRoutes(sessions, agent.environment).add_to(routes)
         async with await serve(socket.socket(fileno=self._anchor.take("http")), routes) as server:
             await server.serve_forever()

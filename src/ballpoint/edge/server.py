@@ -169,10 +169,12 @@ class Edge:
                 try:
                     status, keep = await exchange.run()
                     return keep
-                except NotStartedError:
+                except NotStartedError as error:
                     # Its instance has just ended, or a connection that was kept: the node is asked what comes next.
                     if last or exchange.body_begun:
                         raise
+                    if isinstance(error, _RefusedError):
+                        question["refused"] = route["socket"]
             raise AssertionError
         except FramingError as error:
             status = error.status
@@ -207,6 +209,10 @@ class Edge:
             self._idle.append((stream, asyncio.get_running_loop().time()))
         else:
             stream.close()
+
+
+class _RefusedError(NotStartedError):
+    """An agent says that it does not serve, and lives."""
 
 
 class _Exchange:
@@ -252,7 +258,7 @@ class _Exchange:
                 await self._join(upstream, response)
                 return 101, False
             if self._to_agent and response.get(_NOT_STARTED) and not (self._last or self.body_begun):
-                raise NotStartedError("the agent does not serve", hint="try again")
+                raise _RefusedError("the agent does not serve", hint="try again")
             keep = await self._respond(upstream, response) and not self._client_left
             reuse = keep and response.keep_alive and not self._to_agent
             return response.status, keep

@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# An init gives its processes 5 s before it ends them, and the kernel then needs some time for what waits for a disk.
+_END_SECONDS = 15.0
+
 
 class Node:
     """The sprites of one host. Every verb runs to its end, even when its caller goes away.
@@ -200,14 +203,26 @@ class Node:
 
     # ---- what the edge needs ----
 
-    async def touch(self, caller: Caller, name: str, cause: str) -> Running:
+    async def touch(self, caller: Caller, name: str, cause: str, refused: str | None = None) -> Running:
         """The sprite, running: started from its disk where it is not.
+
+        Args:
+            refused: socket of an agent that has just said that it does not serve, as its container ends: what comes
+                after that end is wanted.
 
         Raises:
             UnavailableError: it is degraded, or cannot be started now.
         """
         sprite_id = await self.registry.sprite_id(caller.org_id, name)
         running = self.running.get(sprite_id)
+        if running is not None and refused == str(running.instance.runtime.socket):
+            try:
+                async with asyncio.timeout(_END_SECONDS):
+                    await running.ends.wait()
+            except TimeoutError as error:
+                raise UnavailableError(
+                    f"the sprite {name!r} is stopping and does not end", hint="restart it"
+                ) from error
         if running is None or running.ending:
             running = await self._to_the_end(self._wake(sprite_id, cause), f"wake {name}")
         if running.trouble is not None:
@@ -241,7 +256,7 @@ class Node:
 
     def _mark_ending(self, sprite_id: str) -> None:
         if (running := self.running.get(sprite_id)) is not None:
-            running.ending = True
+            running.ends.set()
 
     async def _lost(self, sprite_id: str, cause: str) -> None:
         async with self._locks[sprite_id]:
@@ -271,7 +286,7 @@ class Node:
     async def _stop(self, sprite_id: str, cause: str) -> None:
         running = self.running.get(sprite_id)
         if running is not None:
-            running.ending = True
+            running.ends.set()
             running.said = running.instance.runtime.logs() or running.said
             await self.starter.stop(running)
             await asyncio.to_thread(self.logbook.add, sprite_id, running.said, cause)

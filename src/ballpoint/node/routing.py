@@ -83,7 +83,7 @@ class Routing:
         name, what, rest = _split(path)
         if what not in _OF_THE_AGENT:
             return {"to": "api", "caller": msgspec.to_builtins(caller)}
-        running = await self._node.touch(caller, name, f"{what} by token {caller.token_id}")
+        running = await self._node.touch(caller, name, f"{what} by token {caller.token_id}", message.get("refused"))
         agent_path = f"/{what}{rest}"
         return {
             "to": "agent",

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ballpoint.core.errors import BallpointError
@@ -32,16 +32,20 @@ class Running:
         trouble: why it is degraded; None while it is well.
         frozen: its writers wait, because the pool is full.
         said: its log, once it is being stopped; the instance may be gone before its volume is.
-        ending: it is being stopped, or has died: whoever wants the sprite waits for what comes next.
+        ends: set when it is being stopped, or has died: whoever wants the sprite waits for what comes next.
     """
 
     sprite_id: str
     instance: Instance
     volume: AttachedVolume
     trouble: str | None = None
-    ending: bool = False
     frozen: bool = False
     said: bytes = b""
+    ends: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def ending(self) -> bool:
+        return self.ends.is_set()
 
 
 class Starter:

@@ -34,6 +34,7 @@
 #define ATTR_NODEV 0x4
 #define ATTR_NOEXEC 0x8
 #define STOP_SECONDS 5
+#define STOPPING "stopping" /* the init's name from then on: the agent looks, and starts nothing more */
 #define CONSOLE "/stage/dev/console"
 
 static void fail(const char *step)
@@ -239,6 +240,7 @@ static void stop_everything(int console, int how)
     sigset_t chld;
     sigemptyset(&chld);
     sigaddset(&chld, SIGCHLD);
+    prctl(PR_SET_NAME, STOPPING, 0, 0, 0);
     say(console, "init: %s: every process is asked to end\n", how == RB_AUTOBOOT ? "restarting" : "halting");
     kill(-1, SIGTERM);
     kill(-1, SIGCONT);
