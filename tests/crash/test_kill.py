@@ -78,7 +78,12 @@ def test_a_killed_child_of_the_supervisor_comes_back(own_node: TestNode, victim:
 def test_a_killed_supervisor_leaves_sprites_running(own_node: TestNode) -> None:
     own_node.start()
     sprite, pid = running_sprite(own_node)
+    children = [os.pidfd_open(each) for name in ("node", "zygote", "edge") for each in own_node.processes(name)]
+    assert len(children) >= 3
     own_node.kill()
+    for each in children:
+        assert prctl.wait_pidfd(each, 10)
+        os.close(each)
     own_node.start()
     assert_still_runs(own_node.client().sprite(sprite.name), pid)
 

@@ -67,6 +67,9 @@ def main() -> NoReturn:
     parser.add_argument("--programs", type=Path, required=True, help="directory of the compiled helpers")
     options = parser.parse_args()
     prctl.set_name("zygote")
+    prctl.die_with_parent()
+    # The kernel forgets that wish when the user id changes, which every fill does; this stays.
+    supervisor = os.pidfd_open(os.getppid())
     _raise_limits()
     seccomp = (options.programs / FILTER).read_bytes()
     warm_up()
@@ -77,7 +80,7 @@ def main() -> NoReturn:
     sys.meta_path.clear()
     gc.collect()
     gc.freeze()
-    _Zygote(listener, seccomp).serve()
+    _Zygote(listener, seccomp, supervisor).serve()
 
 
 def _raise_limits() -> None:
@@ -145,9 +148,10 @@ def _seal(path: Path, attributes: int) -> None:
 
 
 class _Zygote:
-    def __init__(self, listener: socket.socket, seccomp: bytes) -> None:
+    def __init__(self, listener: socket.socket, seccomp: bytes, supervisor: int) -> None:
         self._listener = listener
         self._seccomp = seccomp
+        self._supervisor = supervisor
         self._connections: dict[int, socket.socket] = {}
         self._poll = select.poll()
         wakeup, self._woken = socket.socketpair()
@@ -158,8 +162,8 @@ class _Zygote:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        for sock in (listener, self._woken):
-            self._poll.register(sock, select.POLLIN)
+        for each in (listener, self._woken, supervisor):
+            self._poll.register(each, select.POLLIN)
 
     def serve(self) -> NoReturn:
         while True:
@@ -168,6 +172,8 @@ class _Zygote:
                     self._accept()
                 elif fd == self._woken.fileno():
                     self._reap()
+                elif fd == self._supervisor:
+                    sys.exit(0)
                 elif fd in self._connections:
                     self._request(self._connections[fd])
 
