@@ -309,6 +309,17 @@ def test_devices_sprites_are_given(tmp_path: Path) -> None:
     assert module.devices(tmp_path).state == "ok"
 
 
+def test_a_pool_that_promises_more_than_there_is(tmp_path: Path) -> None:
+    assert module.pool_space(tmp_path / "new").state == "ok"
+    image = tmp_path / "pool.img"
+    image.write_bytes(b"x" * 4096)
+    assert module.pool_space(tmp_path).state == "ok"
+    os.truncate(image, 1 << 43)
+    state, found, mend = module.pool_space(tmp_path)
+    assert (state, str(tmp_path) in str(mend)) == ("warning", True)
+    assert "more than is free" in found
+
+
 def test_kvm_is_never_believed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert module.kvm(tmp_path).state == "optional"
     (tmp_path / "kvm").touch()

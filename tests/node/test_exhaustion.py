@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,11 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.node
 
 GIB = 1 << 30
+
+# MiB; a pool of 2 GiB has room for the second and not for the first.
+_TOO_MUCH, _ENOUGH = 4000, 900
+# Numbered blocks of 1 MiB, none of them synced.
+_BLOCKS = "for i in $(seq {}); do printf '%01048575d\\n' $i; done"
 
 
 @contextmanager
@@ -85,3 +91,33 @@ def test_a_node_without_memory_serves_what_it_has(own_node: TestNode) -> None:
     sprite = own_node.client().get_sprite(sprite.name)
     assert shell(sprite, "echo adopted") == (0, "adopted\n")
     refused(own_node, {"name": f"t-{ids.new_instance_id()}"}, "no_capacity")
+
+
+def test_the_disk_is_full(own_node: TestNode) -> None:
+    """Two sprites write more than the pool has: both wait; when one is destroyed, the other goes on and has it all."""
+    own_node.options += ["--pool", "1", "--pool-gb", "2"]
+    own_node.start()
+    client = own_node.client()
+    quiet, doomed, writer = (client.create_sprite(f"t-{ids.new_instance_id()}") for _ in range(3))
+    for sprite, size in ((doomed, _TOO_MUCH), (writer, _ENOUGH)):
+        script = f"({_BLOCKS.format(size)} > data; echo $? > done) </dev/null >/dev/null 2>&1 &"
+        assert shell(sprite, script)[0] == 0
+        becomes(own_node, sprite, "degraded")
+        told = own_node.api("GET", f"/v1/sprites/{sprite.name}/events").text.splitlines()
+        assert "pool full" in json.loads(told[-1])["cause"]
+        answer = own_node.api("POST", f"/v1/sprites/{sprite.name}/exec?cmd=true")
+        assert (answer.status_code, answer.json()["error"]) == (503, "degraded")
+    refused(own_node, {"name": f"t-{ids.new_instance_id()}"}, "disk_full")
+    assert shell(quiet, "echo small > file; sync; cat file") == (0, "small\n")
+
+    assert own_node.api("DELETE", f"/v1/sprites/{doomed.name}").status_code == 204
+    becomes(own_node, writer, "ok")
+    eventually(lambda: shell(writer, "cat done") == (0, "0\n"), seconds=120)
+    assert shell(writer, f"{_BLOCKS.format(_ENOUGH)} | cmp - data && echo complete") == (0, "complete\n")
+    late = client.create_sprite(f"t-{ids.new_instance_id()}")
+    assert shell(late, "echo $((6 * 7))") == (0, "42\n")
+
+
+def becomes(node: TestNode, sprite: Any, health: str) -> None:
+    path = f"/v1/sprites/{sprite.name}"
+    eventually(lambda: node.api("GET", path).json()["health"] == health, seconds=120)

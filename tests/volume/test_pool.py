@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ballpoint.core.errors import ConflictError, InvalidError, NotFoundError, UnavailableError
+from ballpoint.core.errors import ConflictError, CorruptError, InvalidError, NotFoundError, UnavailableError
 from ballpoint.host import loop
 from ballpoint.volume.guard import PoolGuard
 from ballpoint.volume.pool import DIRECTORIES, AttachedVolume, VolumePool
@@ -119,6 +119,43 @@ def test_the_same_superblock_is_found_again(pool: VolumePool, tmp_path: Path) ->
     volume.release()
     adopted.detach()
     again.close()
+
+
+def test_a_volume_of_a_later_version_is_refused_and_left_as_it_is(pool: VolumePool) -> None:
+    pool.create("v", template="base", meta={"image": "digest"})
+    file = pool.volumes_directory / "v/volume.json"
+    text = file.read_text().replace('"format": 1', '"format": 2, "more": [1]')
+    file.write_text(text)
+    for verb in (pool.attach, pool.meta, pool.destroy):
+        with pytest.raises(ConflictError) as caught:
+            verb("v")
+        assert "later version" in str(caught.value.hint)
+    assert (pool.volumes(), file.read_text(), loop.find_by_backing(file.with_name("disk.img"))) == (["v"], text, None)
+    file.write_text(text.replace('"format": 2', '"format": 1'))
+    assert pool.meta("v")["image"] == "digest"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "x"}', '{"format": null}', "\0", None])
+def test_a_volume_whose_description_is_damaged(pool: VolumePool, text: str | None) -> None:
+    pool.create("v", template="base", meta={})
+    file = pool.volumes_directory / "v/volume.json"
+    file.unlink() if text is None else file.write_text(text)
+    for verb in (pool.attach, pool.meta):
+        with pytest.raises(CorruptError) as caught:
+            verb("v")
+        assert str(file) in str(caught.value)
+    assert pool.destroy("v")
+
+
+def test_what_a_pool_promises_and_has_not(pool: VolumePool, tmp_path: Path) -> None:
+    image = tmp_path / "pool.img"
+    size = image.stat().st_size
+    assert pool.shortfall() == 0
+    with image.open("r+b") as file:
+        file.truncate(size + (1 << 43))
+    assert 0 < pool.shortfall() < 1 << 43
+    with image.open("r+b") as file:
+        file.truncate(size)
 
 
 def test_of_many_who_attach_a_volume_one_gets_it(pool: VolumePool) -> None:

@@ -10,6 +10,7 @@ from typing import ClassVar, Final
 
 # Codes that more than one place must know.
 NO_CAPACITY: Final = "no_capacity"  # the host has nothing left for one more instance
+DISK_FULL: Final = "disk_full"  # the volume pool has no room for a new volume
 
 
 class BallpointError(Exception):

@@ -79,6 +79,12 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
         if image is None:
             raise InvalidError(f"the image {config.image} was not built", hint="ballpoint image build")
         volumes = await asyncio.to_thread(VolumePool.open, config.data, pool_gb=config.pool_gb)
+        if missing := volumes.shortfall():
+            log.warning(
+                "the pool may grow by %.1f GiB more than is free below %s: sprites will be stopped before it is full",
+                missing / (1 << 30),
+                config.data,
+            )
         disks = Disks(config, catalogue, image, volumes)
         stack.callback(disks.close)
         await asyncio.to_thread(disks.prepare)

@@ -20,6 +20,9 @@ async def recover(node: Node, instances: Instances, disks: Disks) -> None:
     An instance is adopted if it answers, was claimed for a sprite of the registry, and its volume is attached. Every
     other one is removed. Then no sprite is called running that is not, half-made and half-destroyed ones are finished,
     and volumes of no sprite are destroyed.
+
+    Raises:
+        ConflictError: a running sprite's volume was made by a later version.
     """
     sprites = {sprite.id: sprite for sprite in await node.registry.all_sprites()}
     said: dict[str, bytes] = {}
@@ -31,6 +34,7 @@ async def recover(node: Node, instances: Instances, disks: Disks) -> None:
         sprite = sprites.get(str(instance.runtime.note.get("sprite")))
         volume = None
         if sprite is not None and sprite.state == "running" and instance.runtime.phase == "running":
+            await asyncio.to_thread(disks.pool.meta, sprite.volume_id)  # one of a later version is left as it is
             volume = await asyncio.to_thread(disks.pool.adopt, sprite.volume_id)
         if sprite is None or volume is None:
             if sprite is not None:

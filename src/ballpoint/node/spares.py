@@ -47,9 +47,9 @@ class Spares:
             UnavailableError: the pool is full.
         """
         await asyncio.to_thread(self._disks.pool.require_room)
+        self._changed.set()  # also where none stands by: making them may have failed, and works again
         if not self._ready:
             return await self._make()
-        self._changed.set()
         return self._ready.popleft()
 
     async def destroy(self, volume: AttachedVolume) -> None:

@@ -6,17 +6,25 @@ A volume exists from the rename out of staging/ to the rename into trash/; both 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ballpoint.core.errors import ConflictError, InvalidError, NotFoundError, UnavailableError
+from ballpoint.core.errors import (
+    DISK_FULL,
+    ConflictError,
+    CorruptError,
+    InvalidError,
+    NotFoundError,
+    UnavailableError,
+)
 from ballpoint.host import filesystem, loop, mount, process, staging
 from ballpoint.host.files import fsync_directory, remove_tree
 
@@ -40,6 +48,8 @@ DIRECTORIES = ("upper", "work", "binds/docker", "binds/containers")
 _EXT4_OPTIONS = {"errors": "remount-ro", "data_err": "abort"}
 _EXT4_FEATURES = "64bit,metadata_csum,^fast_commit,^casefold,^quota"
 _EXT4_EXTENDED = "assume_storage_prezeroed=1,lazy_itable_init=0,lazy_journal_init=0"
+# Of volume.json; a higher one says that a later version of this program must be asked.
+_FORMAT = 1
 _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 
 
@@ -253,9 +263,13 @@ class VolumePool:
             finally:
                 os.close(target)
             with (staged / "volume.json").open("w") as file:
-                json.dump({"format": 1, **meta}, file)
+                json.dump({"format": _FORMAT, **meta}, file)
                 file.flush()
                 os.fsync(file.fileno())  # the clone with it: XFS writes its log in order, up to this file's entries
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise _full() from error
+            raise
         finally:
             os.close(source)
         staged.rename(final)
@@ -266,8 +280,10 @@ class VolumePool:
 
         Raises:
             NotFoundError: there is no such volume.
-            ConflictError: it is attached already.
+            ConflictError: it is attached already, or a later version made it.
+            CorruptError: its description is damaged.
         """
+        self.meta(volume_id)
         with self._attaching:
             image = self._image(volume_id)
             if self._attachments.find(image) is not None:
@@ -291,11 +307,14 @@ class VolumePool:
 
         Raises:
             UnavailableError: it is attached.
+            ConflictError: a later version made it, which may have more to remove.
         """
         _check_id(volume_id)
         directory = self.volumes_directory / volume_id
         if not directory.exists():
             return False
+        with suppress(CorruptError):
+            _description(directory)
         self._attachments.wait_released(directory / "disk.img", _DETACH_SECONDS)
         trash = self.root / "trash" / volume_id
         with self._attaching:
@@ -310,9 +329,18 @@ class VolumePool:
         return sorted(entry.name for entry in self.volumes_directory.iterdir())
 
     def meta(self, volume_id: str) -> dict[str, str]:
-        """What `create` was told to keep beside the volume. NotFoundError where there is no such volume."""
-        values: dict[str, str] = json.loads((self._image(volume_id).parent / "volume.json").read_text())
-        return values
+        """What `create` was told to keep beside the volume.
+
+        Raises:
+            NotFoundError: there is no such volume.
+            ConflictError: a later version of this program made it.
+            CorruptError: it cannot be read.
+        """
+        return _description(self._image(volume_id).parent)
+
+    def shortfall(self) -> int:
+        """As the function `shortfall`; 0 where the pool needs no file."""
+        return shortfall(self._below) if self._mounted else 0
 
     def require_room(self) -> None:
         """Refuse where no more volumes may be made.
@@ -322,7 +350,7 @@ class VolumePool:
         """
         usage = self.usage()
         if usage.free < usage.hard:
-            raise UnavailableError("the volume pool is full", hint="destroy sprites, or give the node a larger disk")
+            raise _full()
 
     def usage(self, attached: int = 0) -> PoolUsage:
         """Space left, with the marks for `attached` running volumes."""
@@ -348,6 +376,41 @@ class VolumePool:
             return AttachedVolume(volume_id, image, _mount_ext4(device), device, self._attachments)
         finally:
             os.close(fd)  # the mount holds the device from now on
+
+
+def shortfall(data: Path) -> int:
+    """Bytes that the pool's file in `data` may still grow by and the file system below has not got.
+
+    Writers are stopped in time all the same, but the pool shows room that it cannot give.
+    """
+    try:
+        stat = (data / "pool.img").stat()
+    except FileNotFoundError:
+        return 0
+    return max(0, stat.st_size - stat.st_blocks * 512 - filesystem.free_bytes(data))
+
+
+def _full() -> UnavailableError:
+    hint = "destroy sprites or their files, or give the node a larger disk"
+    return UnavailableError("the volume pool is full", hint=hint, code=DISK_FULL)
+
+
+def _description(directory: Path) -> dict[str, str]:
+    """Content of a volume's `volume.json`; raises as `VolumePool.meta`."""
+    file = directory / "volume.json"
+    try:
+        found = json.loads(file.read_bytes())
+        written = int(found["format"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CorruptError(
+            f"{file} is damaged: {error}", hint="docs/volume-layout.md says what belongs there"
+        ) from error
+    if written > _FORMAT:
+        raise ConflictError(
+            f"the volume {directory.name} has the format {written}, and this version knows {_FORMAT} at most",
+            hint="start the later version that made it",
+        )
+    return {key: str(value) for key, value in found.items() if key != "format"}
 
 
 def _mount_ext4(device: str) -> int:

@@ -146,6 +146,18 @@ def reflink(data: Path) -> Finding:
     return Finding("ok", "in a pool file")
 
 
+def pool_space(data: Path) -> Finding:
+    """Compare what the volume pool's file may grow to with what is free below it."""
+    from ballpoint.volume.pool import shortfall
+
+    missing = shortfall(data)
+    if missing:
+        gib = f"{missing / (1 << 30):.1f} GiB"
+        found = f"it may grow by {gib} more than is free below it: sprites will be stopped before it is full"
+        return Finding("warning", found, f"free {gib} on the file system of {data}")
+    return Finding("ok", "there is room for all that the pool may take")
+
+
 def cgroups(mountinfo: str | None = None) -> Finding:
     """Make a group with limits and a device policy.
 
@@ -240,6 +252,7 @@ def checks(config: NodeConfig) -> list[Check]:
         "erofs": erofs,
         "overlay of mapped ids": overlay_idmap,
         "XFS reflinks": lambda: reflink(config.data),
+        "pool space": lambda: pool_space(config.data),
         "cgroups": cgroups,
         "network": network,
         "firewall": firewall,

@@ -22,9 +22,11 @@ from ballpoint.core.errors import InvalidError, NotFoundError, UnavailableError
 from ballpoint.host import process
 from ballpoint.host.files import write_atomically
 from ballpoint.host.requirements import install_packages, missing_packages, raise_sysctls
+from ballpoint.volume.pool import shortfall
 
 FIRST_SPRITE = "first"
 _START_SECONDS = 60.0
+_GIB = 1 << 30
 _GREETING = """
 . /etc/os-release
 echo "Hello from a sprite: $PRETTY_NAME, $(nproc) processors, $(df -h --output=avail / | tail -1 | tr -d " ") of disk"
@@ -53,6 +55,8 @@ def up(system: bool, no_console: bool, **options: Any) -> int:
     _ensure_image(config)
     config = _with_token(config)
     _start(config, system)
+    if short := shortfall(config.data):
+        _say(f"warning: the pool may grow by {short / _GIB:.1f} GiB more than is free below {config.data}")
     return _first_sprite(config, console=sys.stdin.isatty() and not no_console)
 
 
