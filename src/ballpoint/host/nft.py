@@ -103,10 +103,6 @@ class TableWatch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Hear no more."""
         self._netlink.close()
 
     def fileno(self) -> int:

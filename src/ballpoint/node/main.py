@@ -118,9 +118,7 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
         tasks = Tasks()
         tasks.start(Health(node).run(), "health")
         tasks.start(space.run(), "space")
-        walls = Walls(node, network)
-        stack.callback(walls.close)
-        tasks.start(walls.run(), "walls")
+        tasks.start(Walls(node, network).run(), "walls")
 
         resolver = Resolver(config.dns)
         await resolver.start(str(network.gateway))

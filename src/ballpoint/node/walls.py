@@ -18,7 +18,7 @@ _UNKNOWN = "something"
 
 
 class Walls:
-    """Watches the network's rules from its making on; made once the network has started.
+    """Watches the rules of a network that has started.
 
     The kernel tells of a change when it is made, so what a `nft flush ruleset` opens is open for as long as putting it
     back takes, some hundredths of a second. Where it cannot be put back, every sprite's link is taken down until it is.
@@ -28,18 +28,15 @@ class Walls:
         self._node = node
         self._network = network
         self._clock = clock
-        self._watch: TableWatch = network.watch()
-
-    def close(self) -> None:
-        self._watch.close()
 
     async def run(self) -> None:
-        await self._mend(_UNKNOWN)  # between the start and the watch
-        while True:
-            await self._readable()
-            who = self._watch.read()
-            if who is not None:
-                await self._mend(who)
+        with self._network.watch() as watch:
+            await self._mend(_UNKNOWN)  # between the start and the watch
+            while True:
+                await _readable(watch)
+                who = watch.read()
+                if who is not None:
+                    await self._mend(who)
 
     async def _mend(self, who: str) -> None:
         closed = False
@@ -76,16 +73,17 @@ class Walls:
             except BallpointError as error:
                 log.error("cannot note %r for sprite %s: %s", kind, sprite_id, error)
 
-    async def _readable(self) -> None:
-        loop = asyncio.get_running_loop()
-        readable: asyncio.Future[None] = loop.create_future()
 
-        def settle() -> None:
-            if not readable.done():
-                readable.set_result(None)
+async def _readable(watch: TableWatch) -> None:
+    loop = asyncio.get_running_loop()
+    readable: asyncio.Future[None] = loop.create_future()
 
-        loop.add_reader(self._watch.fileno(), settle)
-        try:
-            await readable
-        finally:
-            loop.remove_reader(self._watch.fileno())
+    def settle() -> None:
+        if not readable.done():
+            readable.set_result(None)
+
+    loop.add_reader(watch.fileno(), settle)
+    try:
+        await readable
+    finally:
+        loop.remove_reader(watch.fileno())
