@@ -32,6 +32,8 @@ class TestNode:
     data: Path
     options: list[str] = field(default_factory=list)
     org: str = "acme"
+    program: tuple[str, ...] = (sys.executable, "-m", "ballpoint.cli")
+    cache: Path = CACHE
     process: subprocess.Popen[str] | None = None
     url: str = ""
     clients: list[SpritesClient] = field(default_factory=list)
@@ -45,7 +47,7 @@ class TestNode:
 
     @property
     def config(self) -> NodeConfig:
-        return load_config(None, data=self.data, cache=CACHE)
+        return load_config(None, data=self.data, cache=self.cache)
 
     @property
     def id(self) -> str:
@@ -54,7 +56,7 @@ class TestNode:
     def start(self) -> TestNode:
         """Start it and wait until it says that it serves."""
         command = [
-            sys.executable, "-m", "ballpoint.cli", "serve", "--data", str(self.data), "--cache", str(CACHE),
+            *self.program, "serve", "--data", str(self.data), "--cache", str(self.cache),
             "--image", "slim", "--listen", "127.0.0.1:0", "--token-file", str(self.token_file),
             "--pool", "3", "--pool-gb", "20", *self.options,
         ]  # fmt: skip
@@ -94,7 +96,7 @@ class TestNode:
         """Stop it with its sprites, whatever state it is in."""
         while self.clients:
             self.clients.pop().close()
-        command = [sys.executable, "-m", "ballpoint.cli", "down", "--data", str(self.data)]
+        command = [*self.program, "down", "--data", str(self.data)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=_STOP_SECONDS, check=False)
         if self.process is not None:
             self._wait()
