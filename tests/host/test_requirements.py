@@ -15,6 +15,7 @@ from ballpoint.host.requirements import (
     PACKAGES,
     SYSCTLS,
     install_packages,
+    load_modules,
     low_sysctls,
     missing_packages,
     raise_sysctls,
@@ -112,3 +113,29 @@ def test_an_apt_that_fails_is_one_sentence(tmp_path: Path, monkeypatch: pytest.M
     asked = (tmp_path / "asked").read_text().splitlines()
     assert all(line.startswith("noninteractive ") for line in asked)
     assert asked[-1].endswith(" nftables")
+
+
+def test_the_first_time_raises_the_limit_of_a_module_that_is_not_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the next boot loads it, before it sets limits."""
+    limits, programs, file = tmp_path / "sys", tmp_path / "bin", tmp_path / "modules-load.d/ours.conf"
+    programs.mkdir()
+    limit = limits / "net/netfilter/nf_conntrack_max"
+    monkeypatch.setattr(process, "_PATH", str(programs))
+    assert load_modules(limits, file) == []  # there is no modprobe
+    modprobe = programs / "modprobe"
+    modprobe.write_text("#!/bin/sh\nexit 1\n")
+    modprobe.chmod(0o755)
+    assert load_modules(limits, file) == []
+    assert not file.exists()
+    modprobe.write_text(
+        f'#!/bin/sh\n/bin/mkdir -p {limit.parent}; echo 65536 > {limit}; echo "$@" > {tmp_path}/asked\n'
+    )
+    assert load_modules(limits, file) == ["nf_conntrack"]
+    assert (tmp_path / "asked").read_text().split() == ["--all", "nf_conntrack"]
+    assert "nf_conntrack" in file.read_text().splitlines()
+    assert raise_sysctls(limits, tmp_path / "ours.conf") == {
+        "net.netfilter.nf_conntrack_max": SYSCTLS["net.netfilter.nf_conntrack_max"]
+    }
+    assert load_modules(limits, file) == []

@@ -40,6 +40,10 @@ SYSCTLS = {
     "net.netfilter.nf_conntrack_max": 262144,
 }
 SYSCTL_FILE = Path("/etc/sysctl.d/60-ballpoint.conf")
+# A limit of a module is there once the module is; at the next boot, too, it must be loaded before limits are set.
+MODULES = {"net.netfilter.nf_conntrack_max": "nf_conntrack"}
+MODULES_FILE = Path("/etc/modules-load.d/60-ballpoint.conf")
+_LOAD_SECONDS = 30.0
 _INSTALL_SECONDS = 1800.0
 
 
@@ -93,6 +97,24 @@ def low_sysctls(root: Path = Path("/proc/sys")) -> dict[str, int]:
     return low
 
 
+def load_modules(root: Path = Path("/proc/sys"), file: Path = MODULES_FILE) -> list[str]:
+    """Load the modules whose limits are to be raised, now and at the next boot. Returns those that were not there.
+
+    A kernel without modules, or without these, has no such limit, and nothing is done.
+    """
+    absent = [module for name, module in MODULES.items() if sysctl_value(name, root) is None]
+    if not absent or process.which("modprobe") is None:
+        return []
+    try:
+        process.run(["modprobe", "--all", *absent], timeout=_LOAD_SECONDS)
+    except process.CommandFailedError:
+        return []
+    file.parent.mkdir(exist_ok=True)
+    text = "\n".join(["# Written by `ballpoint up`: their limits are in sysctl.d.", *MODULES.values(), ""])
+    write_atomically(file, text.encode())
+    return absent
+
+
 def raise_sysctls(root: Path = Path("/proc/sys"), file: Path = SYSCTL_FILE) -> dict[str, int]:
     """Raise what is too low, now and for the next boot. Returns what was changed.
 
@@ -126,6 +148,7 @@ def main(extra: list[str]) -> None:
     if missing:
         sys.stderr.write(f"ballpoint: installing {', '.join(missing)}\n")
         install_packages(missing)
+    load_modules()
     for name, value in raise_sysctls().items():
         sys.stderr.write(f"ballpoint: raised {name} to {value}\n")
 

@@ -25,7 +25,7 @@ def down(data: Path | None) -> None:
     from ballpoint.node import supervisor
 
     config = _config(data)
-    if stop_unit():
+    if stop_unit(config):
         click.echo("stopped the systemd unit")
     supervisor.stop(config)
     click.echo(f"stopped the node in {config.data}; its sprites are cold")
@@ -38,19 +38,20 @@ def down(data: Path | None) -> None:
 def uninstall(data: Path | None, cache: Path, purge: bool) -> None:
     """Leave the host as it was found: stop the node, remove unit and settings, and with --purge all data."""
     from ballpoint.host.files import remove_tree
-    from ballpoint.host.requirements import SYSCTL_FILE
+    from ballpoint.host.requirements import MODULES_FILE, SYSCTL_FILE
     from ballpoint.node import supervisor
 
     config = _config(data)
+    removed = [str(UNIT_FILE)] if remove_unit(config) else []
     supervisor.stop(config)
-    removed = []
-    if not any(path for path in RUN_ROOT.glob("*") if path.name not in _SHARED):
-        remove_tree(RUN_ROOT)  # unless another node of this host runs
-    if remove_unit():
-        removed.append(str(UNIT_FILE))
-    if SYSCTL_FILE.exists():
-        SYSCTL_FILE.unlink()
-        removed.append(f"{SYSCTL_FILE} (the limits themselves stay until the next boot)")
+    if any(path for path in RUN_ROOT.glob("*") if path.name not in _SHARED):
+        click.echo("another node of this host runs: what all nodes share stays")
+    else:
+        remove_tree(RUN_ROOT)
+        for file, rest in ((SYSCTL_FILE, " (the limits themselves stay until the next boot)"), (MODULES_FILE, "")):
+            if file.exists():
+                file.unlink()
+                removed.append(f"{file}{rest}")
     if purge:
         removed += [str(directory) for directory in (config.data, cache) if remove_tree(directory)]
     click.echo("removed " + ", ".join(removed) if removed else "there was nothing to remove")

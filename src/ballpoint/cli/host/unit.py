@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from ballpoint.core.config import NodeConfig
-from ballpoint.core.errors import UnavailableError
+from ballpoint.core.errors import ConflictError, UnavailableError
 from ballpoint.host import process
 from ballpoint.host.files import write_atomically
 
@@ -16,37 +16,57 @@ UNIT_FILE = Path("/etc/systemd/system") / UNIT
 _SECONDS = 120.0
 
 
-def unit_text(config_file: Path) -> str:
+def config_file(config: NodeConfig) -> Path:
+    """Where the settings of a node that `up` starts are."""
+    return config.data.absolute() / "node.toml"
+
+
+def unit_text(config: NodeConfig) -> str:
     """The unit, running the interpreter this program runs with."""
     template = (resources.files("ballpoint.cli.host") / UNIT).read_text()
-    command = f"{sys.executable} -m ballpoint.cli serve --config {config_file}"
-    return template.replace("@COMMAND@", command)
+    return template.replace("@COMMAND@", f"{sys.executable} -m ballpoint.cli {_arguments(config)}")
 
 
-def install_unit(config: NodeConfig, config_file: Path) -> None:
+def _arguments(config: NodeConfig) -> str:
+    return f"serve --config {config_file(config)}"
+
+
+def install_unit(config: NodeConfig) -> None:
     """Write, enable and start the unit.
 
     Raises:
         UnavailableError: this host does not run systemd.
+        ConflictError: the unit is another node's.
     """
     if not Path("/run/systemd/system").is_dir():
         raise UnavailableError("this host does not run systemd", hint="leave out --system")
-    write_atomically(UNIT_FILE, unit_text(config_file).encode())
+    if UNIT_FILE.exists() and not has_unit(config):
+        raise ConflictError(f"{UNIT_FILE} starts another node", hint="ballpoint uninstall --data DIRECTORY of that one")
+    write_atomically(UNIT_FILE, unit_text(config).encode())
     process.run(["systemctl", "daemon-reload"], timeout=_SECONDS)
     process.run(["systemctl", "enable", "--now", UNIT], timeout=_SECONDS)
 
 
-def stop_unit() -> bool:
-    """Stop the unit. Returns whether there is one."""
-    if not UNIT_FILE.exists() or process.which("systemctl") is None:
+def has_unit(config: NodeConfig, file: Path = UNIT_FILE) -> bool:
+    """Whether the host's unit is there, and this node's."""
+    try:
+        lines = file.read_text().splitlines()
+    except FileNotFoundError:
+        return False
+    return any(line.startswith("ExecStart=") and line.endswith(f" {_arguments(config)}") for line in lines)
+
+
+def stop_unit(config: NodeConfig) -> bool:
+    """Stop the node's unit. Returns whether it has one."""
+    if not has_unit(config) or process.which("systemctl") is None:
         return False
     process.run(["systemctl", "stop", UNIT], timeout=_SECONDS)
     return True
 
 
-def remove_unit() -> bool:
-    """Stop and remove the unit. Returns whether there was one."""
-    if not UNIT_FILE.exists():
+def remove_unit(config: NodeConfig) -> bool:
+    """Stop and remove the node's unit. Returns whether it had one."""
+    if not has_unit(config):
         return False
     if process.which("systemctl") is not None:
         process.run(["systemctl", "disable", "--now", UNIT], timeout=_SECONDS)

@@ -14,14 +14,14 @@ from ballpoint.cli.client import settings
 from ballpoint.cli.client.exec_command import open_console, run
 from ballpoint.cli.client.http import Api, sprite_path
 from ballpoint.cli.host.options import config_from, node_options
-from ballpoint.cli.host.unit import install_unit
+from ballpoint.cli.host.unit import config_file, install_unit
 from ballpoint.core import ids
 from ballpoint.core.clock import SYSTEM_CLOCK
 from ballpoint.core.config import NodeConfig
 from ballpoint.core.errors import InvalidError, NotFoundError, UnavailableError
 from ballpoint.host import process
 from ballpoint.host.files import write_atomically
-from ballpoint.host.requirements import install_packages, missing_packages, raise_sysctls
+from ballpoint.host.requirements import install_packages, load_modules, missing_packages, raise_sysctls
 from ballpoint.volume.pool import shortfall
 
 FIRST_SPRITE = "first"
@@ -50,6 +50,7 @@ def up(system: bool, no_console: bool, **options: Any) -> int:
     if missing:
         _say(f"installing {', '.join(missing)}")
         install_packages(missing)
+    load_modules()
     for name, value in raise_sysctls().items():
         _say(f"raised {name} to {value}")
     _ensure_image(config)
@@ -89,10 +90,10 @@ def _start(config: NodeConfig, system: bool) -> None:
         return
     _say(f"starting a node on {config.listen}, data in {config.data}")
     config.data.mkdir(parents=True, exist_ok=True)
-    file = config.data / "node.toml"
+    file = config_file(config)
     write_atomically(file, _toml(config).encode(), mode=0o600)
     if system:
-        install_unit(config, file)
+        install_unit(config)
         _wait(config, None, "journalctl -u ballpoint")
         return
     log = config.data / "node.log"

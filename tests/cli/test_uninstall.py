@@ -1,0 +1,60 @@
+"""uninstall: what nodes share goes with the last one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ballpoint.core.config import RUN_ROOT
+from tests.support.nodes import TestNode
+
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("root")]
+
+# For what must happen. Seconds.
+_DEADLINE = 120
+# A host of its own, as far as uninstall can see: what it shows of the real one's settings is a copy.
+_ELSEWHERE = f"""
+mount -t tmpfs none /run
+mount -t tmpfs none /etc/sysctl.d
+mkdir -p /etc/modules-load.d
+mount -t tmpfs none /etc/modules-load.d
+touch /etc/sysctl.d/60-ballpoint.conf /etc/modules-load.d/60-ballpoint.conf
+mkdir -p {RUN_ROOT}/slots {RUN_ROOT}/forwarding {RUN_ROOT}/mounts
+%s
+"$0" -m ballpoint.cli uninstall --data "$1"
+find /run /etc/sysctl.d /etc/modules-load.d -mindepth 1 ! -path '/run/mount*' | sort
+"""
+
+
+def elsewhere(data: Path, before: str = "") -> list[str]:
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-euc", _ELSEWHERE % before, sys.executable, str(data)],
+        capture_output=True, text=True, timeout=_DEADLINE,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.splitlines()
+
+
+def test_the_last_node_takes_along_what_nodes_share(tmp_path: Path) -> None:
+    said, *left = elsewhere(tmp_path / "data")
+    assert said.startswith("removed /etc/sysctl.d/60-ballpoint.conf") and "modules-load.d" in said
+    assert left == []
+
+
+def test_beside_another_node_it_stays(tmp_path: Path) -> None:
+    said, *left = elsewhere(tmp_path / "data", before=f"mkdir {RUN_ROOT}/0a1b2c")
+    assert "another node" in said
+    assert {f"{RUN_ROOT}/0a1b2c", f"{RUN_ROOT}/slots", "/etc/sysctl.d/60-ballpoint.conf"} <= set(left)
+
+
+@pytest.mark.node
+def test_beside_a_real_node_it_stays(node: TestNode, tmp_path: Path) -> None:
+    """And that one goes on as if nothing had been."""
+    command = [sys.executable, "-m", "ballpoint.cli", "uninstall", "--data", str(tmp_path / "data"), "--purge",
+               "--cache", str(tmp_path / "cache")]  # fmt: skip
+    subprocess.run(command, check=True, timeout=_DEADLINE, capture_output=True)
+    assert (RUN_ROOT / node.id).is_dir()
+    assert node.api("GET", "/v1/sprites").status_code == 200
