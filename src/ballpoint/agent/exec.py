@@ -135,17 +135,16 @@ class _WebSocketExec(_Exec):
         self.socket.send_text(json.dumps(info))
 
     def output(self, stream: int, data: bytes) -> bool:
-        return self.socket.send_binary(data if self._tty else bytes((stream,)) + data)
+        return self.socket.send_binary(data) if self._tty else self.socket.send_binary(bytes((stream,)), data)
 
     def exited(self, code: int) -> None:
         """No client understands all the others' ways to be told (contract 3.4)."""
         self.session = None
         if self._tty:
-            self.socket.send_text(json.dumps({"type": "exit", "exit_code": code}))
-            self.socket.close(_CLOSE_OK if code == 0 else _CLOSE_BASE + code)
+            told = json.dumps({"type": "exit", "exit_code": code})
+            self.socket.close(_CLOSE_OK if code == 0 else _CLOSE_BASE + code, told)
         else:
-            self.socket.send_binary(bytes((_EXIT, code & 0xFF)))
-            self.socket.close(_CLOSE_OK)
+            self.socket.close(_CLOSE_OK, bytes((_EXIT, code & 0xFF)))
 
     def pause_input(self, paused: bool) -> None:
         self._connection.pause_reading(paused)
@@ -197,8 +196,7 @@ class _HttpExec(_Exec):
 
     def exited(self, code: int) -> None:
         self.session = None
-        self._chunk(bytes((_EXIT, code & 0xFF)))
-        self._connection.send(b"0\r\n\r\n")
+        self._connection.send(b"2\r\n", bytes((_EXIT, code & 0xFF)), b"\r\n0\r\n\r\n")
         self._connection.close()
 
     def pause_input(self, paused: bool) -> None:

@@ -1,8 +1,9 @@
-"""A WebSocket on a `Connection`: framing by `websockets` (sans-I/O), messages for a handler."""
+"""A WebSocket on a `Connection`: framing by `websockets` (sans-I/O) but for the messages it sends."""
 
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import Callable
 
 from websockets.frames import Frame, Opcode
@@ -18,6 +19,8 @@ _KEEPALIVE_SECONDS = 15.0
 _CLOSE_SECONDS = 1.0
 # Well above what sessions ever leave unsent: the rest is answers to a client that pings and never reads.
 _UNSENT_MAX = 4 << 20
+# RFC 6455 5.2: the last frame of its message, and the opcode.
+_TEXT, _BINARY = 0x81, 0x82
 
 
 class WebSocket:
@@ -62,27 +65,29 @@ class WebSocket:
         self._connection.upgrade()
         self._schedule_keepalive()
 
-    def send_binary(self, data: bytes) -> bool:
-        """Send a message; False asks to wait for `on_writable`."""
-        if self._framing.state is not State.OPEN:
-            return True
-        self._framing.send_binary(data)
-        self._spoke = self._loop.time()
-        return self._flush()
+    def send_binary(self, *parts: bytes) -> bool:
+        """Send a message, given in parts; False asks to wait for `on_writable`."""
+        return self._send(_BINARY, *parts)
 
     def send_text(self, text: str) -> None:
-        if self._framing.state is State.OPEN:
-            self._framing.send_text(text.encode())
-            self._spoke = self._loop.time()
-            self._flush()
+        self._send(_TEXT, text.encode())
 
-    def close(self, code: int) -> None:
-        """Start the closing handshake, and end the connection when it is done, or soon."""
+    def close(self, code: int, last: str | bytes) -> None:
+        """Send a last message and start the closing handshake, at once; end the connection when it is done, or soon."""
         if self._framing.state is State.OPEN:
+            data = last.encode() if isinstance(last, str) else last
+            message = _head(_TEXT if isinstance(last, str) else _BINARY, len(data)) + data
             self._framing.send_close(code)
-            self._flush()
+            self._connection.send(message, *self._framing.data_to_send())
         if self._closing is None:
             self._closing = self._loop.call_later(_CLOSE_SECONDS, self._connection.close)
+
+    def _send(self, opcode: int, *parts: bytes) -> bool:
+        # Not by the framing, which copies what it sends, and whose own frames have gone out before.
+        if self._framing.state is not State.OPEN:
+            return True
+        self._spoke = self._loop.time()
+        return self._connection.send(_head(opcode, sum(map(len, parts))), *parts)
 
     # ---- Handler ----
 
@@ -135,3 +140,12 @@ class WebSocket:
             self.send_binary(b"")
         if self._framing.state is State.OPEN:
             self._schedule_keepalive()
+
+
+def _head(opcode: int, size: int) -> bytes:
+    """RFC 6455 5.2: what comes before the payload of a server's frame."""
+    if size < 126:
+        return bytes((opcode, size))
+    if size < 1 << 16:
+        return struct.pack("!BBH", opcode, 126, size)
+    return struct.pack("!BBQ", opcode, 127, size)
