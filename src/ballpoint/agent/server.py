@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import select
 import socket
 from collections.abc import Callable
@@ -93,6 +94,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, route: Route) -> None:
         self._route = route
         self._transport: asyncio.Transport | None = None
+        self._fd = -1
         self._parser: Any = None
         self._preamble: dict[str, Any] | None = None
         self._buffer = b""
@@ -108,9 +110,23 @@ class Connection(asyncio.Protocol):
 
     def send(self, *chunks: bytes) -> bool:
         """Write; False asks the caller to wait for `Handler.writable`."""
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.writelines(chunks)
+        transport = self._transport
+        if transport is not None and not transport.is_closing():
+            sent = self._send_now(transport, chunks)
+            for chunk in chunks:
+                if sent < len(chunk):
+                    transport.write(memoryview(chunk)[sent:] if sent else chunk)
+                sent = max(0, sent - len(chunk))
         return self.writable
+
+    def _send_now(self, transport: asyncio.Transport, chunks: tuple[bytes, ...]) -> int:
+        """How many bytes went out at once, which a transport would first copy into one piece."""
+        if transport.get_write_buffer_size():
+            return 0
+        try:
+            return os.writev(self._fd, chunks)
+        except OSError:
+            return 0  # there is no room, or it has gone: the transport finds out which
 
     def start_response(self, status: int, headers: dict[str, str]) -> None:
         lines = [f"HTTP/1.1 {status} {_REASONS.get(status, 'Status')}"]
@@ -140,16 +156,16 @@ class Connection(asyncio.Protocol):
             return
         if paused:
             self._transport.pause_reading()
-            self._watch(self._transport)
+            self._watch()
         else:
             self._unwatch()
             self._transport.resume_reading()
 
-    def _watch(self, transport: asyncio.Transport) -> None:
+    def _watch(self) -> None:
         """An event loop that reads nothing sees no end; epoll(7) reports a hang-up unasked."""
         if self._hangup is None:
             self._hangup = select.epoll()
-            self._hangup.register(transport.get_extra_info("socket").fileno(), 0)
+            self._hangup.register(self._fd, 0)
             asyncio.get_running_loop().add_reader(self._hangup.fileno(), self.abort)
 
     def _unwatch(self) -> None:
@@ -184,6 +200,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        self._fd = transport.get_extra_info("socket").fileno()
         transport.set_write_buffer_limits(high=_HIGH_WATER)
 
     def data_received(self, data: bytes) -> None:
