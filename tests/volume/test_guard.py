@@ -18,8 +18,8 @@ import pytest
 from ballpoint.core import wire
 from ballpoint.core.clock import SYSTEM_CLOCK
 from ballpoint.core.errors import UnavailableError
-from ballpoint.host import filesystem
-from ballpoint.volume.freezer import Freezer
+from ballpoint.host import filesystem, loop, mount
+from ballpoint.volume.freezer import Freezer, stuck
 from ballpoint.volume.guard import PoolGuard
 from ballpoint.volume.pool import AttachedVolume, PoolUsage, VolumePool
 from tests.support.waiting import eventually
@@ -285,12 +285,82 @@ def test_what_the_freezer_thawed_by_itself_is_frozen_again(world: World) -> None
     assert is_frozen(volume)
 
 
+@contextmanager
+def held(pool: VolumePool, volumes: list[AttachedVolume]) -> Iterator[Callable[[], object]]:
+    """Volumes that the kernel holds while they are frozen: the pool below takes no write. Gives what lets them go."""
+    for volume in volumes:
+        path(volume.mount, "upper/dirty").write_bytes(os.urandom(MIB))
+    below = os.open(pool.root, os.O_RDONLY | os.O_DIRECTORY)
+    filesystem.fifreeze(below)
+    try:
+        yield lambda: filesystem.fithaw(below)
+    finally:
+        filesystem.fithaw(below)
+        os.close(below)
+
+
+def test_a_volume_that_the_kernel_holds_keeps_no_other_from_being_frozen(pool: VolumePool, tmp_path: Path) -> None:
+    pool.create("v", template="base", meta={})
+    volume = pool.attach("v")
+    freezer = Freezer()
+    with ExitStack() as stack:
+        stack.callback(volume.detach)
+        stack.callback(freezer.close)
+        let_go = stack.enter_context(held(pool, [volume]))
+        sound = stack.enter_context(_other_file_system(tmp_path / "sound.img"))
+        with volume.opened() as root:
+            outcome = freezer.freeze({"v": root, "sound": sound}, seconds=3)
+            assert (outcome.done, outcome.late) == ({"sound"}, {"v"})
+            assert freezer.freeze({"v": root}, seconds=0.01).late == {"v"}  # does not wait for itself
+        assert not filesystem.fifreeze(sound)
+        assert freezer.thaw(["sound"]).done == {"sound"}
+        let_go()
+        eventually(lambda: is_frozen(volume))
+        assert freezer.thaw(["v"]).done == {"v"}
+        assert not is_frozen(volume)
+
+
+def test_a_volume_that_was_frozen_late_is_thawed_with_the_others(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    (volume,) = world.attach("v")
+    world.fill_to(HARD - 1)
+    grow(volume, 2 * MIB)
+    freeze = Freezer.freeze
+    monkeypatch.setattr(Freezer, "freeze", lambda self, roots: freeze(self, roots, seconds=0.2))
+    with held(world.pool, [volume]) as let_go:
+        assert world.tick() == [("v", "frozen")]
+        assert world.tick() == []
+        let_go()
+        eventually(lambda: is_frozen(volume))
+    world.free = SOFT
+    assert world.tick() == [("v", "thawed")]
+    assert not is_frozen(volume)
+
+
+def test_a_freezer_that_the_kernel_holds_is_given_up_and_thaws_when_it_can(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (volume,) = world.attach("v")
+    world.fill_to(HARD - 1)
+    grow(volume, 2 * MIB)
+    freeze = Freezer.freeze
+    monkeypatch.setattr(Freezer, "freeze", lambda self, roots: freeze(self, roots, seconds=0.2))
+    monkeypatch.setattr("ballpoint.volume.freezer._CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr("ballpoint.volume.freezer._KILL_SECONDS", 0.2)
+    monkeypatch.setattr("ballpoint.volume.guard._THAW_SECONDS", 0.2)
+    with held(world.pool, [volume]):
+        assert world.tick() == [("v", "frozen")]
+        world.guard.close()  # comes back although the kernel lets neither of them go
+    stuck.pop().wait(30)
+    eventually(lambda: not is_frozen(volume))
+    grow(volume, MIB)
+
+
 def test_a_killed_node_leaves_nothing_frozen(pool: VolumePool) -> None:
     pool.create("v", template="base", meta={})
     volume = pool.attach("v")
     code = (
         "import sys, threading; from ballpoint.volume.freezer import Freezer;"
-        "freezer = Freezer(); freezer.freeze('v', int(sys.argv[1]));"
+        "freezer = Freezer(); freezer.freeze({'v': int(sys.argv[1])});"
         "print('frozen', flush=True); threading.Event().wait()"
     )
     with ExitStack() as stack:
@@ -339,17 +409,34 @@ def test_a_freezer_holds_each_volume_once_and_nothing_that_it_could_not_freeze(p
         stack.callback(volume.detach)
         stack.callback(freezer.close)
         with volume.opened() as root:
-            freezer.freeze("v", root)
-            freezer.freeze("v", root)
+            for _ in range(2):
+                assert freezer.freeze({"v": root}).done == {"v"}
         child = Path(f"/proc/{freezer_pid()}/fd")
         held = len(list(child.iterdir()))
         unfreezable = stack.enter_context(_opened(Path("/proc")))
-        with pytest.raises(UnavailableError):
-            freezer.freeze("proc", unfreezable)
+        outcome = freezer.freeze({"proc": unfreezable})
+        assert (outcome.done, outcome.late, set(outcome.failed)) == (set(), set(), {"proc"})
         assert len(list(child.iterdir())) == held
-        freezer.thaw("v")
+        assert freezer.thaw(["v", "unknown"]).done == {"v", "unknown"}
         assert len(list(child.iterdir())) == held - 1
         assert not is_frozen(volume)
+
+
+@contextmanager
+def _other_file_system(image: Path) -> Iterator[int]:
+    """The open root directory of an ext4 that lies on no pool."""
+    with image.open("wb") as file:
+        file.truncate(64 * MIB)
+    subprocess.run(["mkfs.ext4", "-q", image], check=True)
+    device, fd = loop.attach(image)
+    with ExitStack() as stack:
+        stack.callback(loop.wait_released, image, 10)
+        mounted = mount.fsmount("ext4", {"source": device})
+        stack.callback(os.close, mounted)
+        os.close(fd)
+        root = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=mounted)
+        stack.callback(os.close, root)
+        yield root
 
 
 @contextmanager

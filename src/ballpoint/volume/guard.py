@@ -7,17 +7,22 @@ nothing, and go on when there is room again.
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from ballpoint.core.clock import SYSTEM_CLOCK, Clock
-from ballpoint.core.errors import BallpointError, UnavailableError
+from ballpoint.core.errors import UnavailableError
 from ballpoint.host import filesystem
 from ballpoint.volume.freezer import Freezer
 from ballpoint.volume.pool import AttachedVolume, PoolUsage, VolumePool
+
+log = logging.getLogger(__name__)
 
 _TRIM_EVERY_SECONDS = 30.0
 _TRIM_MINIMUM = 64 * 1024
@@ -26,6 +31,8 @@ _GROWTH = 1 << 20
 # Documentation/block/stat.rst: sectors written, which are 512 bytes whatever the device's own are.
 _STAT_SECTORS_WRITTEN = 6
 _POOL_ITSELF = ""
+# Thawing is done at once, unless the kernel holds a disk.
+_THAW_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,8 @@ class PoolGuard:
     def tick(self, attached: Iterable[AttachedVolume]) -> list[Notice]:
         """Compare space and marks, and act. Call it several times a second while volumes are attached.
 
-        A volume that cannot be frozen, thawed or trimmed keeps no other from it.
+        A volume that cannot be frozen, thawed or trimmed keeps no other from it. One that the kernel holds on the way
+        counts as frozen: it will be.
 
         Returns:
             What was done, in order.
@@ -81,44 +89,50 @@ class PoolGuard:
         volumes = {volume.id: volume for volume in attached}
         usage = self._pool.usage(len(volumes))
         notices: list[Notice] = []
-        failures: list[BallpointError | OSError] = []
-
-        def attempt(action: Callable[[AttachedVolume], Notice | None], volume: AttachedVolume) -> None:
-            try:
-                if (notice := action(volume)) is not None:
-                    notices.append(notice)
-            except (BallpointError, OSError) as error:
-                failures.append(error)
-
+        failures: list[str] = []
         if usage.free >= usage.soft:
             self._sizes.clear()
-            for volume in list(self.frozen.values()):
-                attempt(self._thaw, volume)
+            notices += self._thaw(list(self.frozen.values()), failures)
         else:
             # Again at each tick: the freezer thaws at its deadline, and when it dies.
-            for volume in [*self.frozen.values(), *self._growing(volumes, usage)]:
-                attempt(self._freeze, volume)
+            notices += self._freeze([*self.frozen.values(), *self._growing(volumes, usage)], failures)
             try:
                 self._trim(volumes, usage)
             except OSError as error:
-                failures.append(error)
+                failures.append(str(error))
         if failures and not notices:
-            raise UnavailableError("; ".join(str(error) for error in failures)) from failures[0]
+            raise UnavailableError("; ".join(failures))
         return notices
 
     def release(self, volume_id: str) -> None:
-        """Thaw a volume that is about to be detached: a frozen writer cannot even be killed. Idempotent."""
+        """Thaw a volume that is about to be detached: a frozen writer cannot even be killed. Idempotent.
+
+        Raises:
+            UnavailableError: the kernel holds it.
+        """
         if volume_id in self.frozen:
-            self._thaw(self.frozen[volume_id])
+            failures: list[str] = []
+            self._thaw([self.frozen[volume_id]], failures)
+            if failures:
+                raise UnavailableError(failures[0])
         self._sizes.pop(volume_id, None)
         self._trimmed.pop(volume_id, None)
 
     def close(self) -> None:
-        """Thaw everything and end. Idempotent."""
+        """Thaw everything and end; a disk that the kernel holds is thawed when it lets go. Idempotent."""
         self._freezer.close()
-        while self.frozen:
-            _, volume = self.frozen.popitem()
-            _thaw_here(volume)
+        threads = {
+            name: threading.Thread(target=_thaw_here, args=(volume,), daemon=True)
+            for name, volume in self.frozen.items()
+        }
+        self.frozen.clear()
+        deadline = SYSTEM_CLOCK.monotonic() + _THAW_SECONDS
+        for thread in threads.values():
+            thread.start()
+        for name, thread in threads.items():
+            thread.join(max(0.0, deadline - SYSTEM_CLOCK.monotonic()))
+            if thread.is_alive():
+                log.error("volume %s is not thawed within %g s: the kernel holds it", name, _THAW_SECONDS)
 
     def _growing(self, volumes: dict[str, AttachedVolume], usage: PoolUsage) -> list[AttachedVolume]:
         """The volumes to freeze now, the fastest first; none while there is room."""
@@ -160,19 +174,51 @@ class PoolGuard:
         else:
             volumes[name].trim()
 
-    def _freeze(self, volume: AttachedVolume) -> Notice | None:
-        with volume.opened() as root:
-            self._freezer.freeze(volume.id, root)
-        if volume.id in self.frozen:
-            return None
-        self.frozen[volume.id] = volume
-        return Notice(volume.id, "frozen", "the pool is full; its writers wait")
+    def _freeze(self, volumes: list[AttachedVolume], failures: list[str]) -> list[Notice]:
+        """Freeze `volumes`, side by side, within one deadline. Returns of which this is news."""
+        if not volumes:
+            return []
+        with ExitStack() as stack:
+            roots = {}
+            for volume in volumes:
+                try:
+                    roots[volume.id] = stack.enter_context(volume.opened())
+                except OSError as error:
+                    failures.append(f"{volume.id}: {error}")
+            try:
+                outcome = self._freezer.freeze(roots)
+            except UnavailableError as error:
+                failures.append(error.message)
+                return []
+        failures += [f"{name}: {why}" for name, why in outcome.failed.items()]
+        stopped = [
+            volume for volume in volumes if volume.id in outcome.done | outcome.late and volume.id not in self.frozen
+        ]
+        self.frozen.update({volume.id: volume for volume in stopped})
+        return [Notice(volume.id, "frozen", "the pool is full; its writers wait") for volume in stopped]
 
-    def _thaw(self, volume: AttachedVolume) -> Notice:
-        self._freezer.thaw(volume.id)
-        _thaw_here(volume)
-        del self.frozen[volume.id]
-        return Notice(volume.id, "thawed", "the pool has room again")
+    def _thaw(self, volumes: list[AttachedVolume], failures: list[str]) -> list[Notice]:
+        """Thaw `volumes`, side by side, within one deadline."""
+        if not volumes:
+            return []
+        try:
+            outcome = self._freezer.thaw([volume.id for volume in volumes])
+        except UnavailableError as error:
+            failures.append(error.message)
+            return []
+        failures += [f"{name}: {why}" for name, why in outcome.failed.items()]
+        failures += [f"{name}: it is not thawed in time: the kernel holds it" for name in sorted(outcome.late)]
+        notices = []
+        for volume in volumes:
+            if volume.id in outcome.done:
+                try:
+                    _thaw_here(volume)
+                except OSError as error:
+                    failures.append(f"{volume.id}: {error}")
+                else:
+                    del self.frozen[volume.id]
+                    notices.append(Notice(volume.id, "thawed", "the pool has room again"))
+        return notices
 
 
 def _thaw_here(volume: AttachedVolume) -> None:
