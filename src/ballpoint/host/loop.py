@@ -7,15 +7,18 @@ import fcntl
 import os
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ballpoint.core.clock import SYSTEM_CLOCK
 from ballpoint.core.errors import UnavailableError
+from ballpoint.host import held
 
 _LOOP_SET_STATUS_BUSY_TRIES = 64
 _LOOP_CONFIGURE = 0x4C0A
 _LOOP_GET_STATUS64 = 0x4C05
+_LOOP_CTL_REMOVE = 0x4C81
 _LOOP_CTL_GET_FREE = 0x4C82
 _LO_FLAGS_READ_ONLY, _LO_FLAGS_AUTOCLEAR, _LO_FLAGS_DIRECT_IO = 1, 4, 16
 # struct loop_info64: lo_device lo_inode lo_rdevice lo_offset lo_sizelimit lo_number lo_encrypt_type
@@ -24,6 +27,7 @@ _INFO = struct.Struct("=5Q4I64s64s32s2Q")
 # struct loop_config: fd block_size info reserved[8]
 _CONFIG_SIZE = 8 + _INFO.size + 64
 _POLL_SECONDS = 0.001
+_REMOVERS = 32
 
 
 def attach(
@@ -138,6 +142,41 @@ class Attachments:
     def wait_released(self, path: Path, timeout: float) -> None:
         """`loop.wait_released` of the device of `path`."""
         _wait(lambda: self.find(path), path, timeout)
+
+
+def hold_devices(node_id: str, root: Path) -> None:
+    """Remember, for the host's nodes, which devices there were before the first of them. Idempotent."""
+    held.hold(root / "loop", node_id, _numbers, lambda: None)
+
+
+def drop_devices(node_id: str, root: Path) -> bool:
+    """End what `hold_devices` began; the last node removes the devices that came since and that nobody uses.
+
+    Returns:
+        False where `node_id` held nothing.
+    """
+    return held.drop(root / "loop", node_id, lambda found: _remove(set(_numbers()).difference(found)))
+
+
+def _numbers() -> list[int]:
+    return [int(path.name.removeprefix("loop")) for path in Path("/sys/block").glob("loop*")]
+
+
+def _remove(numbers: Iterable[int]) -> None:
+    def remove(number: int) -> None:
+        try:
+            fcntl.ioctl(control, _LOOP_CTL_REMOVE, number)
+        except OSError as error:
+            if error.errno not in (errno.EBUSY, errno.ENODEV):
+                raise
+
+    control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        # Each waits for a grace period of the kernel, but all for the same one.
+        with ThreadPoolExecutor(_REMOVERS) as threads:
+            list(threads.map(remove, numbers))
+    finally:
+        os.close(control)
 
 
 def wait_released(path: Path, timeout: float) -> None:

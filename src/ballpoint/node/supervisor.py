@@ -26,6 +26,7 @@ from ballpoint.core.errors import BallpointError, ConflictError, InvalidError, U
 from ballpoint.host import mount, namespaces, prctl, process, slots
 from ballpoint.host.cgroup import Limits
 from ballpoint.host.files import remove_tree, write_atomically
+from ballpoint.host.loop import drop_devices, hold_devices
 from ballpoint.host.namespaces import CLONE_NEWNS
 from ballpoint.image.build import Progress
 from ballpoint.image.catalogue import Catalogue
@@ -71,6 +72,7 @@ def serve(config: NodeConfig) -> int:
             directory.mkdir(exist_ok=True)
             directory.chmod(0o711)
         stack.callback(os.close, _lock(config.run))
+        hold_devices(config.node_id, RUN_ROOT)
         listener = _bind(config)
         stack.callback(listener.close)
         programs = ensure_programs(config.cache)
@@ -78,6 +80,7 @@ def serve(config: NodeConfig) -> int:
         code = asyncio.run(_Supervisor(config, listener, programs).run())
         if not any((config.run / "instances").glob("*")):
             remove_tree(config.run)  # no sprite runs that would need it
+            drop_devices(config.node_id, RUN_ROOT)
         return code
 
 
@@ -95,6 +98,7 @@ def stop(config: NodeConfig) -> None:
     if config.run.exists() or any(slots.owned_by(f"{config.node_id}/")):
         asyncio.run(_clean(config))
     remove_tree(config.run)
+    drop_devices(config.node_id, RUN_ROOT)
 
 
 async def _clean(config: NodeConfig) -> None:

@@ -11,7 +11,7 @@ from ballpoint.cli.host.unit import UNIT_FILE, remove_unit, stop_unit
 from ballpoint.core.config import DEFAULT_CACHE, DEFAULT_DATA, RUN_ROOT, NodeConfig, load_config
 
 # What the nodes of a host have in common below the run directory.
-_SHARED = ("slots", "forwarding", "favordynmods", "mounts")
+_SHARED = ("slots", "forwarding", "favordynmods", "loop", "mounts")
 
 
 def _config(data: Path | None) -> NodeConfig:

@@ -1,0 +1,68 @@
+"""Loop devices: known by the file behind them, and gone with the last node."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ballpoint.core.errors import UnavailableError
+from ballpoint.host import loop
+
+
+def image(path: Path) -> Path:
+    with path.open("wb") as file:
+        file.truncate(1 << 20)
+    return path
+
+
+def exists(device: str) -> bool:
+    return Path("/sys/block", Path(device).name).exists()
+
+
+def test_an_owner_knows_its_devices_and_forgets_them_when_they_let_go(tmp_path: Path) -> None:
+    first, second = image(tmp_path / "first"), image(tmp_path / "second")
+    early, early_fd = loop.attach(first)
+    owner = loop.Attachments()
+    assert owner.find(first) == early == loop.find_by_backing(first)
+    assert owner.find(second) is None
+    late, late_fd = owner.attach(second)
+    assert owner.find(second) == late == loop.find_by_backing(second)
+    second.rename(tmp_path / "renamed")
+    assert owner.find(second) is None
+    assert owner.find(tmp_path / "renamed") == late
+    holder = os.open(late, os.O_RDONLY | os.O_EXCL)
+    with pytest.raises(UnavailableError):
+        owner.wait_released(tmp_path / "renamed", 0.05)
+    os.close(holder)
+    os.close(early_fd)
+    os.close(late_fd)
+    for path in (first, tmp_path / "renamed"):
+        owner.wait_released(path, 10)
+        loop.wait_released(path, 10)
+        assert owner.find(path) is None
+        assert loop.find_by_backing(path) is None
+
+
+def test_devices_that_came_go_with_the_last_holder_unless_somebody_uses_them(tmp_path: Path) -> None:
+    before = {f"/dev/{path.name}" for path in Path("/sys/block").glob("loop*")}
+    loop.hold_devices("first", tmp_path)
+    backing = image(tmp_path / "image")
+    attached: list[tuple[str, int]] = []
+    while len([device for device, _ in attached if device not in before]) < 2:
+        attached.append(loop.attach(backing, read_only=True))
+    loop.hold_devices("second", tmp_path)
+    (gone, gone_fd), (kept, kept_fd) = [each for each in attached if each[0] not in before]
+    os.close(gone_fd)
+    assert loop.drop_devices("second", tmp_path)
+    assert exists(gone)
+    assert loop.drop_devices("first", tmp_path)
+    assert not exists(gone)
+    assert exists(kept)
+    assert all(exists(device) for device in before)
+    for _, fd in attached:
+        if fd != gone_fd:
+            os.close(fd)
+    assert not loop.drop_devices("first", tmp_path)
+    assert exists(kept)
