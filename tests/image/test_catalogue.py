@@ -56,7 +56,7 @@ def ensure(cache: Path, recipe: str = "slim") -> Image:
 
 
 def names(cache: Path) -> set[str]:
-    return {path.name for path in (cache / "images").iterdir()} - {".lock"}
+    return {path.name for path in (cache / "images").glob("*")} - {".lock"}
 
 
 def test_a_build_is_found_by_its_digest(tmp_path: Path, builder: Builder) -> None:
@@ -127,6 +127,7 @@ def test_what_a_killed_process_left_is_unseen_and_swept(tmp_path: Path, builder:
 def test_a_second_process_waits_for_the_first(tmp_path: Path, builder: Builder) -> None:
     catalogue = Catalogue(tmp_path)
     said: list[str] = []
+    (tmp_path / "images").mkdir()
     with (tmp_path / "images/.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         waiting = threading.Thread(

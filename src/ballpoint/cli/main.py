@@ -9,7 +9,7 @@ from typing import NoReturn
 import click
 
 from ballpoint import __version__
-from ballpoint.core.errors import BallpointError
+from ballpoint.core.errors import BallpointError, InvalidError
 
 # name -> (module below ballpoint.cli, attribute)
 _COMMANDS = {
@@ -80,6 +80,8 @@ def main() -> NoReturn:
         if error.hint:
             click.echo(f"  {error.hint}", err=True)
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        sys.exit(141)  # 128 + SIGPIPE, as a shell reports it
+    except PermissionError as error:
+        click.echo(f"ballpoint: this user may not use {error.filename or 'what it needs'}", err=True)
+        click.echo("  run it as root, or with sudo", err=True)
+        sys.exit(InvalidError.exit_code)
     sys.exit(code if isinstance(code, int) else 0)

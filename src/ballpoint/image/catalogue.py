@@ -64,11 +64,10 @@ class Catalogue:
 
     def __init__(self, cache: Path) -> None:
         self._root = cache / "images"
-        self._root.mkdir(parents=True, exist_ok=True)
 
     def list(self) -> list[Image]:
         """All images, oldest first. CorruptError where one is damaged."""
-        found = (self._read(path.name) for path in self._root.iterdir() if _DIGEST.fullmatch(path.name))
+        found = (self._read(path.name) for path in self._root.glob("*") if _DIGEST.fullmatch(path.name))
         return sorted((image for image in found if image is not None), key=lambda image: image.built_at)
 
     def find(self, digest: str) -> Image:
@@ -161,6 +160,7 @@ class Catalogue:
     @contextmanager
     def _building(self, progress: Callable[[Progress], None]) -> Iterator[None]:
         """One build at a time; what an interrupted one left is removed first."""
+        self._root.mkdir(parents=True, exist_ok=True)
         with (self._root / ".lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -71,7 +71,9 @@ def remember(url: str, token: str) -> str:
     url = url.rstrip("/")
     parts = token.strip().split("/")
     if len(parts) != 4 or not all(parts):
-        raise InvalidError("a token has the shape org/orgid/tokenid/value")
+        raise InvalidError(
+            "a token has the shape org/orgid/tokenid/value", hint="ballpoint token create prints one, on the node"
+        )
     org = parts[0]
     config = _read(home() / "sprites.json")
     config["version"] = "1"

@@ -8,10 +8,12 @@ from typing import Any
 
 import click
 
+from ballpoint.cli import columns
 from ballpoint.cli.client import settings
 from ballpoint.cli.client.exec_command import open_console, parse_environment
 from ballpoint.cli.client.http import api, sprite_name, sprite_path
 from ballpoint.cli.client.names import new_name
+from ballpoint.core.errors import InvalidError
 
 _PAGE = 50
 
@@ -64,16 +66,10 @@ def list_(ctx: click.Context, prefix: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
-    rows = [("NAME", "STATUS", "CREATED", "LABELS")]
-    rows += [
-        (each["name"], _status(each), each["created_at"][:19].replace("T", " "), ",".join(each["labels"]))
-        for each in found
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    for row in rows:
-        click.echo(
-            "  ".join([*(cell.ljust(width) for cell, width in zip(row[:3], widths, strict=True)), row[3]]).rstrip()
-        )
+    columns.show(
+        ("NAME", "STATUS", "CREATED", "LABELS"),
+        [(each["name"], _status(each), columns.moment(each["created_at"]), ",".join(each["labels"])) for each in found],
+    )
 
 
 def _status(sprite: dict[str, Any]) -> str:
@@ -148,7 +144,7 @@ def events(ctx: click.Context, name: str | None, follow: bool, as_json: bool) ->
         if as_json:
             click.echo(json.dumps(event))
         else:
-            click.echo(f"{event['time'][:19].replace('T', ' ')}  {event['kind']:<10}  {event['cause']}")
+            click.echo(f"{columns.moment(event['time'])}  {event['kind']:<14}  {event['cause']}")
 
 
 @click.command()
@@ -167,6 +163,8 @@ def destroy(ctx: click.Context, name: str | None, force: bool) -> None:
     """Remove a sprite and its disk."""
     wanted = sprite_name(ctx, name)
     if not force:
+        if not sys.stdin.isatty():
+            raise InvalidError("destroy asks first, and nobody is there to answer", hint="destroy --force does not ask")
         click.confirm(f"Destroy {wanted} and everything on its disk?", abort=True)
     api(ctx).call("DELETE", sprite_path(wanted))
     click.echo(f"destroyed {wanted}")

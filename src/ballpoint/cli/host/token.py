@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ballpoint.cli import columns
 from ballpoint.cli.host.options import data_option
 from ballpoint.core.config import DEFAULT_DATA, load_config
-from ballpoint.core.errors import NotFoundError
+from ballpoint.core.errors import InvalidError, NotFoundError
 
 if TYPE_CHECKING:
     from ballpoint.registry.registry import Registry
@@ -50,9 +52,13 @@ def list_(data: Path | None, as_json: bool) -> None:
 
         click.echo(json.dumps(msgspec.to_builtins(found), indent=2))
         return
-    for each in found:
-        state = "revoked" if each.revoked_at else "valid"
-        click.echo(f"{each.id}  {each.org:<16}  {state:<8}  {each.created_at:%Y-%m-%d %H:%M}  {each.description}")
+    columns.show(
+        ("ID", "ORGANIZATION", "STATE", "CREATED", "DESCRIPTION"),
+        [
+            (each.id, each.org, "revoked" if each.revoked_at else "valid", f"{each.created_at:%F %T}", each.description)
+            for each in found
+        ],
+    )
 
 
 @token.command()
@@ -76,6 +82,9 @@ def _with_registry(data: Path | None, work: Any) -> Any:
     config = load_config(None, data=data or DEFAULT_DATA)
     if not (config.data / "registry.db").exists():
         raise NotFoundError(f"there is no node in {config.data}", hint="start one: ballpoint up, or ballpoint serve")
+
+    if not os.access(config.data / "registry.db", os.R_OK | os.W_OK):
+        raise InvalidError(f"this user may not use the registry in {config.data}", hint="sudo ballpoint token ...")
 
     async def run() -> Any:
         registry = await Registry.open(registry_url(config))

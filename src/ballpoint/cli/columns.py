@@ -1,0 +1,20 @@
+"""Lists on a terminal or in a pipe: one heading, one line for each thing, columns that two spaces part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import click
+
+
+def show(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print `rows` below `heading`, which has a word for each column. An empty cell is a `-`, so that awk finds all."""
+    lines = [tuple(heading), *(tuple(cell or "-" for cell in row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(heading))]
+    for line in lines:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def moment(text: str) -> str:
+    """A time of the API or of a record, as people read it: UTC, to the second."""
+    return text[:19].replace("T", " ")
