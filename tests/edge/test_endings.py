@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import threading
 from contextlib import ExitStack, suppress
 
@@ -64,6 +65,34 @@ def test_a_client_that_goes_within_its_body_takes_its_request_along(world: World
     assert watched.began.wait(30)
     client.close()
     assert watched.ended.wait(30)
+
+
+@pytest.mark.parametrize("reset", [True, False])
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_client_that_goes_while_its_body_is_not_taken_takes_its_request_along(
+    world: World, target: str, reset: bool
+) -> None:
+    """Nothing more is read from it, so its end is not read either."""
+    ended = threading.Event()
+
+    def hold(connection: Wire) -> None:
+        with select.epoll() as epoll:  # sees the end, and takes nothing
+            epoll.register(connection.sock, 0)
+            if epoll.poll(30):
+                ended.set()
+
+    (world.agent if target.startswith("/agent") else world.api).handler = hold
+    client = world.connect().send(get(target, "Content-Length: 1000000000", method="POST"))
+    if reset:
+        client.sock.settimeout(0.5)
+        with suppress(TimeoutError):
+            while True:
+                client.sock.send(bytes(65_536))
+        client.reset()
+    else:
+        client.send(bytes(800_000))  # so much that it is held back, and so little that its end comes behind it
+        client.close()
+    assert ended.wait(30)
 
 
 @pytest.mark.parametrize("framing", ["Content-Length: 10", "Transfer-Encoding: chunked"])

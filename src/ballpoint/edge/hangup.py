@@ -7,6 +7,9 @@ import os
 import select
 from collections.abc import Callable
 
+# Who is held back is so for a moment, as a rule, and then not worth three system calls.
+_AFTER_SECONDS = 0.2
+
 
 class Hangups:
     """An event loop that reads nothing from a connection sees no end of it; epoll(7) reports a hang-up unasked.
@@ -15,20 +18,27 @@ class Hangups:
     """
 
     def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self._epoll = select.epoll()
+        self._soon: dict[asyncio.Transport, asyncio.TimerHandle] = {}
         self._copies: dict[asyncio.Transport, int] = {}
         self._watched: dict[int, tuple[asyncio.Transport, Callable[[bool], None]]] = {}
-        asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._ready)
+        self._loop.add_reader(self._epoll.fileno(), self._ready)
 
     def watch(self, transport: asyncio.Transport, gone: Callable[[bool], None], *, half: bool = False) -> None:
-        """Say, once, that a connection has ended. Whoever calls this calls `forget` when it is lost. Idempotent.
+        """Say, once and not at once, that a connection has ended. Whoever calls this calls `forget` when it is lost.
 
         Args:
             gone: is called with whether it failed, as a TCP connection does that is reset. One that did not is over in
                 both directions, and what was received may still be read.
             half: it is enough that the peer sends no more.
         """
-        if transport not in self._copies:
+        if transport not in self._soon and transport not in self._copies:
+            self._soon[transport] = self._loop.call_later(_AFTER_SECONDS, self._register, transport, gone, half)
+
+    def _register(self, transport: asyncio.Transport, gone: Callable[[bool], None], half: bool) -> None:
+        del self._soon[transport]
+        if not transport.is_closing():
             copy = os.dup(transport.get_extra_info("socket").fileno())
             self._copies[transport] = copy
             self._watched[copy] = transport, gone
@@ -36,6 +46,9 @@ class Hangups:
 
     def forget(self, transport: asyncio.Transport) -> None:
         """Watch it no more. Idempotent."""
+        soon = self._soon.pop(transport, None)
+        if soon is not None:
+            soon.cancel()
         copy = self._copies.pop(transport, None)
         if copy is not None:
             del self._watched[copy]

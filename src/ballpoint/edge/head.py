@@ -7,8 +7,7 @@ the one that was authorized.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 HEAD_MAX = 64 * 1024
 _TARGET_MAX = 48 * 1024
@@ -18,8 +17,11 @@ _CHUNK_LINE_MAX = 18  # 16 hexadecimal digits and the line's end
 
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _TARGET = re.compile(rb"[\x21-\x7e]+")
-# field-value of RFC 9110 5.5: visible characters, spaces, tabs and obs-text
-_VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
+# A field line (RFC 9112 5), its value of visible characters, spaces, tabs and obs-text (RFC 9110 5.5). One that is
+# folded, or has a space before its colon, is none.
+_FIELD = rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]++):([\t\x20-\x7e\x80-\xff]*+)\r\n"
+_FIELDS = re.compile(rb"(?:" + _FIELD + rb")*+")
+_EACH_FIELD = re.compile(_FIELD)
 _HOST = re.compile(rb"[0-9A-Za-z.\-_]*(:[0-9]{0,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{0,5})?")
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?")
 
@@ -40,44 +42,52 @@ class FramingError(Exception):
         self.message = message
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Head:
     """Fields of a request or response.
 
     Attributes:
-        fields: (name as sent, value), in order.
+        fields: (name as sent, value), in order; names: the same names in lower case.
         length: of the body by Content-Length; None where there is none.
         chunked: the body is chunked.
         version: 0 or 1, of HTTP/1.x.
     """
 
-    fields: tuple[tuple[bytes, bytes], ...]
+    fields: list[tuple[bytes, bytes]]
+    names: list[bytes]
     version: int
     length: int | None = None
     chunked: bool = False
-    _by_name: dict[bytes, bytes] = field(default_factory=dict, compare=False)
 
     def get(self, name: bytes) -> bytes | None:
         """Value of the last field `name` (lower case)."""
-        return self._by_name.get(name)
+        return _values(self.fields, self.names, name)[-1] if name in self.names else None
 
     def tokens(self, name: bytes) -> set[bytes]:
-        """Lower-case members of the comma-separated list in all fields `name`."""
-        return _tokens(self.fields, name)
+        """Lower-case members of the comma-separated list in all fields `name` (lower case)."""
+        return _tokens(self.fields, self.names, name)
 
     @property
     def keep_alive(self) -> bool:
         """Whether the sender wants to use the connection again."""
+        if b"connection" not in self.names:
+            return self.version == 1
         tokens = self.tokens(b"connection")
         return b"close" not in tokens and (self.version == 1 or b"keep-alive" in tokens)
 
-    def end_to_end(self) -> list[tuple[bytes, bytes]]:
-        """The fields that may be passed on."""
-        gone = HOP_BY_HOP | self.tokens(b"connection")
-        return [(name, value) for name, value in self.fields if name.lower() not in gone]
+    def end_to_end(self, without: frozenset[bytes], prefix: bytes) -> list[tuple[bytes, bytes]]:
+        """The fields that may be passed on, less those in `without` or beginning with `prefix` (lower case)."""
+        gone = without | HOP_BY_HOP
+        if b"connection" in self.names:
+            gone |= self.tokens(b"connection")
+        return [
+            pair
+            for pair, name in zip(self.fields, self.names, strict=True)
+            if name not in gone and not name.startswith(prefix)
+        ]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class RequestHead(Head):
     """A request's head. `target` is in origin form."""
 
@@ -88,16 +98,16 @@ class RequestHead(Head):
     @property
     def upgrade(self) -> bytes | None:
         """The protocol asked for by an upgrade. Beside a body it is ignored: both would use the connection at once."""
-        if self.version == 1 and not self.has_body and b"upgrade" in self.tokens(b"connection"):
-            return self.get(b"upgrade")
-        return None
+        if b"upgrade" not in self.names or self.version != 1 or self.has_body:
+            return None
+        return self.get(b"upgrade") if b"upgrade" in self.tokens(b"connection") else None
 
     @property
     def has_body(self) -> bool:
         return self.chunked or bool(self.length)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class ResponseHead(Head):
     """A response's head."""
 
@@ -129,7 +139,7 @@ def parse_request(data: bytes) -> RequestHead:
     Raises:
         FramingError: it is malformed or ambiguous.
     """
-    line, *rest = data[:-4].split(b"\r\n")
+    line, _, rest = data.partition(b"\r\n")
     parts = line.split(b" ")
     if len(parts) != 3:
         raise FramingError("malformed request line")
@@ -143,20 +153,20 @@ def parse_request(data: bytes) -> RequestHead:
     if version_text not in (b"HTTP/1.0", b"HTTP/1.1"):
         raise FramingError("only HTTP/1.0 and HTTP/1.1 are served", 505 if version_text.startswith(b"HTTP/") else 400)
     version = version_text[-1] - ord("0")
-    fields = _fields(rest)
-    hosts = [value for name, value in fields if name.lower() == b"host"]
+    fields, names = _fields(rest)
+    hosts = _values(fields, names, b"host")
     if len(hosts) > 1 or (not hosts and version == 1):
         raise FramingError("there must be exactly one Host")
     host = hosts[0] if hosts else b""
     if not _HOST.fullmatch(host) or len(host) > _HOST_MAX:
         raise FramingError("malformed Host")
-    length, chunked = _framing(fields, version)
+    length, chunked = _framing(fields, names, version)
     return RequestHead(
-        tuple(fields),
+        fields,
+        names,
         version,
         length,
         chunked,
-        {name.lower(): value for name, value in fields},
         method=method,
         target=_origin_form(target, host),
         host=host,
@@ -169,47 +179,50 @@ def parse_response(data: bytes) -> ResponseHead:
     Raises:
         FramingError: it is malformed or ambiguous.
     """
-    line, *rest = data[:-4].split(b"\r\n")
+    line, _, rest = data.partition(b"\r\n")
     match = _STATUS_LINE.fullmatch(line)
     if match is None:
         raise FramingError("malformed status line", 502)
-    fields = _fields(rest)
+    fields, names = _fields(rest)
     version = int(match[1])
-    length, chunked = _framing(fields, version)
+    length, chunked = _framing(fields, names, version)
     return ResponseHead(
-        tuple(fields),
+        fields,
+        names,
         version,
         length,
         chunked,
-        {name.lower(): value for name, value in fields},
         status=int(match[2]),
         reason=match[3] or b"",
     )
 
 
-def _fields(lines: list[bytes]) -> list[tuple[bytes, bytes]]:
-    fields = []
-    for line in lines:
-        name, colon, value = line.partition(b":")
-        # A space before the colon, or a folded line, fails here.
-        if not colon or not _TOKEN.fullmatch(name):
-            raise FramingError("malformed header line")
-        if not _VALUE.fullmatch(value):
-            raise FramingError("a header has control characters")
-        fields.append((name, value.strip(b" \t")))
-    return fields
+def _fields(block: bytes) -> tuple[list[tuple[bytes, bytes]], list[bytes]]:
+    """The fields in `block`, which ends with an empty line, and their names in lower case."""
+    end = len(block) - 2
+    match = _FIELDS.match(block, 0, end)
+    if match is None or match.end() != end or not block.endswith(b"\r\n"):
+        raise FramingError("a header line is malformed, or has control characters")
+    fields = [(name, value.strip(b" \t")) for name, value in _EACH_FIELD.findall(block, 0, end)]
+    return fields, [name.lower() for name, _ in fields]
 
 
-def _tokens(fields: Iterable[tuple[bytes, bytes]], name: bytes) -> set[bytes]:
-    values = [value for given, value in fields if given.lower() == name]
+def _values(fields: list[tuple[bytes, bytes]], names: list[bytes], name: bytes) -> list[bytes]:
+    if name not in names:
+        return []
+    return [pair[1] for pair, given in zip(fields, names, strict=True) if given == name]
+
+
+def _tokens(fields: list[tuple[bytes, bytes]], names: list[bytes], name: bytes) -> set[bytes]:
+    values = _values(fields, names, name)
     return {part.strip(b" \t").lower() for value in values for part in value.split(b",")} - {b""}
 
 
-def _framing(fields: list[tuple[bytes, bytes]], version: int) -> tuple[int | None, bool]:
-    if _tokens(fields, b"connection") & _NEVER_HOP_BY_HOP:
+def _framing(fields: list[tuple[bytes, bytes]], names: list[bytes], version: int) -> tuple[int | None, bool]:
+    if b"connection" in names and _tokens(fields, names, b"connection") & _NEVER_HOP_BY_HOP:
         raise FramingError("Connection names a field that belongs to the message")
-    lengths = [value for name, value in fields if name.lower() == b"content-length"]
-    codings = [value for name, value in fields if name.lower() == b"transfer-encoding"]
+    lengths = _values(fields, names, b"content-length")
+    codings = _values(fields, names, b"transfer-encoding")
     if codings and lengths:
         raise FramingError("Content-Length beside Transfer-Encoding")
     if codings:

@@ -14,10 +14,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from socket import SO_LINGER, SOL_SOCKET
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from ballpoint.core.errors import UnavailableError
 from ballpoint.edge.head import FramingError, find_end
+
+if TYPE_CHECKING:
+    from ballpoint.edge.passage import Passage
 
 # Read ahead at most this much, then let the sender wait.
 READ_AHEAD = 256 * 1024
@@ -36,6 +39,8 @@ class Stream(asyncio.Protocol):
         connected: called with the stream when the connection is made.
 
     Attributes:
+        passage: takes what is received, instead of `buffer`; source: what is written here comes from it.
+        on_end: called when no more will come, unless `passage` is.
         buffer: bytes received and not used yet.
         ended: no more will come.
         cut: the other side ended the connection before it had read all that was sent. Of a unix socket this is certain:
@@ -44,6 +49,10 @@ class Stream(asyncio.Protocol):
 
     def __init__(self, connected: Callable[[Stream], None] | None = None) -> None:
         self._connected = connected
+        self._loop = asyncio.get_running_loop()
+        self.passage: Passage | None = None
+        self.source: Passage | None = None
+        self.on_end: Callable[[], None] | None = None
         self.buffer = bytearray()
         self.ended = False
         self.cut = False
@@ -52,7 +61,9 @@ class Stream(asyncio.Protocol):
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
         self._reading = True
-        self._writable = True
+        self._timer: asyncio.TimerHandle | None = None
+        self._late = False
+        self.writable = True
 
     # ---- asyncio.Protocol ----
 
@@ -63,45 +74,85 @@ class Stream(asyncio.Protocol):
             self._connected(self)
 
     def data_received(self, data: bytes) -> None:
-        self.buffer += data
-        if len(self.buffer) > READ_AHEAD and self._reading:
-            self._reading = False
-            self.transport.pause_reading()
-        _wake(self._reader)
+        if self.passage is not None:
+            self.passage.received(data)
+        else:
+            self.buffer += data
+            if len(self.buffer) > READ_AHEAD:
+                self.hold()
+            _wake(self._reader)
 
     def eof_received(self) -> bool:
-        self.ended = True
-        _wake(self._reader)
+        self._end()
         return True  # what is to be written may still be
+
+    def _end(self) -> None:
+        self.ended = True
+        if self.passage is not None:
+            self.passage.source_ended()
+        elif self.on_end is not None:
+            self.on_end()
+        _wake(self._reader)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if exc is not None and not self.ended:
-            self.buffer += read_rest(self.transport)
-        self.ended = True
+            self.data_received(read_rest(self.transport))
         self.cut = isinstance(exc, (BrokenPipeError, ConnectionResetError))
         self._failure = exc or ConnectionResetError("the connection has ended")
-        _wake(self._reader)
+        self.limit(None)
+        self._end()
+        if self.source is not None:
+            self.source.target_lost()
         _wake(self._writer)
 
     def pause_writing(self) -> None:
-        self._writable = False
+        self.writable = False
+        if self.source is not None:
+            self.source.hold()
 
     def resume_writing(self) -> None:
-        self._writable = True
+        self.writable = True
+        if self.source is not None:
+            self.source.go_on()
         _wake(self._writer)
 
     # ---- reading ----
 
-    async def fill(self) -> bool:
-        """Wait for more than `buffer` has now. Returns False at the end."""
-        if self.ended:
-            return False
-        had = len(self.buffer)
-        if not self._reading and had <= READ_AHEAD:
+    def hold(self) -> None:
+        """Take no more from the peer."""
+        if self._reading and not self.transport.is_closing():
+            self._reading = False
+            self.transport.pause_reading()
+
+    def go_on(self) -> None:
+        """Take from the peer again, unless too much is there already."""
+        if not self._reading and len(self.buffer) <= READ_AHEAD and not self.transport.is_closing():
             self._reading = True
             self.transport.resume_reading()
+
+    def limit(self, seconds: float | None) -> None:
+        """From now on, whoever waits for data gets a TimeoutError when `seconds` have passed; None is never."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._late = False
+        self._timer = None if seconds is None else self._loop.call_later(seconds, self._expire)
+
+    def _expire(self) -> None:
+        self._late = True
+        _wake(self._reader)
+
+    async def fill(self) -> bool:
+        """Wait for more than `buffer` has now. Returns False at the end.
+
+        Raises:
+            TimeoutError: the limit has passed.
+        """
+        had = len(self.buffer)
+        self.go_on()
         while len(self.buffer) == had and not self.ended:
-            self._reader = asyncio.get_running_loop().create_future()
+            if self._late:
+                raise TimeoutError
+            self._reader = self._loop.create_future()
             try:
                 await self._reader
             finally:
@@ -113,6 +164,7 @@ class Stream(asyncio.Protocol):
 
         Raises:
             FramingError: it is not one, or ended half-way.
+            TimeoutError: the limit has passed.
         """
         while (end := find_end(self.buffer)) < 0:
             if not await self.fill():
@@ -120,12 +172,6 @@ class Stream(asyncio.Protocol):
                     raise FramingError("the connection ended in a header")
                 return None
         return self.take(end)
-
-    async def some(self, limit: int) -> bytes:
-        """At least one byte and at most `limit`; empty at the end."""
-        if not self.buffer and not await self.fill():
-            return b""
-        return self.take(limit)
 
     def take(self, limit: int) -> bytes:
         """Up to `limit` bytes that are there."""
@@ -141,13 +187,13 @@ class Stream(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """Send; what cannot be sent any more is dropped, and `drain` says so."""
-        if self._failure is None:
+        if self._failure is None and not self.transport.is_closing():
             self.transport.write(data)
 
     async def drain(self) -> None:
         """Wait until the peer takes more. ConnectionError where it is gone."""
-        while not self._writable and self._failure is None:
-            self._writer = asyncio.get_running_loop().create_future()
+        while not self.writable and self._failure is None:
+            self._writer = self._loop.create_future()
             try:
                 await self._writer
             finally:
@@ -164,11 +210,11 @@ class Stream(asyncio.Protocol):
         if self.transport.is_closing():
             return
         self.transport.write_eof()
+        self.limit(seconds)
         with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
+            self.buffer.clear()
+            while await self.fill():
                 self.buffer.clear()
-                while await self.fill():
-                    self.buffer.clear()
 
     def close(self) -> None:
         """End the connection once what was written has gone out."""

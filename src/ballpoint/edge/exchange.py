@@ -1,0 +1,236 @@
+"""One request with its response, between a client and the server its route names."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from ballpoint.core.errors import UnavailableError
+from ballpoint.core.wire import NOT_STARTED
+from ballpoint.edge.head import FramingError, RequestHead, ResponseHead, parse_response
+from ballpoint.edge.passage import Passage, TargetLostError
+from ballpoint.edge.reply import format_head, of_every_response
+from ballpoint.edge.splice import splice
+from ballpoint.edge.stream import NotStartedError, Stream, connect
+
+CONNECT_SECONDS = 5.0
+_RESPONSE_SECONDS = 150.0
+_INTERNAL_PREFIX = b"x-ballpoint-"
+_NOT_TO_SERVERS = frozenset({b"authorization", b"cookie", b"expect", b"x-request-id"})
+_NOT_TO_CLIENTS = frozenset({b"sprite-version", b"x-request-id"})
+_NOT_STARTED = NOT_STARTED.encode()
+
+
+class RefusedError(NotStartedError):
+    """An agent says that it does not serve, and lives."""
+
+
+class Exchange:
+    """A request that is being served.
+
+    Args:
+        api_connection: gives a connection to the control API; with `new=True` one that was not used before.
+        last: it will not be tried again.
+
+    Attributes:
+        reusable: a connection to the control API that can take another request, once it has run.
+        body_begun: some of the request's body may have been passed on, so it cannot be sent again.
+    """
+
+    def __init__(
+        self,
+        client: Stream,
+        head: RequestHead,
+        route: dict[str, Any],
+        request_id: str,
+        *,
+        api_connection: Callable[[bool], Awaitable[Stream]],
+        last: bool,
+    ) -> None:
+        self._client = client
+        self._head = head
+        self._route = route
+        self._request_id = request_id
+        self._api_connection = api_connection
+        self._last = last
+        self._to_agent = route["to"] == "agent"
+        self._upstream: Stream
+        self._body_sent = not head.has_body
+        self._broken: FramingError | None = None
+        self._client_left = False
+        self._answered = False
+        self.reusable: Stream | None = None
+        self.body_begun = False
+
+    async def run(self) -> tuple[int, bool]:
+        """Status of the response, and whether the client's connection can take another request.
+
+        Raises:
+            NotStartedError: the server certainly did not begin it, and it is not the last attempt.
+            UnavailableError, TimeoutError: there was no answer.
+            FramingError: the request or the response must not be passed on.
+            ConnectionError: the client has gone, or its response was cut short.
+        """
+        if self._to_agent:
+            self._upstream = await connect(Path(self._route["socket"]), CONNECT_SECONDS)
+        else:
+            self._upstream = await self._api_connection(self._last)
+        upstream = self._upstream
+        self.body_begun = self._head.has_body
+        request: Passage | None = None
+        keep = False
+        try:
+            request = self._send()
+            response = await self._response_head()
+            if response.status == 101:
+                await self._join(response)
+                return 101, False
+            if self._to_agent and response.get(_NOT_STARTED) and not (self._last or self.body_begun):
+                raise RefusedError("the agent does not serve", hint="try again")
+            keep = await self._respond(response) and not self._client_left
+            if keep and response.keep_alive and not self._to_agent:
+                self.reusable = upstream
+            return response.status, keep
+        finally:
+            self._client.on_end = None
+            if request is not None:
+                request.stop()
+            upstream.limit(None)
+            if self.reusable is None:
+                upstream.close()
+
+    # ---- the request ----
+
+    def _send(self) -> Passage | None:
+        head, client, upstream = self._head, self._client, self._upstream
+        data = self._request_head()
+        if not head.has_body:
+            upstream.write(data)
+            self._body_over(None)
+            return None
+        # RFC 9110 10.1.1: an HTTP/1.0 client knows no interim response.
+        if head.version == 1 and b"100-continue" in head.tokens(b"expect"):
+            client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request = Passage(client, upstream, head, data, self._body_over, watched=True)
+        request.start()
+        return request
+
+    def _request_head(self) -> bytes:
+        head = self._head
+        preamble, target = b"", head.target
+        fields = head.end_to_end(_NOT_TO_SERVERS, _INTERNAL_PREFIX)
+        if head.version == 0 and head.get(b"host") is None:
+            fields.append((b"Host", b"localhost"))
+        if head.chunked:
+            fields.append((b"Transfer-Encoding", b"chunked"))
+        upgrade = head.upgrade
+        if upgrade is not None:
+            fields += [(b"Connection", b"Upgrade"), (b"Upgrade", upgrade)]
+        elif self._to_agent:
+            fields.append((b"Connection", b"close"))
+        if self._to_agent:
+            preamble = json.dumps(self._route["preamble"]).encode() + b"\n"
+            target = self._route["target"].encode("latin-1")
+        else:
+            fields.append((b"X-Ballpoint-Caller", json.dumps(self._route["caller"]).encode()))
+        fields.append((b"X-Request-Id", self._request_id.encode()))
+        return preamble + format_head(b"%s %s HTTP/1.1" % (head.method, target), fields)
+
+    def _body_over(self, error: Exception | None) -> None:
+        """No more of the request's body is passed on: a client that goes away now takes its request along."""
+        if not self._answered:
+            self._upstream.limit(_RESPONSE_SECONDS)
+        if error is None:
+            self._body_sent = True
+            if self._head.upgrade is None:
+                self._client.on_end = self._leave
+                if self._client.ended:
+                    self._leave()
+                else:
+                    self._client.go_on()
+        elif isinstance(error, FramingError):
+            self._broken = error
+            self._upstream.abort()
+        elif not isinstance(error, TargetLostError):
+            self._leave()
+        # else: the server wants no more; its answer, if there is one, says why
+
+    def _leave(self) -> None:
+        self._client_left = True
+        self._upstream.abort()
+
+    # ---- the response ----
+
+    async def _response_head(self) -> ResponseHead:
+        while True:
+            try:
+                data = await self._upstream.head()
+                response = None if data is None else parse_response(data)
+            except FramingError as error:
+                raise FramingError(f"the server's answer is malformed: {error.message}", 502) from error
+            finally:
+                if self._broken is not None:
+                    raise self._broken  # the client's fault, whatever the server makes of it
+            if response is None:
+                if self._client_left:
+                    raise ConnectionResetError("the client has gone")
+                # What was not read to the end of its head was not begun.
+                if self._upstream.cut and not self._head.has_body:
+                    raise NotStartedError("the server has just ended", hint="try again")
+                raise UnavailableError("the server ended the connection without an answer", hint="try again")
+            if response.status == 101 or response.status >= 200:
+                self._answered = True
+                self._upstream.limit(None)
+                return response
+
+    async def _join(self, response: ResponseHead) -> None:
+        if self._head.upgrade is None:
+            raise FramingError("an upgrade nobody asked for", 502)
+        fields = self._fields(response)
+        fields += [(b"Connection", b"Upgrade"), (b"Upgrade", response.get(b"upgrade") or b"")]
+        self._client.write(format_head(b"HTTP/1.1 101 Switching Protocols", fields))
+        await splice(self._client, self._upstream)
+
+    async def _respond(self, response: ResponseHead) -> bool:
+        """Pass the response on. Returns whether both connections are at a clean end of it."""
+        client, head = self._client, self._head
+        empty = head.method == b"HEAD" or response.status in (204, 304)
+        until_end = not empty and not response.chunked and response.length is None
+        bare = response.chunked and not empty and head.version == 0  # HTTP/1.0 knows no chunks
+        fields = self._fields(response)
+        if response.chunked and not empty and not bare:
+            fields.append((b"Transfer-Encoding", b"chunked"))
+        keep = head.keep_alive and not until_end and not bare and self._body_sent
+        fields.append((b"Connection", b"keep-alive" if keep else b"close"))
+        data = format_head(b"HTTP/1.1 %d %s" % (response.status, response.reason), fields)
+        if empty or response.length == 0:
+            client.write(data)
+        else:
+            await self._pass(response, data, until_end=until_end, bare=bare)
+        await client.drain()
+        return keep
+
+    async def _pass(self, response: ResponseHead, data: bytes, *, until_end: bool, bare: bool) -> None:
+        over: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+
+        def end(error: Exception | None) -> None:
+            if not over.done():
+                over.set_result(error)
+
+        passage = Passage(self._upstream, self._client, response, data, end, until_end=until_end, bare=bare)
+        try:
+            passage.start()
+            error = await over
+        finally:
+            passage.stop()
+        if error is not None:
+            # Where its end is the connection's end, only a reset tells the client that it was cut.
+            if bare and not isinstance(error, TargetLostError):
+                self._client.reset()
+            raise ConnectionResetError("the response was cut short") from error
+
+    def _fields(self, response: ResponseHead) -> list[tuple[bytes, bytes]]:
+        return response.end_to_end(_NOT_TO_CLIENTS, _INTERNAL_PREFIX) + of_every_response(self._request_id)
