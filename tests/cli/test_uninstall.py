@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from ballpoint.core.config import RUN_ROOT
+from ballpoint.cli.host.down import remove_data
+from ballpoint.core.config import RUN_ROOT, NodeConfig
+from ballpoint.image.uses import Uses
 from tests.support.nodes import TestNode
 
 pytestmark = [pytest.mark.host, pytest.mark.usefixtures("root")]
@@ -58,3 +61,20 @@ def test_beside_a_real_node_it_stays(node: TestNode, tmp_path: Path) -> None:
     subprocess.run(command, check=True, timeout=_DEADLINE, capture_output=True)
     assert (RUN_ROOT / node.id).is_dir()
     assert node.api("GET", "/v1/sprites").status_code == 200
+
+
+def test_images_that_another_node_uses_stay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = NodeConfig(data=tmp_path / "data")
+    cache = tmp_path / "cache"
+    (cache / "images").mkdir(parents=True)
+    for directory, node_id in ((config.data, config.node_id), (tmp_path / "other", "0a1b2c")):
+        directory.mkdir()
+        record = msgspec.json.encode({"data": str(directory), "digests": ["a" * 64]})
+        (cache / "images/.uses").mkdir(exist_ok=True)
+        (cache / "images/.uses" / f"{node_id}.json").write_bytes(record)
+    assert remove_data(config, cache) == [str(config.data)]
+    assert str(tmp_path / "other") in capsys.readouterr().out
+    assert set(Uses(cache).read()) == {"0a1b2c"}
+    Uses(cache).forget("0a1b2c")
+    assert remove_data(config, cache) == [str(cache)]
+    assert not cache.exists()

@@ -17,6 +17,7 @@ from sprites import SpritesClient
 
 from ballpoint.core import ids
 from ballpoint.core.config import DEFAULT_CACHE, NodeConfig, load_config
+from ballpoint.image.uses import Uses
 
 CACHE = Path(os.environ.get("BALLPOINT_TEST_CACHE", DEFAULT_CACHE))
 _READY_SECONDS = 240.0
@@ -101,6 +102,7 @@ class TestNode:
         if self.process is not None:
             self._wait()
         assert done.returncode == 0, done.stderr + self.log.read_text()[-4000:]
+        Uses(CACHE).forget(self.id)  # its data goes with the test
 
     def client(self, token: str | None = None) -> SpritesClient:
         """The official SDK, pointed at this node; closed with it."""

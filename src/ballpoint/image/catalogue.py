@@ -2,11 +2,13 @@
 
 Layout below CACHE/images (docs/standard-image.md): DIGEST/{image.erofs,image.json}; .build-* while one is being built,
 .removed-* while one is being removed. An image exists from one rename of its directory to the other.
+Who uses which is recorded in .uses (image/uses.py).
 """
 
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -17,12 +19,16 @@ import msgspec
 from blake3 import blake3
 
 from ballpoint.core.clock import SYSTEM_CLOCK, rfc3339
-from ballpoint.core.errors import CorruptError, NotFoundError
+from ballpoint.core.errors import ConflictError, CorruptError, NotFoundError
 from ballpoint.host import process
 from ballpoint.host.files import fsync_directory, remove_tree, write_atomically
 from ballpoint.image.build import Progress, build_filesystem
 from ballpoint.image.recipe import Recipe, load_recipe
 
+log = logging.getLogger(__name__)
+
+# Of image.json; a higher one is a later version's, whose image this one may not know how to use.
+_FORMAT = 1
 _FILE = "image.erofs"
 _RECORD = "image.json"
 _DIGEST = re.compile("[0-9a-f]{64}")
@@ -57,6 +63,13 @@ class _Record(msgspec.Struct, frozen=True):
     recipe_digest: str
     built_at: str
     size: int
+    format: int = _FORMAT
+
+
+class _Format(msgspec.Struct, frozen=True):
+    """What is read of a record first."""
+
+    format: int = _FORMAT
 
 
 class Catalogue:
@@ -66,16 +79,38 @@ class Catalogue:
         self._root = cache / "images"
 
     def list(self) -> list[Image]:
-        """All images, oldest first. CorruptError where one is damaged."""
-        found = (self._read(path.name) for path in self._root.glob("*") if _DIGEST.fullmatch(path.name))
-        return sorted((image for image in found if image is not None), key=lambda image: image.built_at)
+        """All images, oldest first, without those of a later version of this program.
+
+        Raises:
+            CorruptError: one is damaged.
+        """
+        found = []
+        for path in self._root.glob("*"):
+            if _DIGEST.fullmatch(path.name):
+                try:
+                    image = self._read(path.name)
+                except ConflictError as error:
+                    log.warning("%s", error)
+                else:
+                    found += [image] if image is not None else []
+        return sorted(found, key=lambda image: image.built_at)
 
     def find(self, digest: str) -> Image:
-        """The image `digest`. NotFoundError where the host has none of that name; CorruptError where it is damaged."""
+        """The image `digest`.
+
+        Raises:
+            NotFoundError: the host has none of that name.
+            ConflictError: a later version of this program made it.
+            CorruptError: it is damaged.
+        """
         image = self._read(digest) if _DIGEST.fullmatch(digest) else None
         if image is None:
             raise NotFoundError(f"there is no image {digest[:16]!r} on this host", hint="ballpoint image list")
         return image
+
+    def record(self, digest: str) -> Path:
+        """The file with what is known of the image `digest`."""
+        return self._root / digest / _RECORD
 
     def current(self, recipe: str) -> Image | None:
         """The newest image of a recipe as its text is now; None where it was not built yet."""
@@ -147,6 +182,7 @@ class Catalogue:
         record = _Record(recipe.name, recipe.digest, rfc3339(SYSTEM_CLOCK.now()), file.stat().st_size)
         target = self._root / digest
         if target.exists():  # the same packages: the same image, now known to be current
+            self._require_known_format(target)
             write_atomically(target / _RECORD, msgspec.json.encode(record))
             return self.find(digest)
         done = self._root / f".build-{os.getpid()}-done"
@@ -170,14 +206,37 @@ class Catalogue:
             self._sweep()
             yield
 
+    @contextmanager
+    def without_builds(self) -> Iterator[bool]:
+        """Keep builds waiting; gives False where one is under way already, and then keeps none."""
+        with (self._root / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+
     def _sweep(self) -> None:
         for pattern in _LEFTOVERS:
             for leftover in self._root.glob(pattern):
                 _remove(leftover)
 
+    def _require_known_format(self, directory: Path) -> None:
+        try:
+            found = msgspec.json.decode((directory / _RECORD).read_bytes(), type=_Format).format
+        except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
+            return  # of which `_read` says what is wrong
+        if found > _FORMAT:
+            raise ConflictError(
+                f"the image {directory.name[:16]} has the format {found}, and this version knows {_FORMAT} at most",
+                hint="use the later version that made it",
+            )
+
     def _read(self, digest: str) -> Image | None:
         directory = self._root / digest
         try:
+            self._require_known_format(directory)
             record = msgspec.json.decode((directory / _RECORD).read_bytes(), type=_Record)
             size = (directory / _FILE).stat().st_size
         except (FileNotFoundError, NotADirectoryError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -34,6 +35,7 @@ class Disks:
         self.pool = pool
         self.injection: Injection = host_injection(config.ca_bundle, config.mirror)
         self._mounts: dict[str, int] = {}
+        self._mounting = threading.Lock()
         self._template = ""
 
     def prepare(self) -> None:
@@ -50,9 +52,16 @@ class Disks:
         Raises:
             NotFoundError: the node has no image of that digest.
         """
-        if digest not in self._mounts:
-            self._mounts[digest] = mount_image(self._catalogue.find(digest))
-        return self._mounts[digest]
+        with self._mounting:
+            if digest not in self._mounts:
+                self._mounts[digest] = mount_image(self._catalogue.find(digest))
+            return self._mounts[digest]
+
+    def keep_images(self, digests: set[str]) -> None:
+        """Let go of the images that are not in `digests`; sprites that still run on one hold it by themselves."""
+        with self._mounting:
+            for digest in self._mounts.keys() - digests:
+                staging.close(self._mounts.pop(digest))
 
     def make(self, volume_id: str) -> AttachedVolume:
         """A new volume from the template, attached.

@@ -32,6 +32,7 @@ from ballpoint.network.network import Network
 from ballpoint.network.resolver import Resolver
 from ballpoint.node.disks import Disks
 from ballpoint.node.health import Health
+from ballpoint.node.images import Images
 from ballpoint.node.instances import Instances
 from ballpoint.node.logbook import Logbook
 from ballpoint.node.node import Node
@@ -75,9 +76,9 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
         await _import_token(registry, config)
 
         catalogue = Catalogue(config.cache)
-        image = catalogue.current(config.image)
-        if image is None:
-            raise InvalidError(f"the image {config.image} was not built", hint="ballpoint image build")
+        images = Images(config, registry)
+        image = await images.current()
+        stack.push_async_callback(images.close)
         volumes = await asyncio.to_thread(VolumePool.open, config.data, pool_gb=config.pool_gb)
         if missing := volumes.shortfall():
             log.warning(
@@ -118,6 +119,7 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
         tasks = Tasks()
         tasks.start(Health(node).run(), "health")
         tasks.start(space.run(), "space")
+        tasks.start(images.run(disks), "images")
         tasks.start(Walls(node, network).run(), "walls")
 
         resolver = Resolver(config.dns)

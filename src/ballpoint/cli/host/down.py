@@ -53,5 +53,21 @@ def uninstall(data: Path | None, cache: Path, purge: bool) -> None:
                 file.unlink()
                 removed.append(f"{file}{rest}")
     if purge:
-        removed += [str(directory) for directory in (config.data, cache) if remove_tree(directory)]
+        removed += remove_data(config, cache)
     click.echo("removed " + ", ".join(removed) if removed else "there was nothing to remove")
+
+
+def remove_data(config: NodeConfig, cache: Path) -> list[str]:
+    """Remove the node's data, and the images unless another node has sprites on them. Returns what was removed."""
+    from ballpoint.host.files import remove_tree
+    from ballpoint.image.uses import Uses
+
+    removed = [str(config.data)] if remove_tree(config.data) else []
+    if not cache.exists():
+        return removed
+    uses = Uses(cache)
+    uses.forget(config.node_id)
+    if others := sorted(str(use.data) for use in uses.read().values()):
+        click.echo(f"{cache} stays: it is used by {', '.join(others)} (ballpoint image prune --forget DATA)")
+        return removed
+    return [*removed, str(cache)] if remove_tree(cache) else removed
