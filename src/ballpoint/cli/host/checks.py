@@ -24,7 +24,7 @@ State = Literal["ok", "optional", "warning", "missing"]
 
 # Overlay over idmapped layers and idmapped erofs came with 5.19; 6.1 is the oldest kernel with a Debian release on it.
 MINIMUM_KERNEL = (6, 1)
-TRIED_KERNELS = ((6, 18),)
+TRIED_KERNELS = ((6, 1), (6, 18))
 _KVM_SECONDS = 2.0
 _MAKE_SECONDS = 60.0
 # mkfs.xfs refuses less than 300 MB; all of it stays a hole but for the metadata.

@@ -222,8 +222,7 @@ class ContainerInstance:
         except UnavailableError as error:
             raise InternalError(f"the agent of a new instance ended: {self._last_words()}") from error
         await asyncio.to_thread(self._check_namespaces)
-        # The init was born in this group, which the kernel allows only while nothing is handed down; it has moved on.
-        await asyncio.to_thread(self._cgroup.child("inner").make, delegate_controllers=True)
+        await asyncio.to_thread(self._limit_all, limits)
 
     def _prepare(self, limits: Limits, stack: ExitStack) -> dict[str, int]:
         """Files, sockets and cgroups of a new instance; the descriptors its agent deposits, by name."""
@@ -231,12 +230,8 @@ class ContainerInstance:
         self._record()
         agent, inner = self._cgroup.child("agent"), self._cgroup.child("inner")
         main = inner.child("main")
-        self._cgroup.make(delegate_controllers=True)
-        agent.make()
-        agent.limit(_AGENT_LIMITS)
-        inner.make()
-        inner.limit(limits)
-        main.make()
+        for group in (self._cgroup, agent, inner, main):
+            group.make()
         self._cgroup.delegate(self.uid_base, ["cgroup.procs"], directory=False)
         agent.delegate(self.uid_base, ["cgroup.procs"], directory=False)
         delegated = ["cgroup.procs", "cgroup.threads", "cgroup.subtree_control"]
@@ -254,7 +249,8 @@ class ContainerInstance:
         control = peer.listen(self._directory / "control.sock", mode=0o600)
         stack.callback(control.close)
         given = {
-            "agent-cgroup": owned(agent.open_directory()),
+            "cgroup": owned(self._cgroup.open_directory()),
+            "agent-group": owned(agent.open_procs()),
             "inner-cgroup": owned(inner.open_directory()),
             "main-procs": owned(main.open_procs()),
             "http": http.fileno(),
@@ -265,6 +261,17 @@ class ContainerInstance:
         given.update({f"inner-procs-{i}": owned(fd) for i, fd in enumerate(inner.open_v1_procs())})
         given.update(zip(("oom-counter", "oom-event"), map(owned, inner.watch_oom()), strict=False))
         return given
+
+    def _limit_all(self, limits: Limits) -> None:
+        """Hand controllers down, and set limits with them.
+
+        Only now: anchor and init are born in groups that a v2 kernel lets nobody into once they hand something down.
+        """
+        agent, inner = self._cgroup.child("agent"), self._cgroup.child("inner")
+        for group in (self._cgroup, inner):
+            group.make(delegate_controllers=True)
+        agent.limit(_AGENT_LIMITS)
+        inner.limit(limits)
 
     def _record(self) -> None:
         content = {"uid_base": self.uid_base, "nonce": self.nonce, "note": self.note}

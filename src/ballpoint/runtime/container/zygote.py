@@ -216,7 +216,7 @@ class _Zygote:
                 os.close(pidfd)
 
     def _fill(self, message: dict[str, Any], fds: list[int]) -> tuple[int, int]:
-        """Clone an anchor and its agent. Names: agent-cgroup, agent-procs-N, and what the agent deposits."""
+        """Clone an anchor and its agent. Names: cgroup, agent-group, agent-procs-N, and what the agent deposits."""
         assert threading.active_count() == 1
         given = dict(zip(message["names"], fds, strict=True))
         procs = [given.pop(name) for name in sorted(given) if name.startswith("agent-procs-")]
@@ -229,14 +229,14 @@ class _Zygote:
         os.seteuid(base)
         pid = -1
         try:
-            pid, pidfd = namespaces.clone3(flags, cgroup=given.pop("agent-cgroup"))
+            pid, pidfd = namespaces.clone3(flags, cgroup=given.pop("cgroup"))
         finally:
             if pid != 0:
                 os.seteuid(0)
                 prctl.prctl(prctl.PR_SET_SECUREBITS, 0)
         if pid == 0:
             os.close(go_write)
-            _child(_become_instance, message, given, go_read, self._seccomp)
+            _child(_become_instance, message, given, go_read, given.pop("agent-group"), self._seccomp)
         try:
             os.close(go_read)
             for kind in ("uid_map", "gid_map"):
@@ -298,8 +298,12 @@ def _become_root(go: int) -> None:
     namespaces.unshare(CLONE_NEWCGROUP)
 
 
-def _become_instance(message: dict[str, Any], given: dict[str, int], go: int, seccomp: bytes) -> None:
+def _become_instance(message: dict[str, Any], given: dict[str, int], go: int, group: int, seccomp: bytes) -> None:
     _become_root(go)
+    # The cgroup namespace has the instance's group as its root, because nobody leaves that root where v2 is mounted
+    # with `nsdelegate`, as systemd does: the container's group must be below. The agent's own is beside it.
+    os.write(group, b"0")
+    os.close(group)
     prctl.install_seccomp_filter(seccomp)
     mount.mount("none", "/", flags=mount.MS_REC | mount.MS_PRIVATE)
     root = mount.open_tree("/aroot")
