@@ -30,6 +30,9 @@ _PIP_URLS = ("index-url", "extra-index-url", "proxy")
 _PIP_KEYS = (*_PIP_URLS, "trusted-host", "timeout", "retries")
 _NPM_URLS = ("registry", "proxy", "https-proxy")
 _NPM_KEYS = (*_NPM_URLS, "noproxy", "fetch-timeout", "fetch-retries", "strict-ssl")
+_PIP_VARIABLES = {key: f"PIP_{key.replace('-', '_').upper()}" for key in _PIP_KEYS} | {"timeout": "PIP_DEFAULT_TIMEOUT"}
+_NPM_NAMES = {key: f"npm_config_{key.replace('-', '_')}" for key in _NPM_KEYS}
+_NPM_VARIABLES = {key: (name, name.upper()) for key, name in _NPM_NAMES.items()}
 _APT_SECONDS = 30.0
 
 
@@ -100,6 +103,12 @@ def host_mirrors(
         pip=_pip(root, environment),
         npm=_npm(root, environment),
     )
+
+
+def variables(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Those of `environment` that `host_mirrors` reads, for a child process that gets no others."""
+    names = {*_PIP_VARIABLES.values(), *(name for pair in _NPM_VARIABLES.values() for name in pair)}
+    return {name: environment[name] for name in sorted(names) if environment.get(name)}
 
 
 def archives_in(text: str) -> Archives | None:
@@ -180,8 +189,7 @@ def _pip(root: Path, environment: Mapping[str, str]) -> dict[str, str]:
         for section in ("global", "install"):
             if parser.has_section(section):
                 found.update({key: parser[section][key] for key in _PIP_KEYS if key in parser[section]})
-    variables = {key: f"PIP_{key.replace('-', '_').upper()}" for key in _PIP_KEYS} | {"timeout": "PIP_DEFAULT_TIMEOUT"}
-    found.update({key: environment[name] for key, name in variables.items() if environment.get(name)})
+    found.update({key: environment[name] for key, name in _PIP_VARIABLES.items() if environment.get(name)})
     return _kept(found, _PIP_URLS, _is_private)
 
 
@@ -192,9 +200,8 @@ def _npm(root: Path, environment: Mapping[str, str]) -> dict[str, str]:
             key, equals, value = (part.strip() for part in line.partition("="))
             if equals and key in _NPM_KEYS and "${" not in value:
                 found[key] = value.strip('"')
-    for key in _NPM_KEYS:
-        name = f"npm_config_{key.replace('-', '_')}"
-        if given := environment.get(name) or environment.get(name.upper()):
+    for key, (lower, upper) in _NPM_VARIABLES.items():
+        if given := environment.get(lower) or environment.get(upper):
             found[key] = given
     return _kept(found, _NPM_URLS, _is_private)
 

@@ -28,6 +28,7 @@ from ballpoint.host.cgroup import Limits
 from ballpoint.host.files import remove_tree, write_atomically
 from ballpoint.host.loop import drop_devices, hold_devices
 from ballpoint.host.namespaces import CLONE_NEWNS
+from ballpoint.image import mirrors
 from ballpoint.image.build import Progress
 from ballpoint.image.catalogue import Catalogue
 from ballpoint.network.network import Network
@@ -313,7 +314,7 @@ class _Supervisor:
             sys.executable, "-m", "ballpoint.api", str(self._config.run / "config.json"),
             f"--ready-fd={ready}", f"--edge-uid={_EDGE_UID}",
         ]  # fmt: skip
-        return process.start(command, pass_fds=[ready])
+        return process.start(command, pass_fds=[ready], env=mirrors.variables())
 
     def _start_edge(self) -> process.Child:
         fd = self._listener.fileno()

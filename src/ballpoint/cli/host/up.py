@@ -22,6 +22,7 @@ from ballpoint.core.errors import InvalidError, NotFoundError, UnavailableError
 from ballpoint.host import process
 from ballpoint.host.files import write_atomically
 from ballpoint.host.requirements import install_packages, load_modules, missing_packages, raise_sysctls
+from ballpoint.image import mirrors
 from ballpoint.volume.pool import shortfall
 
 FIRST_SPRITE = "first"
@@ -103,6 +104,7 @@ def _start(config: NodeConfig, system: bool) -> None:
             stdout=stream.fileno(),
             stderr=stream.fileno(),
             new_session=True,
+            env=mirrors.variables(),
         )
     _wait(config, child, str(log))
 
