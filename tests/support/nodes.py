@@ -102,7 +102,7 @@ class TestNode:
         if self.process is not None:
             self._wait()
         assert done.returncode == 0, done.stderr + self.log.read_text()[-4000:]
-        Uses(CACHE).forget(self.id)  # its data goes with the test
+        Uses(self.cache).forget(self.id)  # its data goes with the test
 
     def client(self, token: str | None = None) -> SpritesClient:
         """The official SDK, pointed at this node; closed with it."""
