@@ -15,7 +15,7 @@ from hashlib import sha256
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, RowMapping, Select, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, RowMapping, bindparam, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from ballpoint.core import ids
@@ -37,6 +37,12 @@ _TIMES = ("created_at", "updated_at", "last_running_at", "last_warming_at")
 
 
 # Built once: what a statement costs is the building, more than the running.
+_ORG = organizations.c.name.label("org")
+_TOKENS = select(tokens, _ORG).join(organizations)
+_TOKEN = _TOKENS.where(tokens.c.id == bindparam("of"))
+_SPRITES = select(sprites, _ORG).join(organizations)
+_SPRITE = _SPRITES.where(sprites.c.id == bindparam("of"))
+_SPRITE_NAMED = _SPRITES.where(sprites.c.org_id == bindparam("org"), sprites.c.name == bindparam("name"))
 _INSERT_SPRITE = insert(sprites)
 _UPDATE_SPRITE = update(sprites).where(sprites.c.id == bindparam("of"))
 _NAMED = select(sprites.c.id).where(sprites.c.org_id == bindparam("org"), sprites.c.name == bindparam("name"))
@@ -109,7 +115,7 @@ class Registry:
 
         def work(connection: Connection) -> TokenInfo:
             self._ensure_org(connection, org, org_id)
-            row = connection.execute(_token_query().where(tokens.c.id == token_id)).mappings().first()
+            row = connection.execute(_TOKEN, {"of": token_id}).mappings().first()
             if row is None:
                 return self._insert_token(connection, org_id, org, token_id, value, "imported")
             if row["hash"] != _hash(value) or row["org_id"] != org_id:
@@ -131,7 +137,7 @@ class Registry:
         proof = _hash(value)
 
         def work(connection: Connection) -> Caller:
-            row = connection.execute(_token_query().where(tokens.c.id == token_id)).mappings().first()
+            row = connection.execute(_TOKEN, {"of": token_id}).mappings().first()
             known = row["hash"] if row is not None else _hash("")
             good = hmac.compare_digest(known, proof) and row is not None and row["revoked_at"] is None
             if not good or row is None or (row["org"], row["org_id"]) != (org, org_id):
@@ -142,7 +148,7 @@ class Registry:
 
     async def tokens(self, org: str | None = None) -> list[TokenInfo]:
         """All tokens, or those of `org`, oldest first."""
-        query = _token_query().order_by(tokens.c.created_at)
+        query = _TOKENS.order_by(tokens.c.created_at)
         if org is not None:
             query = query.where(organizations.c.name == org)
         return await self._database.read(
@@ -245,10 +251,9 @@ class Registry:
 
     async def sprite(self, org_id: str, name: str) -> Sprite:
         """The sprite `name` of an organization. NotFoundError where there is none."""
-        query = _sprite_query().where(sprites.c.org_id == org_id, sprites.c.name == name)
 
         def work(connection: Connection) -> Sprite:
-            row = connection.execute(query).mappings().first()
+            row = connection.execute(_SPRITE_NAMED, {"org": org_id, "name": name}).mappings().first()
             if row is None:
                 raise _no_sprite(name)
             return _sprite(row)
@@ -259,8 +264,7 @@ class Registry:
         """The id of the sprite `name` of an organization. NotFoundError where there is none."""
 
         def work(connection: Connection) -> str:
-            query = select(sprites.c.id).where(sprites.c.org_id == org_id, sprites.c.name == name)
-            found = connection.execute(query).scalar()
+            found = connection.execute(_NAMED, {"org": org_id, "name": name}).scalar()
             if found is None:
                 raise _no_sprite(name)
             return str(found)
@@ -278,7 +282,7 @@ class Registry:
         Raises:
             InvalidError: `after` is no such token.
         """
-        query = _sprite_query().where(sprites.c.org_id == org_id, sprites.c.state != "deleting")
+        query = _SPRITES.where(sprites.c.org_id == org_id, sprites.c.state != "deleting")
         if prefix:
             query = query.where(func.substr(sprites.c.name, 1, len(prefix)) == prefix)
         if after is not None:
@@ -298,7 +302,7 @@ class Registry:
 
     async def all_sprites(self) -> list[Sprite]:
         """Every sprite of every organization, for recovery."""
-        query = _sprite_query().order_by(sprites.c.created_at)
+        query = _SPRITES.order_by(sprites.c.created_at)
         return await self._database.read(
             lambda connection: [_sprite(row) for row in connection.execute(query).mappings()]
         )
@@ -432,10 +436,6 @@ def _maybe_time(seconds: float | None) -> datetime | None:
     return None if seconds is None else _time(seconds)
 
 
-def _token_query() -> Select[Any]:
-    return select(tokens, organizations.c.name.label("org")).join(organizations)
-
-
 def _token(row: RowMapping) -> TokenInfo:
     return TokenInfo(
         row["id"],
@@ -445,10 +445,6 @@ def _token(row: RowMapping) -> TokenInfo:
         _time(row["created_at"]),
         _maybe_time(row["revoked_at"]),
     )
-
-
-def _sprite_query() -> Select[Any]:
-    return select(sprites, organizations.c.name.label("org")).join(organizations)
 
 
 def _sprite(row: RowMapping) -> Sprite:
@@ -467,7 +463,7 @@ def _no_sprite(name: str) -> NotFoundError:
 
 
 def _one(connection: Connection, sprite_id: str) -> Sprite:
-    row = connection.execute(_sprite_query().where(sprites.c.id == sprite_id)).mappings().first()
+    row = connection.execute(_SPRITE, {"of": sprite_id}).mappings().first()
     if row is None:
         raise NotFoundError("there is no such sprite", code="sprite_not_found")
     return _sprite(row)
