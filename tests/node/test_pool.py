@@ -27,6 +27,7 @@ class World:
     """A host that makes blanks when it is let, or cannot."""
 
     def __init__(self) -> None:
+        self.clock = NoTime()
         self.made = 0
         self.ended: list[str] = []
         self.error: BallpointError | None = None
@@ -46,10 +47,13 @@ class World:
 
 
 class NoTime:
-    """A clock whose pauses are over at once."""
+    """A clock whose pauses are over at once; time goes on by hand."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
 
     def monotonic(self) -> float:
-        return 0.0
+        return self.now
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(0)
@@ -58,7 +62,7 @@ class NoTime:
 def run(minimum: int, test: Callable[[Pool, World], Awaitable[None]]) -> None:
     async def body() -> None:
         world = World()
-        pool = Pool(cast(Instances, world), minimum, 8, cast(Any, NoTime()))
+        pool = Pool(cast(Instances, world), minimum, 8, cast(Any, world.clock))
         pool.start()
         try:
             async with asyncio.timeout(_SECONDS):
@@ -158,3 +162,21 @@ def test_one_that_waits_too_long_hears_why() -> None:
             assert caught.value.code == NO_CAPACITY
 
     run(1, test)
+
+
+def test_blanks_follow_demand_up_and_down() -> None:
+    async def test(pool: Pool, world: World) -> None:
+        for _ in range(100):
+            world.attempts.release()
+        await pool.stand_by(_SECONDS)
+        for _ in range(20):
+            await pool.take(_SECONDS)
+            pool.claimed()
+            world.clock.now += 0.1
+        await settle()
+        assert (pool.size, world.ended) == (8, [])  # as many as were asked for, up to the maximum
+        world.clock.now += 60
+        await settle()
+        assert (pool.size, len(world.ended)) == (2, 6)
+
+    run(2, test)

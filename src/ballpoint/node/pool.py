@@ -50,6 +50,7 @@ class Pool:
     def start(self) -> None:
         for number in range(_FILLERS):
             self._tasks.start(self._fill(), f"fill blanks {number}")
+        self._tasks.start(self._shrink(), "end blanks nobody asks for")
 
     async def close(self) -> None:
         """End all blanks and stop filling."""
@@ -204,3 +205,15 @@ class Pool:
                 self._add(blank)
             finally:
                 self._filling -= 1
+
+    async def _shrink(self) -> None:
+        """End what stands by above the target, once demand has fallen."""
+        while True:
+            await self._clock.sleep(_DEMAND_SECONDS)
+            while len(self._blanks) > self.target() and self._unrest() <= 0:
+                blank = self._blanks.pop()
+                blank.runtime.on_death = None
+                try:
+                    await self._instances.end(blank)
+                except BallpointError as error:
+                    log.error("blank %s is left behind: %s", blank.id, error)
