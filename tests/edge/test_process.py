@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from ballpoint.edge.journal import Journal
 from tests.edge.test_upgrades import SWITCH, UPGRADE, echo
 from tests.edge.wires import Wire, get, post
 from tests.edge.world import TOKEN, World
@@ -118,3 +120,19 @@ def test_nothing_a_client_sends_fills_the_log_with_tracebacks(world: World) -> N
         assert client.send(get("/")).response().status == 200
     assert edge.terminate() == 0
     assert "Traceback" not in edge.log.read_text()
+
+
+def test_a_log_that_nobody_takes_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    log = os.fdopen(write, "w", buffering=1)
+    monkeypatch.setattr("sys.stderr", log)
+    try:
+        with pytest.raises(BrokenPipeError):
+            log.write("line\n")
+        journal = Journal()
+        for _ in range(1000):
+            journal.served("192.0.2.1", "GET", "/", 200, "1bd1da24")
+    finally:
+        with suppress(BrokenPipeError):
+            log.close()

@@ -79,10 +79,11 @@ class Peer:
         self._calls[number] = future
         try:
             self._send({"id": number, "op": op, **arguments}, [os.dup(fd) for fd in fds])
-            async with asyncio.timeout(seconds):
+            late = self._loop.call_later(seconds, _give_up, future, f"no answer to {op} within {seconds:g} s")
+            try:
                 return await future
-        except TimeoutError as error:
-            raise UnavailableError(f"no answer to {op} within {seconds:g} s") from error
+            finally:
+                late.cancel()
         finally:
             del self._calls[number]
 
@@ -188,6 +189,11 @@ class Peer:
             _close_all(answer)
         else:
             self._send(reply, list(answer))
+
+
+def _give_up(future: asyncio.Future[tuple[Any, list[int]]], why: str) -> None:
+    if not future.done():
+        future.set_exception(UnavailableError(why))
 
 
 def _close_all(fds: Sequence[int]) -> None:

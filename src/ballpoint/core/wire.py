@@ -18,6 +18,7 @@ from ballpoint.core.errors import InvalidError
 # Below the default socket buffer (net.core.wmem_default, 212,992 bytes), so that a packet always fits.
 MAX_MESSAGE = 128 * 1024
 MAX_FDS = 32
+_encode = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make one for each message
 
 # In a response over HTTP of one of our own servers: the request was refused before anything of it was begun.
 NOT_STARTED = "x-ballpoint-not-started"
@@ -30,10 +31,13 @@ def send(sock: socket.socket, message: dict[str, Any], fds: Sequence[int] = ()) 
         InvalidError: the message is larger than `MAX_MESSAGE`.
         OSError: the peer is gone, or the socket's buffer is full (BlockingIOError).
     """
-    data = json.dumps(message, separators=(",", ":")).encode()
+    data = _encode(message).encode()
     if len(data) > MAX_MESSAGE:
         raise InvalidError(f"a message of {len(data)} bytes is too large", hint=f"at most {MAX_MESSAGE} bytes")
-    socket.send_fds(sock, [data], list(fds))
+    if fds:
+        socket.send_fds(sock, [data], list(fds))
+    else:
+        sock.send(data)
 
 
 def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]]:

@@ -17,9 +17,11 @@ from ballpoint.core.config import NodeConfig
 from ballpoint.edge.admission import Limits
 from ballpoint.edge.server import Edge
 from ballpoint.edge.stream import Stream
-from ballpoint.host import prctl
+from ballpoint.host import malloc, prctl
 
 _STOP_SECONDS = 5.0
+# Bodies pass in pieces of up to 256,000 bytes (what uvloop reads at once); a few are under way at any time.
+_KEPT_BYTES = 4 << 20
 
 
 def main() -> None:
@@ -30,6 +32,7 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     prctl.set_name("edge")
+    malloc.keep_freed(_KEPT_BYTES)
     config = msgspec.json.decode(
         (options.run / "config.json").read_bytes(), type=NodeConfig, dec_hook=lambda kind, value: kind(value)
     )

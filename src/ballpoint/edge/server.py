@@ -13,6 +13,7 @@ from ballpoint.core.errors import BallpointError, UnavailableError
 from ballpoint.edge.admission import Admission, Limits
 from ballpoint.edge.exchange import CONNECT_SECONDS, Exchange, RefusedError
 from ballpoint.edge.head import FramingError, RequestHead, parse_request
+from ballpoint.edge.journal import Journal
 from ballpoint.edge.reply import RETRY, refuse
 from ballpoint.edge.routes import Routes
 from ballpoint.edge.stream import NotStartedError, Stream, connect
@@ -42,6 +43,7 @@ class Edge:
         self._routes = Routes(run)
         self._idle: list[tuple[Stream, float]] = []  # and since when
         self._admission = Admission(limits)
+        self._journal = Journal()
         self._connections: set[asyncio.Task[Any]] = set()
         self._quiet: set[asyncio.Task[Any]] = set()  # between two requests
         self._stopping = False
@@ -170,7 +172,7 @@ class Edge:
             return False
         finally:
             path = head.target.partition(b"?")[0].decode()
-            log.info("%s %s %s %d %s", address, head.method.decode(), path, status, request_id)
+            self._journal.served(address, head.method.decode(), path, status, request_id)
 
     async def _api_connection(self, new: bool) -> Stream:
         """A connection to the control API: one that is idle, unless it must be `new`."""

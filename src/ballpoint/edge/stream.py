@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # Read ahead at most this much, then let the sender wait.
 READ_AHEAD = 256 * 1024
-_WRITE_HIGH_WATER = 256 * 1024
+_WRITE_HIGH_WATER = 512 * 1024
 _RETRY_SECONDS = 0.02
 
 
