@@ -107,18 +107,13 @@ class Node:
             url_settings=msgspec.to_builtins(request.url_settings),
         )
         async with self._locks[sprite.id]:
-            # At once: the disk that makes the record durable and the processor that starts the sprite do not need each
-            # other. A crash between the two leaves a sprite that is cold, or a volume and an instance of no sprite.
-            recorded, started = await asyncio.gather(
-                self.registry.create_sprite(sprite, f"created with token {caller.token_id}"),
-                self.starter.start(sprite, volume, patient=request.wait_for_capacity),
-                return_exceptions=True,
-            )
-            if isinstance(started, Running):
-                self.running[sprite.id] = started
-            if failure := recorded or (started if isinstance(started, BaseException) else None):
-                await self._remove(sprite, f"create failed: {failure}")
-                raise failure
+            try:
+                self.running[sprite.id] = await self.starter.start(sprite, volume, patient=request.wait_for_capacity)
+                # Last: a crash before it leaves a volume and an instance of no sprite, which the next start removes.
+                await self.registry.create_sprite(sprite, f"created with token {caller.token_id}")
+            except BaseException as error:
+                await asyncio.shield(self._remove(sprite, f"create failed: {error}"))
+                raise
         return self._view(sprite)
 
     async def get(self, caller: Caller, name: str) -> SpriteView:
