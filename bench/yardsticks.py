@@ -20,7 +20,7 @@ from ballpoint.image.mount import mount_image
 from bench import timer
 
 _SECONDS = 180.0
-_LIVE = "ballpoint-bench-live"
+_LIVE = f"ballpoint-bench-live-{os.getpid()}"
 
 
 class MissingError(Exception):
