@@ -11,19 +11,8 @@ from pathlib import Path
 import pytest
 
 from ballpoint.core import ids
+from tests.cli.command import COMMAND, DEADLINE, ballpoint
 from tests.support.nodes import CACHE, TestNode
-
-# For what must happen. Seconds.
-_DEADLINE = 120
-_COMMAND = [sys.executable, "-m", "ballpoint.cli"]
-
-
-def ballpoint(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "HOME": str(home)}
-    return subprocess.run(
-        [*_COMMAND, *arguments], capture_output=True, text=True, timeout=_DEADLINE, stdin=subprocess.DEVNULL,
-        env=environment, cwd=home,
-    )  # fmt: skip
 
 
 def table(home: Path, *arguments: str) -> list[dict[str, str]]:
@@ -32,18 +21,6 @@ def table(home: Path, *arguments: str) -> list[dict[str, str]]:
     assert (done.returncode, done.stderr) == (0, "")
     heading, *rows = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in done.stdout.splitlines()]
     return [dict(zip(heading, row, strict=True)) for row in rows]
-
-
-@pytest.fixture(scope="module")
-def home(node: TestNode, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A user's home who has logged in at the node."""
-    made = tmp_path_factory.mktemp("home")
-    done = subprocess.run(
-        [*_COMMAND, "login", node.url], input=node.token + "\n", capture_output=True, text=True, timeout=_DEADLINE,
-        env={**os.environ, "HOME": str(made)}, cwd=made,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return made
 
 
 @pytest.mark.node
@@ -99,7 +76,7 @@ def test_what_only_root_may_do_is_no_traceback(tmp_path: Path, monkeypatch: pyte
         + repr(str(place / "c"))
         + "]; main()"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=_DEADLINE)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=DEADLINE)
     assert done.returncode == 1
     assert done.stderr.splitlines() == [f"ballpoint: this user may not use {place}", "  run it as root, or with sudo"]
 
@@ -110,7 +87,7 @@ def test_a_reader_that_goes_away_is_nobodys_trouble(arguments: list[str]) -> Non
     os.close(reader)
     try:
         done = subprocess.run(
-            [*_COMMAND, *arguments], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=_DEADLINE
+            [*COMMAND, *arguments], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=DEADLINE
         )
     finally:
         os.close(writer)

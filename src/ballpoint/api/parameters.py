@@ -52,7 +52,7 @@ def _existing_form(name: str) -> str:
     try:
         return check_name(name)
     except InvalidError as error:
-        raise NotFoundError(f"there is no sprite {name[:80]!r}") from error
+        raise NotFoundError(f"there is no sprite {name[:80]!r}", hint="list shows those there are") from error
 
 
 SpriteOf = Annotated[str, AfterValidator(_existing_form), Path(description="The sprite's name.")]

@@ -15,6 +15,7 @@ from ballpoint.core.errors import InvalidError
 DEFAULT_DATA = Path("/var/lib/ballpoint")
 DEFAULT_CACHE = Path("/var/cache/ballpoint")
 DEFAULT_LISTEN = "127.0.0.1:7070"
+DEFAULT_ORG = "local"  # of the administrator's token, and of tokens made for nobody else
 RUN_ROOT = Path("/run/ballpoint")
 _LOWEST = {
     "pool": 0, "pool_max": 1, "edges": 0, "connections_per_address": 1, "memory_mb": 64, "pids": 16, "reserve_mb": 0,
@@ -127,7 +128,7 @@ def load_config(file: Path | None, **flags: Any) -> NodeConfig:
 
 def _decode(kind: type, value: Any) -> Any:
     if kind is Path and isinstance(value, (str, Path)):
-        return Path(value)
+        return Path(value).absolute()  # a unit that starts the node has another working directory
     raise NotImplementedError(kind)
 
 

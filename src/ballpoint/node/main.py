@@ -1,4 +1,4 @@
-"""The node process: `python -m ballpoint.node CONFIG.json READY_FD`, started by the supervisor."""
+"""The node process, which the supervisor starts by `python -m ballpoint.api`: the layer above hands its API in."""
 
 from __future__ import annotations
 

@@ -85,8 +85,11 @@ def serve(config: NodeConfig) -> int:
         return code
 
 
-def stop(config: NodeConfig) -> None:
+def stop(config: NodeConfig) -> bool:
     """Stop a node with its sprites, running or dead, and leave nothing of it but its data. Idempotent.
+
+    Returns:
+        Whether there was anything of it.
 
     Raises:
         UnavailableError: something does not end.
@@ -96,10 +99,12 @@ def stop(config: NodeConfig) -> None:
     _stop_supervisor(config.run)
     namespaces.unshare(CLONE_NEWNS)
     mount.mount("none", "/", flags=mount.MS_REC | mount.MS_PRIVATE)
-    if config.run.exists() or any(slots.owned_by(f"{config.node_id}/")):
+    found = config.run.exists() or any(slots.owned_by(f"{config.node_id}/"))
+    if found:
         asyncio.run(_clean(config))
     remove_tree(config.run)
     drop_devices(config.node_id, RUN_ROOT)
+    return found
 
 
 async def _clean(config: NodeConfig) -> None:

@@ -459,7 +459,7 @@ def _event(row: RowMapping) -> Event:
 
 
 def _no_sprite(name: str) -> NotFoundError:
-    return NotFoundError(f"there is no sprite {name!r}", code="sprite_not_found")
+    return NotFoundError(f"there is no sprite {name!r}", hint="list shows those there are", code="sprite_not_found")
 
 
 def _one(connection: Connection, sprite_id: str) -> Sprite:

@@ -18,7 +18,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import click
 
-from ballpoint.cli.client.http import Api, api, error_of, sprite_name, sprite_path
+from ballpoint.cli.client.http import Api, api, error_of, no_answer, sprite_name, sprite_path
 from ballpoint.core.errors import InvalidError, UnavailableError
 
 _STDIN, _STDOUT, _STDERR, _EXIT, _EOF = 0, 1, 2, 3, 4
@@ -26,13 +26,22 @@ _READ = 64 * 1024
 _DETACH = b"\x1c"  # Ctrl+\
 _TERMINAL_VARIABLES = ("TERM", "COLORTERM", "LANG", "LC_ALL")
 _SHELL = ("bash", "-l")
+# What a shell shows for a command whose reader has gone: 128 and SIGPIPE.
+_NOBODY_READS = 141
 
 
-@click.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+# The original's flag; there is nothing to switch off until ports are forwarded.
+no_port_forward = click.option(
+    "--no-port-forward", is_flag=True, expose_value=False, help="Forward no ports; none are forwarded yet."
+)
+
+
+@click.command("exec", context_settings={"allow_interspersed_args": False})
 @click.option("--dir", "directory", help="Working directory.")
 @click.option("--tty", "-t", "terminal", is_flag=True, help="Give it a terminal.")
 @click.option("--env", "environment", multiple=True, metavar="K=V[,K=V]", help="Variables.")
 @click.option("--http-post", is_flag=True, help="Use a plain HTTP request instead of a WebSocket.")
+@no_port_forward
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_context
 def exec_(
@@ -54,11 +63,15 @@ def exec_(
 
 
 @click.command()
+@no_port_forward
 @click.argument("name", required=False)
 @click.pass_context
 def console(ctx: click.Context, name: str | None) -> int:
     """Open a shell in a sprite. Ctrl+\\ leaves it running."""
-    return open_console(api(ctx), sprite_name(ctx, name))
+    node, wanted = api(ctx), sprite_name(ctx, name)
+    if not sys.stdin.isatty():
+        raise InvalidError("a console needs a terminal", hint=f"ballpoint -s {wanted} exec -- COMMAND runs one command")
+    return open_console(node, wanted)
 
 
 def open_console(node: Api, name: str) -> int:
@@ -72,7 +85,7 @@ def parse_environment(pairs: tuple[str, ...]) -> dict[str, str]:
     for pair in (part for given in pairs for part in given.split(",") if part):
         key, equals, value = pair.partition("=")
         if not key or not equals:
-            raise InvalidError(f"{pair!r} is not NAME=VALUE")
+            raise InvalidError(f"{pair!r} is not NAME=VALUE", hint="for example --env PORT=8080")
         variables[key] = value
     return variables
 
@@ -114,7 +127,7 @@ def _raw_terminal(wanted: bool) -> Iterator[None]:
         yield
         return
     before = termios.tcgetattr(0)
-    tty.setraw(0)
+    tty.setraw(0, termios.TCSADRAIN)  # what was typed ahead is the sprite's, too
     try:
         yield
     finally:
@@ -123,6 +136,7 @@ def _raw_terminal(wanted: bool) -> Iterator[None]:
 
 class _WebSocketExec:
     def __init__(self, node: Api, target: str, terminal: bool) -> None:
+        self._selected = node.selection
         self._url = node.selection.url.replace("http", "ws", 1) + target
         self._headers = {"Authorization": f"Bearer {node.selection.token}"}
         self._terminal = terminal
@@ -131,7 +145,7 @@ class _WebSocketExec:
 
     async def run(self) -> int:
         from websockets.asyncio.client import connect
-        from websockets.exceptions import ConnectionClosed, InvalidStatus
+        from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
         try:
             async with connect(
@@ -147,11 +161,9 @@ class _WebSocketExec:
         except ConnectionClosed as error:
             if self._detached:
                 return 0
-            raise UnavailableError("the connection ended before the command did") from error
-        except OSError as error:
-            raise UnavailableError(
-                f"the node does not answer: {error}", hint="is it running? (ballpoint up)"
-            ) from error
+            raise _cut() from error
+        except (OSError, WebSocketException) as error:
+            raise no_answer(self._selected, error) from error
 
     async def _receive(self, socket: Any) -> int:
         while True:
@@ -226,13 +238,22 @@ def _post(node: Api, name: str, query: str) -> int:
                 return int(frame[1])
             _write(frame[0], frame[1:])
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise UnavailableError(f"the node does not answer: {error}", hint="is it running? (ballpoint up)") from error
+        raise no_answer(node.selection, error) from error
     finally:
         connection.close()
-    raise UnavailableError("the connection ended before the command did")
+    raise _cut()
+
+
+def _cut() -> UnavailableError:
+    return UnavailableError("the connection ended before the command did", hint="ballpoint events says what happened")
 
 
 def _write(fd: int, data: bytes) -> None:
     view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
+    try:
+        while view:
+            view = view[os.write(fd, view) :]
+    except BrokenPipeError as error:
+        raise click.exceptions.Exit(_NOBODY_READS) from error
+    except OSError as error:
+        raise UnavailableError(f"cannot write the command's output: {error.strerror}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -42,7 +43,7 @@ class Api:
         Raises:
             BallpointError: of the kind the answer's status says; UnavailableError where there is no answer.
         """
-        with _told():
+        with self._told():
             response = self._client.request(method, path, **arguments)
         if response.status_code >= 400:
             raise error_of(response.status_code, response.content)
@@ -52,20 +53,27 @@ class Api:
 
     def lines(self, path: str, **arguments: Any) -> Iterator[dict[str, Any]]:
         """Objects of an NDJSON stream, as they come."""
-        with _told(), self._client.stream("GET", path, timeout=None, **arguments) as response:
+        with self._told(), self._client.stream("GET", path, timeout=None, **arguments) as response:
             if response.status_code >= 400:
                 raise error_of(response.status_code, response.read())
             for line in response.iter_lines():
                 if line:
                     yield json.loads(line)
 
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx2.HTTPError as error:
+            raise no_answer(self.selection, error) from error
 
-@contextmanager
-def _told() -> Iterator[None]:
-    try:
-        yield
-    except httpx2.HTTPError as error:
-        raise UnavailableError(f"the node does not answer: {error}", hint="is it running? (ballpoint up)") from error
+
+def no_answer(selected: settings.Selection, error: Exception) -> UnavailableError:
+    """What to say where a node could not be asked, or broke off."""
+    reason = re.sub(r"^\[Errno -?[0-9]+\] ", "", str(error)) or type(error).__name__
+    return UnavailableError(
+        f"the node at {selected.url} does not answer: {reason}", hint="is it running? (ballpoint up)"
+    )
 
 
 def error_of(status: int, body: bytes) -> BallpointError:

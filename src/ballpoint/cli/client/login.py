@@ -23,10 +23,11 @@ def login(url: str | None, token_file: Path | None) -> None:
     chosen = url or os.environ.get("SPRITES_API_URL")
     if not chosen:
         raise InvalidError("which node?", hint="ballpoint login http://HOST:PORT")
-    token = _token(token_file)
-    org = settings.remember(chosen, token)
-    Api(settings.select(org)).call("GET", "/v1/sprites", params={"max_results": 1})
-    click.echo(f"logged in to {chosen} as {org}")
+    selected = settings.selection(chosen, _token(token_file))
+    # Tried before it is remembered: what does not work must not take the place of what does.
+    Api(selected).call("GET", "/v1/sprites", params={"max_results": 1})
+    settings.remember(selected)
+    click.echo(f"logged in to {selected.url} as {selected.org}")
 
 
 def _token(file: Path | None) -> str:

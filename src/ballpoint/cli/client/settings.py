@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from ballpoint.core.errors import InvalidError, UnauthorizedError
 
@@ -45,47 +46,60 @@ def select(org: str | None) -> Selection:
     """
     config = _read(home() / "sprites.json")
     current = config.get("current_selection", {})
-    url = (os.environ.get("SPRITES_API_URL") or current.get("url") or "").rstrip("/")
+    url = os.environ.get("SPRITES_API_URL") or current.get("url")
+    if not url:
+        raise UnauthorizedError("no node is configured", hint=_HINT)
+    url = _checked(url)
     token = os.environ.get("SPRITE_TOKEN")
     if token:
-        return Selection(_required(url), org or token.split("/", maxsplit=1)[0], token)
-    tokens = _read(home() / "tokens.json").get(_required(url), {})
+        return Selection(url, org or token.split("/", maxsplit=1)[0], token)
+    tokens = _read(home() / "tokens.json").get(url, {})
     wanted = org or current.get("org") or next(iter(tokens), None)
     if wanted is None or wanted not in tokens:
         raise UnauthorizedError(f"there is no token for {wanted or 'any organization'} at {url}", hint=_HINT)
     return Selection(url, wanted, tokens[wanted])
 
 
-def _required(url: str) -> str:
-    if not url:
-        raise UnauthorizedError("no node is configured", hint=_HINT)
-    return url
+def _checked(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port or an address that is none
+        good = False
+    if not good:
+        raise InvalidError(f"{url!r} is not the address of a node", hint="for example http://127.0.0.1:7070")
+    return url.rstrip("/")
 
 
-def remember(url: str, token: str) -> str:
-    """Store a token and select its node and organization. Returns the organization.
+def selection(url: str, token: str) -> Selection:
+    """The node at `url`, with the organization that `token` names.
 
     Raises:
-        InvalidError: the token has not the shape org/orgid/tokenid/value.
+        InvalidError: there is no such URL, or the token has not the shape org/orgid/tokenid/value.
     """
-    url = url.rstrip("/")
-    parts = token.strip().split("/")
+    url, token = _checked(url), token.strip()
+    hint = "ballpoint token create prints one, on the node"
+    if not token:
+        raise InvalidError("no token was given", hint=hint)
+    parts = token.split("/")
     if len(parts) != 4 or not all(parts):
-        raise InvalidError(
-            "a token has the shape org/orgid/tokenid/value", hint="ballpoint token create prints one, on the node"
-        )
-    org = parts[0]
+        raise InvalidError("a token has the shape org/orgid/tokenid/value", hint=hint)
+    return Selection(url, parts[0], token)
+
+
+def remember(selected: Selection) -> None:
+    """Store a node and its token, and select them from now on."""
+    url, org = selected.url, selected.org
     config = _read(home() / "sprites.json")
     config["version"] = "1"
     config["current_selection"] = {"url": url, "org": org}
     orgs = config.setdefault("urls", {}).setdefault(url, {"url": url, "orgs": {}})["orgs"]
     orgs[org] = {"name": org, "keyring_key": "", "use_keyring": False, "sprites": {}}
     tokens = _read(home() / "tokens.json")
-    tokens.setdefault(url, {})[org] = token.strip()
+    tokens.setdefault(url, {})[org] = selected.token
     home().mkdir(mode=0o700, exist_ok=True)
     _write(home() / "tokens.json", tokens)
     _write(home() / "sprites.json", config)
-    return org
 
 
 def selected_sprite() -> str | None:

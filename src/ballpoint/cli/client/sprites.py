@@ -33,7 +33,7 @@ def create(
     environment: tuple[str, ...],
     as_json: bool,
 ) -> int:
-    """Make a sprite, select it for this directory, and open its console."""
+    """Make a sprite and open its console."""
     node = api(ctx)
     wanted = name or ctx.obj["sprite"] or new_name()
     body: dict[str, Any] = {"name": wanted, "labels": list(labels), "environment": parse_environment(environment)}
@@ -159,12 +159,15 @@ def logs(ctx: click.Context, name: str | None) -> None:
 @click.argument("name", required=False)
 @click.option("--force", is_flag=True, help="Do not ask.")
 @click.pass_context
-def destroy(ctx: click.Context, name: str | None, force: bool) -> None:
+def destroy(ctx: click.Context, name: str | None, force: bool) -> int:
     """Remove a sprite and its disk."""
     wanted = sprite_name(ctx, name)
     if not force:
         if not sys.stdin.isatty():
             raise InvalidError("destroy asks first, and nobody is there to answer", hint="destroy --force does not ask")
-        click.confirm(f"Destroy {wanted} and everything on its disk?", abort=True)
+        if not click.confirm(f"Destroy {wanted} and everything on its disk?"):
+            click.echo(f"{wanted} stays")
+            return 1
     api(ctx).call("DELETE", sprite_path(wanted))
     click.echo(f"destroyed {wanted}")
+    return 0

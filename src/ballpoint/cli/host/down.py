@@ -27,8 +27,10 @@ def down(data: Path | None) -> None:
     config = _config(data)
     if stop_unit(config):
         click.echo("stopped the systemd unit")
-    supervisor.stop(config)
-    click.echo(f"stopped the node in {config.data}; its sprites are cold")
+    if supervisor.stop(config):
+        click.echo(f"stopped the node in {config.data}; its sprites are cold")
+    else:
+        click.echo(f"no node runs in {config.data}")
 
 
 @click.command()
@@ -43,7 +45,8 @@ def uninstall(data: Path | None, cache: Path, purge: bool) -> None:
 
     config = _config(data)
     removed = [str(UNIT_FILE)] if remove_unit(config) else []
-    supervisor.stop(config)
+    if supervisor.stop(config):
+        click.echo(f"stopped the node in {config.data}")
     if any(path for path in RUN_ROOT.glob("*") if path.name not in _SHARED):
         click.echo("another node of this host runs: what all nodes share stays")
     else:

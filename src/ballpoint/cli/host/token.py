@@ -12,7 +12,7 @@ import click
 
 from ballpoint.cli import columns
 from ballpoint.cli.host.options import data_option
-from ballpoint.core.config import DEFAULT_DATA, load_config
+from ballpoint.core.config import DEFAULT_DATA, DEFAULT_ORG, load_config
 from ballpoint.core.errors import InvalidError, NotFoundError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def token() -> None:
 
 @token.command()
 @data_option
-@click.option("--org", default="default", show_default=True, help="Organization, made if it is new.")
+@click.option("--org", default=DEFAULT_ORG, show_default=True, help="Organization, made if it is new.")
 @click.option("--description", default="", help="What it is for.")
 def create(data: Path | None, org: str, description: str) -> None:
     """Make a token and print it, this once."""

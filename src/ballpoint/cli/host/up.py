@@ -17,8 +17,8 @@ from ballpoint.cli.host.options import config_from, node_options
 from ballpoint.cli.host.unit import config_file, install_unit
 from ballpoint.core import ids
 from ballpoint.core.clock import SYSTEM_CLOCK
-from ballpoint.core.config import NodeConfig
-from ballpoint.core.errors import InvalidError, NotFoundError, UnavailableError
+from ballpoint.core.config import DEFAULT_ORG, NodeConfig
+from ballpoint.core.errors import ConflictError, InvalidError, NotFoundError, UnauthorizedError, UnavailableError
 from ballpoint.host import process
 from ballpoint.host.files import write_atomically
 from ballpoint.host.requirements import install_packages, load_modules, missing_packages, raise_sysctls
@@ -80,7 +80,7 @@ def _with_token(config: NodeConfig) -> NodeConfig:
     file = config.data / "admin.token"
     if not file.exists():
         config.data.mkdir(parents=True, exist_ok=True)
-        text = f"local/{ids.new_instance_id()}/{ids.new_instance_id()}/{ids.new_secret()}\n"
+        text = f"{DEFAULT_ORG}/{ids.new_instance_id()}/{ids.new_instance_id()}/{ids.new_secret()}\n"
         write_atomically(file, text.encode(), mode=0o600)
     return msgspec.structs.replace(config, token_file=file)
 
@@ -146,11 +146,19 @@ def _wait(config: NodeConfig, child: process.Child | None, log: str) -> None:
 
 def _first_sprite(config: NodeConfig, *, console: bool) -> int:
     assert config.token_file is not None
-    org = settings.remember(_url(config), config.token_file.read_text())
-    node = Api(settings.select(org))
+    selected = settings.selection(_url(config), config.token_file.read_text())
+    node = Api(selected)
     try:
         node.call("GET", sprite_path(FIRST_SPRITE))
+        exists = True
     except NotFoundError:
+        exists = False
+    except UnauthorizedError as error:
+        raise ConflictError(
+            f"what answers on {config.listen} is not the node in {config.data}", hint="choose another --listen"
+        ) from error
+    settings.remember(selected)
+    if not exists:
         node.call("POST", "/v1/sprites", json={"name": FIRST_SPRITE})
         _say(f"created the sprite {FIRST_SPRITE!r}")
     if console:
@@ -159,5 +167,6 @@ def _first_sprite(config: NodeConfig, *, console: bool) -> int:
     _say(f"running a command in {FIRST_SPRITE!r}")
     code = run(node, FIRST_SPRITE, ("bash", "-c", _GREETING), directory=None, environment={}, terminal=False)
     if code == 0:
-        _say(f"next: ballpoint create, ballpoint console {FIRST_SPRITE}, ballpoint --help")
+        program = "ballpoint" if process.which("ballpoint") else sys.argv[0]
+        _say(f"next: {program} create, {program} console {FIRST_SPRITE}, {program} --help")
     return code

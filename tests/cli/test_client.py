@@ -1,0 +1,211 @@
+"""The client's commands, as a user types them: what they do, what they remember, and with which code they end."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import select
+import struct
+import subprocess
+import termios
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ballpoint.core import ids
+from tests.cli.command import COMMAND, DEADLINE, ballpoint
+from tests.support.nodes import CACHE, TestNode
+
+pytestmark = pytest.mark.node
+
+ROWS, COLUMNS = 33, 101
+CTRL_BACKSLASH = b"\x1c"
+
+
+@pytest.fixture(scope="module")
+def sprite(home: Path) -> Iterator[str]:
+    name = f"t-{ids.new_instance_id()}"
+    done = ballpoint(home, "create", name, "--skip-console")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"created {name}\n", "")
+    yield name
+    assert ballpoint(home, "destroy", name, "--force").returncode == 0
+
+
+class Terminal:
+    """A command on a terminal of its own."""
+
+    def __init__(self, home: Path, *arguments: str) -> None:
+        self._master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
+        environment = {**os.environ, "HOME": str(home), "TERM": "xterm"}
+        self._child = subprocess.Popen(
+            [*COMMAND, *arguments], stdin=slave, stdout=slave, stderr=slave, cwd=home, env=environment,
+            start_new_session=True,
+        )  # fmt: skip
+        os.close(slave)
+        self.said = b""
+
+    def type(self, keys: bytes) -> None:
+        os.write(self._master, keys)
+
+    def expect(self, wanted: bytes) -> None:
+        """Read on until it has said `wanted`."""
+        while wanted not in self.said:
+            ready, _, _ = select.select([self._master], [], [], DEADLINE)
+            assert ready, self.said
+            self.said += os.read(self._master, 65536)
+
+    def end(self) -> int:
+        """Its exit code."""
+        try:
+            while select.select([self._master], [], [], DEADLINE)[0]:
+                self.said += os.read(self._master, 65536)
+        except OSError:  # EIO: nobody has the other side any more
+            pass
+        os.close(self._master)
+        return self._child.wait(DEADLINE)
+
+
+@pytest.mark.parametrize("way", [[], ["--http-post"]])
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", 137), ("nosuch", 127), ("/etc/passwd", 126)],
+)
+def test_exec_ends_with_the_commands_code(home: Path, sprite: str, way: list[str], command: str, code: int) -> None:
+    done = ballpoint(home, "-s", sprite, "exec", *way, "--", "sh", "-c", f"echo out; echo err >&2; {command}")
+    assert (done.returncode, done.stdout) == (code, "out\n")
+    assert done.stderr.startswith("err\n")
+
+
+def test_exec_passes_input_directory_and_environment(home: Path, sprite: str) -> None:
+    done = subprocess.run(
+        [*COMMAND, "-s", sprite, "exec", "--dir", "/tmp", "--env", "A=1,B=2", "--no-port-forward",
+         "sh", "-c", "pwd; echo $A$B; cat"],
+        input="typed\n", capture_output=True, text=True, timeout=DEADLINE, cwd=home,
+        env={**os.environ, "HOME": str(home)},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "/tmp\n12\ntyped\n", "")
+
+
+def test_an_unknown_flag_of_exec_is_not_taken_for_the_command(home: Path, sprite: str) -> None:
+    done = ballpoint(home, "-s", sprite, "exec", "--nosuch", "true")
+    assert done.returncode == 2 and "--nosuch" in done.stderr
+
+
+@pytest.mark.parametrize("way", [[], ["--http-post"]])
+def test_a_reader_of_exec_that_goes_away_ends_it_without_a_word(home: Path, sprite: str, way: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [*COMMAND, "-s", sprite, "exec", *way, "--", "yes"], stdout=writer, stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL, timeout=DEADLINE, cwd=home, env={**os.environ, "HOME": str(home)},
+        )  # fmt: skip
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_output_that_cannot_be_written_is_said(home: Path, sprite: str) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [*COMMAND, "-s", sprite, "exec", "--", "echo", "x"], stdout=full, stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL, text=True, timeout=DEADLINE, cwd=home, env={**os.environ, "HOME": str(home)},
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == ["ballpoint: cannot write the command's output: No space left on device"]
+
+
+def test_console_is_a_shell_on_this_terminal(home: Path, sprite: str) -> None:
+    """With what was typed before it was there."""
+    terminal = Terminal(home, "console", sprite)
+    terminal.type(b"stty size; exit 5\r")
+    assert terminal.end() == 5, terminal.said
+    assert b"%d %d" % (ROWS, COLUMNS) in terminal.said
+
+
+def test_leaving_a_console_leaves_it_running(home: Path, sprite: str) -> None:
+    terminal = Terminal(home, "console", sprite)
+    terminal.type(b"echo $((6 * 7))here; exec sleep 1000\r")
+    terminal.expect(b"42here")
+    terminal.type(CTRL_BACKSLASH)
+    assert terminal.end() == 0
+    assert ballpoint(home, "-s", sprite, "exec", "pkill", "-x", "sleep").returncode == 0
+
+
+def test_a_console_without_a_terminal_is_refused(home: Path, sprite: str) -> None:
+    done = ballpoint(home, "console", sprite)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "a console needs a terminal" in done.stderr and "exec" in done.stderr
+
+
+def test_destroy_asks_and_takes_no_for_an_answer(home: Path, sprite: str) -> None:
+    terminal = Terminal(home, "destroy", sprite)
+    terminal.expect(b"[y/N]")
+    terminal.type(b"n\r")
+    assert terminal.end() == 1
+    assert f"{sprite} stays".encode() in terminal.said
+    assert ballpoint(home, "info", sprite).returncode == 0
+
+
+def test_use_selects_for_a_directory_and_those_below(home: Path, sprite: str, tmp_path: Path) -> None:
+    assert ballpoint(home, "use", "nosuch").returncode == 1
+    assert ballpoint(home, "info").returncode == 1
+    assert ballpoint(home, "use", sprite).returncode == 0
+    try:
+        assert ballpoint(home, "use").stdout == f"{sprite}\n"
+        assert ballpoint(home, "exec", "true").returncode == 0
+    finally:
+        assert ballpoint(home, "use", "--unset").returncode == 0
+    assert ballpoint(home, "exec", "true").returncode == 1
+
+
+def files(home: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (home / ".sprites").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("url", "token"),
+    [("127.0.0.1:7070", None), ("ftp://127.0.0.1:7070", None), ("http://", None), ("http://127.0.0.1:x", None),
+     ("http://127.0.0.1:1", None), (None, ""), (None, "nonsense"), (None, "acme/b/c/d")],
+)  # fmt: skip
+def test_a_log_in_that_does_not_work_is_not_remembered(
+    node: TestNode, home: Path, url: str | None, token: str | None
+) -> None:
+    before = files(home)
+    file = home / "given"
+    file.write_text(node.token if token is None else token)
+    done = ballpoint(home, "login", url or node.url, "--token-file", str(file))
+    assert done.returncode == 1
+    sentence, hint = done.stderr.splitlines()
+    assert sentence.startswith("ballpoint: ") and hint.startswith("  ")
+    assert files(home) == before
+
+
+@pytest.mark.parametrize("command", [["list"], ["exec", "true"], ["exec", "--http-post", "true"]])
+@pytest.mark.parametrize("url", ["127.0.0.1:7070", "http://127.0.0.1:1"])
+def test_a_node_that_is_not_there_is_told_in_a_sentence(home: Path, sprite: str, command: list[str], url: str) -> None:
+    done = ballpoint(home, "-s", sprite, *command, SPRITES_API_URL=url, SPRITE_TOKEN="a/b/c/d")
+    assert done.returncode == 1 and url in done.stderr
+    assert len(done.stderr.splitlines()) == 2
+
+
+@pytest.mark.usefixtures("root")
+def test_up_beside_another_node_on_its_port_is_refused(node: TestNode, home: Path, tmp_path: Path) -> None:
+    """And what the client knows of that node stays."""
+    before = files(home)
+    done = ballpoint(
+        home, "up", "--data", str(tmp_path / "data"), "--cache", str(CACHE), "--image", "slim",
+        "--listen", node.url.removeprefix("http://"),
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "is not the node in" in done.stderr and "--listen" in done.stderr
+    assert files(home) == before
+
+
+@pytest.mark.usefixtures("root")
+def test_down_says_whether_there_was_a_node(home: Path, tmp_path: Path) -> None:
+    done = ballpoint(home, "down", "--data", str(tmp_path / "data"))
+    assert (done.returncode, done.stdout) == (0, f"no node runs in {tmp_path / 'data'}\n")
