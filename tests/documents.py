@@ -1,7 +1,7 @@
 """Documents that are made from the code, and the check that they still say what the code says.
 
-`python -m tests.documents` fails where one is stale, names a test that is not there, or has a row of what works in a
-sprite that no test proves; with --write it writes those that are made.
+`python -m tests.documents` fails where one is stale, names a test or a file that is not there, or has a row of what
+works in a sprite that no test proves; with --write it writes those that are made.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 # A test as documents name it: a directory, a file, or a function of one; with `*` where there are several.
 TEST = re.compile(r"`(tests/[\w/.*-]*)(?:::(\w+))?")
+
+# A link to another file of the repository, without the place in it.
+LINK = re.compile(r"\]\((?![a-z]+:)([^)#\s]+)")
 
 
 def commands_page() -> str:
@@ -96,6 +99,16 @@ def absent_tests() -> list[str]:
     return found
 
 
+def broken_links() -> list[str]:
+    """Links of pages to files that are not there: "page: link"."""
+    found = []
+    for page in sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.glob("*.md")]):
+        for link in LINK.findall(page.read_text()):
+            if not (page.parent / link).exists():
+                found.append(f"{page.name}: {link}")
+    return found
+
+
 def _functions(file: Path) -> set[str]:
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
     return {node.name for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, kinds)}
@@ -115,7 +128,7 @@ def main() -> int:
         return 0
     wrong = [
         *(f"{page} is stale; run ./dev docs" for page in stale()),
-        *(f"{each} is not there" for each in absent_tests()),
+        *(f"{each} is not there" for each in [*absent_tests(), *broken_links()]),
         *(f"no test proves: {each}" for each in promises_without_proof()),
     ]
     sys.stderr.writelines(f"{each}\n" for each in wrong)

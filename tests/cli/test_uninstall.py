@@ -9,8 +9,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from ballpoint.cli.client import settings
 from ballpoint.cli.host.down import remove_data
 from ballpoint.core.config import RUN_ROOT, NodeConfig
+from ballpoint.core.errors import UnauthorizedError
 from ballpoint.image.uses import Uses
 from tests.support.nodes import TestNode
 
@@ -61,6 +63,19 @@ def test_beside_a_real_node_it_stays(node: TestNode, tmp_path: Path) -> None:
     subprocess.run(command, check=True, timeout=_DEADLINE, capture_output=True)
     assert (RUN_ROOT / node.id).is_dir()
     assert node.api("GET", "/v1/sprites").status_code == 200
+
+
+def test_its_own_token_is_forgotten_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = NodeConfig(data=tmp_path / "data")
+    config.data.mkdir()
+    (config.data / "admin.token").write_text("local/o1/t1/v1\n")
+    for token in ("local/o1/t1/v1", "acme/o2/t2/v2"):
+        settings.remember(settings.selection(config.url, token))
+    assert remove_data(config, tmp_path / "none") == [f"the token for {config.url}", str(config.data)]
+    assert settings.select("acme").token == "acme/o2/t2/v2"
+    with pytest.raises(UnauthorizedError):
+        settings.select("local")
 
 
 def test_images_that_another_node_uses_stay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -89,6 +89,13 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         """`listen` as host and port."""
         return split_host_port(self.listen)
 
+    @property
+    def url(self) -> str:
+        """Where a client on this machine finds the node."""
+        host, port = self.listen_address
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
 
 def split_host_port(text: str, default_port: int | None = None) -> tuple[str, int]:
     """`HOST:PORT` (IPv6 in brackets) as a pair; with `default_port`, the port may be missing.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,29 @@ def remember(selected: Selection) -> None:
     home().mkdir(mode=0o700, exist_ok=True)
     _write(home() / "tokens.json", tokens)
     _write(home() / "sprites.json", config)
+
+
+def forget(token: str) -> list[str]:
+    """Forget `token` where it is remembered, and the directory with the last one. Returns the nodes it was for."""
+    config, tokens = _read(home() / "sprites.json"), _read(home() / "tokens.json")
+    found = [(url, org) for url, orgs in tokens.items() for org, each in orgs.items() if each == token.strip()]
+    for url, org in found:
+        known = config.get("urls", {})
+        for content, orgs in ((tokens, tokens[url]), (known, known.get(url, {}).get("orgs", {}))):
+            orgs.pop(org, None)
+            if not orgs:
+                content.pop(url, None)
+        if config.get("current_selection") == {"url": url, "org": org}:
+            del config["current_selection"]
+    if found and tokens:
+        _write(home() / "tokens.json", tokens)
+        _write(home() / "sprites.json", config)
+    elif found:
+        for name in ("tokens.json", "sprites.json"):
+            (home() / name).unlink(missing_ok=True)
+        with suppress(OSError):  # it holds something of somebody else's
+            home().rmdir()
+    return [url for url, _ in found]
 
 
 def selected_sprite() -> str | None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
+from ballpoint.cli.client import settings
 from ballpoint.cli.host.options import data_option
-from ballpoint.cli.host.unit import UNIT_FILE, remove_unit, stop_unit
+from ballpoint.cli.host.unit import UNIT_FILE, admin_token_file, remove_unit, stop_unit
 from ballpoint.core.config import DEFAULT_CACHE, DEFAULT_DATA, RUN_ROOT, NodeConfig, load_config
 
 # What the nodes of a host have in common below the run directory.
@@ -25,9 +26,8 @@ def down(data: Path | None) -> None:
     from ballpoint.node import supervisor
 
     config = _config(data)
-    if stop_unit(config):
-        click.echo("stopped the systemd unit")
-    if supervisor.stop(config):
+    by_unit = stop_unit(config)
+    if supervisor.stop(config) or by_unit:
         click.echo(f"stopped the node in {config.data}; its sprites are cold")
     else:
         click.echo(f"no node runs in {config.data}")
@@ -38,7 +38,10 @@ def down(data: Path | None) -> None:
 @click.option("--cache", type=click.Path(path_type=Path), default=DEFAULT_CACHE)
 @click.option("--purge", is_flag=True, help="Remove the data and the images, too.")
 def uninstall(data: Path | None, cache: Path, purge: bool) -> None:
-    """Leave the host as it was found: stop the node, remove unit and settings, and with --purge all data."""
+    """Leave the host as it was found: stop the node, remove unit and settings, and with --purge all data.
+
+    With the data goes the administrator's token, which this user's client has.
+    """
     from ballpoint.host.files import remove_tree
     from ballpoint.host.requirements import MODULES_FILE, SYSCTL_FILE
     from ballpoint.node import supervisor
@@ -61,11 +64,15 @@ def uninstall(data: Path | None, cache: Path, purge: bool) -> None:
 
 
 def remove_data(config: NodeConfig, cache: Path) -> list[str]:
-    """Remove the node's data, and the images unless another node has sprites on them. Returns what was removed."""
+    """Remove the node's data, its token from what the client remembers, and the images unless another node has sprites
+    on them. Returns what was removed."""
     from ballpoint.host.files import remove_tree
     from ballpoint.image.uses import Uses
 
-    removed = [str(config.data)] if remove_tree(config.data) else []
+    token = admin_token_file(config)
+    removed = [f"the token for {url}" for url in (settings.forget(token.read_text()) if token.exists() else ())]
+    if remove_tree(config.data):
+        removed.append(str(config.data))
     if not cache.exists():
         return removed
     uses = Uses(cache)

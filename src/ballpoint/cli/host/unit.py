@@ -21,6 +21,11 @@ def config_file(config: NodeConfig) -> Path:
     return config.data.absolute() / "node.toml"
 
 
+def admin_token_file(config: NodeConfig) -> Path:
+    """Where the administrator's token of a node that `up` starts is."""
+    return config.data / "admin.token"
+
+
 def unit_text(config: NodeConfig) -> str:
     """The unit, running the interpreter this program runs with."""
     template = (resources.files("ballpoint.cli.host") / UNIT).read_text()

@@ -14,7 +14,7 @@ from ballpoint.cli.client import settings
 from ballpoint.cli.client.exec_command import open_console, run
 from ballpoint.cli.client.http import Api, sprite_path
 from ballpoint.cli.host.options import config_from, node_options
-from ballpoint.cli.host.unit import config_file, install_unit
+from ballpoint.cli.host.unit import admin_token_file, config_file, install_unit
 from ballpoint.core import ids
 from ballpoint.core.clock import SYSTEM_CLOCK
 from ballpoint.core.config import DEFAULT_ORG, NodeConfig
@@ -77,7 +77,7 @@ def _with_token(config: NodeConfig) -> NodeConfig:
     """The administrator's token: made here once, known to the node by its file, remembered by the client."""
     if config.token_file is not None:
         return config
-    file = config.data / "admin.token"
+    file = admin_token_file(config)
     if not file.exists():
         config.data.mkdir(parents=True, exist_ok=True)
         text = f"{DEFAULT_ORG}/{ids.new_instance_id()}/{ids.new_instance_id()}/{ids.new_secret()}\n"
@@ -116,16 +116,11 @@ def _toml(config: NodeConfig) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _url(config: NodeConfig) -> str:
-    host, port = config.listen_address
-    return f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
-
-
 def _answers(config: NodeConfig) -> bool:
     import httpx2
 
     try:
-        return httpx2.get(f"{_url(config)}/openapi.json", timeout=5.0).status_code == 200
+        return httpx2.get(f"{config.url}/openapi.json", timeout=5.0).status_code == 200
     except httpx2.HTTPError:
         return False
 
@@ -146,7 +141,7 @@ def _wait(config: NodeConfig, child: process.Child | None, log: str) -> None:
 
 def _first_sprite(config: NodeConfig, *, console: bool) -> int:
     assert config.token_file is not None
-    selected = settings.selection(_url(config), config.token_file.read_text())
+    selected = settings.selection(config.url, config.token_file.read_text())
     node = Api(selected)
     try:
         node.call("GET", sprite_path(FIRST_SPRITE))

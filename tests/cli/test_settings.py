@@ -1,0 +1,60 @@
+"""What the client remembers, and what it forgets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ballpoint.cli.client import settings
+from ballpoint.core.config import NodeConfig
+from ballpoint.core.errors import UnauthorizedError
+
+HERE, THERE = "http://127.0.0.1:7070", "https://node.example"
+FIRST, SECOND = "acme/o1/t1/v1", "corp/o2/t2/v2"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("SPRITES_API_URL", "SPRITE_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def test_what_is_remembered_is_selected_and_for_nobody_elses_eyes(home: Path) -> None:
+    settings.remember(settings.selection(f"{HERE}/", f"{FIRST}\n"))
+    assert settings.select(None) == settings.Selection(HERE, "acme", FIRST)
+    settings.remember(settings.selection(HERE, SECOND))
+    assert settings.select(None).token == SECOND
+    assert settings.select("acme").token == FIRST
+    assert {path.stat().st_mode & 0o777 for path in (home / ".sprites").iterdir()} == {0o600}
+    assert (home / ".sprites").stat().st_mode & 0o777 == 0o700
+
+
+def test_what_is_forgotten_is_that_token_and_nothing_else(home: Path) -> None:
+    for url, token in ((THERE, FIRST), (HERE, SECOND), (HERE, FIRST)):
+        settings.remember(settings.selection(url, token))
+    assert settings.forget("acme/o1/t1/other") == []
+    assert sorted(settings.forget(FIRST)) == [HERE, THERE]
+    assert settings.forget(FIRST) == []
+    with pytest.raises(UnauthorizedError):
+        settings.select("corp")  # nothing is selected any more
+    settings.remember(settings.selection(HERE, SECOND))
+    assert settings.select(None).token == SECOND
+
+
+def test_with_the_last_token_the_directory_goes(home: Path) -> None:
+    settings.remember(settings.selection(HERE, FIRST))
+    assert settings.forget(FIRST) == [HERE]
+    assert list(home.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("listen", "url"),
+    [("127.0.0.1:7070", HERE), ("0.0.0.0:7070", HERE), ("[::]:7070", "http://[::1]:7070"),
+     ("[fd00::1]:80", "http://[fd00::1]:80"), ("node.example:80", "http://node.example:80")],
+)  # fmt: skip
+def test_where_a_node_is_found(listen: str, url: str) -> None:
+    assert NodeConfig(listen=listen).url == url
+    assert settings.selection(url, FIRST).url == url
