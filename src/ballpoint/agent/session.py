@@ -31,6 +31,7 @@ log = logging.getLogger("agent.session")
 STDOUT, STDERR = 1, 2
 # A frame's payload at most (contract 3.2), and one read of a pipe.
 CHUNK = 64 * 1024
+_READS_AT_ONCE = 4  # a turn of the event loop costs as much as a read
 _PIPE_SIZE = 1 << 20  # /proc/sys/fs/pipe-max-size by default
 _F_SETPIPE_SZ = 1031
 _STDIN_HIGH_WATER = 256 * 1024
@@ -157,12 +158,18 @@ class Session:
             else:
                 self._loop.remove_reader(fd)
 
-    def _readable(self, stream: int, fd: int) -> bool:
-        """Pass one read on. Returns whether there may be more."""
+    def _readable(self, stream: int, fd: int) -> None:
+        """Pass on what is there, up to a bound that lets others have their turn."""
+        for _ in range(_READS_AT_ONCE):
+            if self._read(stream, fd) < CHUNK or self._paused:
+                return
+
+    def _read(self, stream: int, fd: int) -> int:
+        """Pass one read on. Returns how many bytes it was; 0 where nothing is there, now or ever."""
         try:
             data = os.read(fd, CHUNK)
         except BlockingIOError:
-            return False
+            return 0
         except OSError:  # EIO: the last holder of a terminal's other side has gone
             data = b""
         if not data:
@@ -171,13 +178,13 @@ class Session:
             self._owner.forget(self, stream)
             if fd != self._input:
                 os.close(fd)
-            return False
+            return 0
         if self._viewer is not None and self.exit_code is None:
             self.active = SYSTEM_CLOCK.now()
             if not self._viewer.output(stream, data) and not self._paused:
                 self._paused = True
                 self._listen(False)
-        return True
+        return len(data)
 
     def _exited(self) -> None:
         self._loop.remove_reader(self.pidfd)
@@ -186,7 +193,7 @@ class Session:
         for stream, fd in list(self._outputs.items()):
             # What it wrote is at most what a pipe holds; its children may go on writing for ever.
             for _ in range(_PIPE_SIZE // CHUNK):
-                if not self._readable(stream, fd):
+                if not self._read(stream, fd):
                     break
         self.exit_code = code
         self._close_input()
