@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
+from pathlib import Path
 
 import pytest
 from sprites import SpriteError
@@ -84,3 +87,28 @@ def test_background_processes_survive_their_exec(node: TestNode) -> None:
     assert code == 0
     assert shell(sprite, f"kill -0 {pid.strip()} && echo alive") == (0, "alive\n")
     client.delete_sprite(name)
+
+
+def test_a_restart_that_fails_leaves_a_cold_sprite_that_says_why(node: TestNode) -> None:
+    name = f"t-{ids.new_instance_id()}"
+    sprite = node.client().create_sprite(name)
+    assert shell(sprite, "echo kept > file; sync") == (0, "")
+    (daemon,) = node.processes("node")
+    sprite_id = node.api("GET", f"/v1/sprites/{name}").json()["id"]
+    with closing(sqlite3.connect(node.data / "registry.db")) as registry:
+        (volume,) = registry.execute("SELECT volume_id FROM sprites WHERE id = ?", (sprite_id,)).fetchone()
+    description = Path(f"/proc/{daemon}/root{node.data}/pool/volumes/{volume}/volume.json")
+    text = description.read_text()
+    before = node.api("GET", "/v1/sprites").json()
+    description.write_text(text.replace('"format": 1', '"format": 99'))
+    try:
+        assert node.api("POST", f"/v1/sprites/{name}/restart").status_code == 409
+        assert node.api("GET", f"/v1/sprites/{name}").json()["status"] == "cold"
+        after = node.api("GET", "/v1/sprites").json()
+        assert (after["running"], after["cold"]) == (before["running"] - 1, before["cold"] + 1)
+        last = json.loads(node.api("GET", f"/v1/sprites/{name}/events").text.splitlines()[-1])
+        assert last["kind"] == "stopped" and "format 99" in last["cause"]
+    finally:
+        description.write_text(text)
+    assert shell(sprite, "cat file") == (0, "kept\n")
+    node.client().delete_sprite(name)

@@ -275,7 +275,12 @@ class Node:
         sprite = await self.registry.sprite_by_id(sprite_id)
         if sprite.state == "deleting":
             raise ConflictError(f"the sprite {sprite.name!r} is being destroyed")
-        self.running[sprite_id] = await self.starter.start(sprite)
+        try:
+            self.running[sprite_id] = await self.starter.start(sprite)
+        except Exception as error:
+            if sprite.state == "running":  # it was, until it was stopped to be started again
+                await self.registry.set_state(sprite_id, "cold", kind="stopped", cause=f"{cause}, and failed: {error}")
+            raise
         return await self.registry.set_state(sprite_id, "running", kind=kind, cause=cause)
 
     async def _stop(self, sprite_id: str, cause: str) -> None:
