@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -14,16 +15,14 @@ def traces(node_id: str, data: Path) -> dict[str, list[str]]:
         if root.is_dir()
         for path in root.glob(f"ballpoint-{node_id}")
     ] + [str(path) for path in Path("/sys/fs/cgroup").glob(f"ballpoint-{node_id}")]
-    slots = Path("/run/ballpoint/slots")
     return {
         "processes": _processes(str(data)),
         "loop devices": [line for line in _run("losetup", "-a") if str(data) in line],
         "mounts": [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(data) in line],
         "cgroups": cgroups,
         "tables": [line for line in _run("nft", "list", "tables") if node_id in line],
-        "slots": [
-            path.name for path in slots.iterdir() if str(path.readlink()).startswith(f"{node_id}/")
-        ] if slots.is_dir() else [],
+        "slots": [owner for owner in _slot_owners() if owner.startswith(f"{node_id}/")],
+        "links": _stray_links(),
         "run directory": [str(path) for path in Path("/run/ballpoint").glob(node_id)],
     }  # fmt: skip
 
@@ -31,6 +30,22 @@ def traces(node_id: str, data: Path) -> dict[str, list[str]]:
 def links() -> list[str]:
     """Names of the host's ends of all sprites' links."""
     return sorted(path.name for path in Path("/sys/class/net").glob("bp*"))
+
+
+def _slot_owners() -> list[str]:
+    """`node/instance` of every slot of this host; other nodes may free theirs at any time."""
+    found = []
+    for path in Path("/run/ballpoint/slots").glob("*"):
+        with suppress(FileNotFoundError):
+            found.append(str(path.readlink()))
+    return found
+
+
+def _stray_links() -> list[str]:
+    """Links of instances that have no slot: a slot is taken before its link is made, and freed after it is gone."""
+    before = links()
+    owned = {f"bp{owner.partition('/')[2]}" for owner in _slot_owners()}
+    return sorted(set(before) & set(links()) - owned)
 
 
 def _processes(text: str) -> list[str]:
