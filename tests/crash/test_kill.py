@@ -99,7 +99,7 @@ def test_sigterm_leaves_sprites_running(own_node: TestNode) -> None:
 def test_the_last_sprite_and_the_node_leave_the_host_as_it_was(own_node: TestNode) -> None:
     own_node.start()
     sprite, _ = running_sprite(own_node)
-    assert links() != []
+    assert links(own_node.id) != []
     own_node.client().delete_sprite(sprite.name)
     assert own_node.terminate() == 0
     assert traces(own_node.id, own_node.data) == dict.fromkeys(traces(own_node.id, own_node.data), [])

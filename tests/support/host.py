@@ -6,6 +6,8 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 
+from ballpoint.network import rules
+
 
 def traces(node_id: str, data: Path) -> dict[str, list[str]]:
     """Everything on the host that belongs to a node: kind -> names. All empty when it is gone."""
@@ -22,14 +24,19 @@ def traces(node_id: str, data: Path) -> dict[str, list[str]]:
         "cgroups": cgroups,
         "tables": [line for line in _run("nft", "list", "tables") if node_id in line],
         "slots": [owner for owner in _slot_owners() if owner.startswith(f"{node_id}/")],
-        "links": _stray_links(),
+        "links": links(node_id),
         "run directory": [str(path) for path in Path("/run/ballpoint").glob(node_id)],
     }  # fmt: skip
 
 
-def links() -> list[str]:
-    """Names of the host's ends of all sprites' links."""
-    return sorted(path.name for path in Path("/sys/class/net").glob("bp*"))
+def links(node_id: str) -> list[str]:
+    """Names of the host's ends of the links of a node's sprites. A link carries the node's id as its group."""
+    found = []
+    for path in Path("/sys/class/net").glob("bp*"):
+        with suppress(OSError):  # another node's, which goes right now
+            if int((path / "netdev_group").read_text()) == rules.group(node_id):
+                found.append(path.name)
+    return sorted(found)
 
 
 def _slot_owners() -> list[str]:
@@ -39,13 +46,6 @@ def _slot_owners() -> list[str]:
         with suppress(FileNotFoundError):
             found.append(str(path.readlink()))
     return found
-
-
-def _stray_links() -> list[str]:
-    """Links of instances that have no slot: a slot is taken before its link is made, and freed after it is gone."""
-    before = links()
-    owned = {f"bp{owner.partition('/')[2]}" for owner in _slot_owners()}
-    return sorted(set(before) & set(links()) - owned)
 
 
 def _processes(text: str) -> list[str]:
