@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shlex
 import shutil
 import subprocess
@@ -171,8 +170,3 @@ def start(
 def pause(seconds: float) -> None:
     """Wait between two looks at something that tells nobody when it changes."""
     threading.Event().wait(seconds)
-
-
-def exec_environment() -> Mapping[str, str]:
-    """The caller's own environment, read-only; for settings that come from the environment by name."""
-    return os.environ

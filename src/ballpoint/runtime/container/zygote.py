@@ -283,10 +283,14 @@ def _child(work: Any, *arguments: Any) -> NoReturn:
     os._exit(1)
 
 
-def _become_root(go: int) -> None:
-    """Wait until the maps are written, then be root of the new user namespace with nothing of the zygote's at hand."""
+def _await_go(go: int) -> None:
+    """Wait until the zygote has written the maps and joined the v1 controllers."""
     if os.read(go, 1) != b"g":
         os._exit(1)
+
+
+def _become_root() -> None:
+    """Be root of the user namespace with nothing of the zygote's at hand."""
     os.setgroups([])
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
@@ -294,12 +298,13 @@ def _become_root(go: int) -> None:
     prctl.prctl(prctl.PR_SET_DUMPABLE, 1)
     prctl.join_session_keyring()
     os.setsid()
-    # Not in the clone: the v1 controllers were joined in between, and their cgroup roots are fixed here.
-    namespaces.unshare(CLONE_NEWCGROUP)
 
 
 def _become_instance(message: dict[str, Any], given: dict[str, int], go: int, group: int, seccomp: bytes) -> None:
-    _become_root(go)
+    _await_go(go)
+    _become_root()
+    # Not in the clone: the v1 controllers were joined in between, and their cgroup roots are fixed here.
+    namespaces.unshare(CLONE_NEWCGROUP)
     # The cgroup namespace has the instance's group as its root, because nobody leaves that root where v2 is mounted
     # with `nsdelegate`, as systemd does: the container's group must be below. The agent's own is beside it.
     os.write(group, b"0")
@@ -336,8 +341,7 @@ def _become_instance(message: dict[str, Any], given: dict[str, int], go: int, gr
 
 
 def _rejoin_instance(anchor: int, go: int, seccomp: bytes) -> None:
-    if os.read(go, 1) != b"g":
-        os._exit(1)
+    _await_go(go)
     ours = prctl.pidfd_getfd(anchor, _ANCHOR_KEEPS)
     namespaces.setns(
         anchor,
@@ -345,13 +349,8 @@ def _rejoin_instance(anchor: int, go: int, seccomp: bytes) -> None:
     )
     if os.fork() != 0:  # setns to a pid namespace holds for children only
         os._exit(0)
-    os.setgroups([])
-    os.setresgid(0, 0, 0)
-    os.setresuid(0, 0, 0)
-    prctl.prctl(prctl.PR_SET_DUMPABLE, 1)
-    prctl.join_session_keyring()
+    _become_root()
     prctl.install_seccomp_filter(seccomp)
-    os.setsid()
     _run_agent(socket.socket(fileno=ours), None, None)
 
 
