@@ -89,6 +89,38 @@ def test_exec_passes_input_directory_and_environment(home: Path, sprite: str) ->
     assert (done.returncode, done.stdout, done.stderr) == (0, "/tmp\n12\ntyped\n", "")
 
 
+def test_exec_puts_files_there_first(home: Path, sprite: str, tmp_path: Path) -> None:
+    program, data = tmp_path / "a program", tmp_path / "data"
+    program.write_text('#!/bin/sh\nwc -c <"$1"\n')
+    program.chmod(0o755)
+    data.write_bytes(os.urandom(3 << 20))
+    files = ["--file", f"{program}:bin/it's", "--file", f"{data}:/tmp/new/data"]
+    done = ballpoint(home, "-s", sprite, "exec", *files, "--", "bin/it's", "/tmp/new/data")
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, str(3 << 20), "")
+    listed = ballpoint(home, "-s", sprite, "exec", "--dir", "/tmp/new", "--file", f"{data}:more", "--", "ls", "-A")
+    assert listed.stdout.split() == ["data", "more"]
+    for bad, says in (("nocolon", "is not SRC:DEST"), (f"{tmp_path}/none:x", "there is no file")):
+        refused = ballpoint(home, "-s", sprite, "exec", "--file", bad, "--", "true")
+        assert refused.returncode != 0
+        assert says in refused.stderr
+    unwritable = ballpoint(home, "-s", sprite, "exec", "--file", f"{data}:/proc/x", "--", "echo", "ran")
+    assert unwritable.returncode != 0
+    assert unwritable.stdout == ""
+    assert "/proc/x was not written" in unwritable.stderr
+
+
+def test_debug_tells_requests_and_no_secret(home: Path, sprite: str, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    ballpoint(home, f"--debug={log}", "-s", sprite, "exec", "--env", "SECRET=hush", "--", "true")
+    told = ballpoint(home, "-s", sprite, "--debug", "info", sprite)
+    assert told.returncode == 0
+    assert "GET http" in told.stderr
+    assert f"/v1/sprites/{sprite}/exec" in log.read_text()
+    for text in (log.read_text(), told.stderr):
+        assert "hush" not in text
+        assert "Bearer" not in text
+
+
 def test_an_unknown_flag_of_exec_is_not_taken_for_the_command(home: Path, sprite: str) -> None:
     done = ballpoint(home, "-s", sprite, "exec", "--nosuch", "true")
     assert done.returncode == 2 and "--nosuch" in done.stderr

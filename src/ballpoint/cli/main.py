@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 from typing import NoReturn
 
@@ -34,9 +35,20 @@ _COMMANDS = {
 }
 _ALIASES = {"ls": "list", "x": "exec", "c": "console"}
 _UNKNOWN_COMMAND = 2
+_STDERR = "-"
+_VALUED = (["-o"], ["--org"], ["-s"], ["--sprite"])
 
 
 class _Commands(click.Group):
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """An option whose value may be left out would take the command for it, so a bare --debug is given one."""
+        for place, word in enumerate(args):
+            if word == "--debug":
+                args = [*args[:place], f"--debug={_STDERR}", *args[place + 1 :]]
+            elif not word.startswith("-") and args[place - 1 : place] not in _VALUED:
+                break
+        return super().parse_args(ctx, args)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(_COMMANDS)
 
@@ -53,10 +65,17 @@ class _Commands(click.Group):
 @click.version_option(__version__, prog_name="ballpoint")
 @click.option("-o", "--org", envvar="SPRITE_ORG", help="Organization to act for.")
 @click.option("-s", "--sprite", help="Sprite to act on.")
+@click.option("--debug", metavar="[FILE]", help="Tell each request, on standard error or into FILE.")
 @click.pass_context
-def cli(ctx: click.Context, org: str | None, sprite: str | None) -> None:
+def cli(ctx: click.Context, org: str | None, sprite: str | None, debug: str | None) -> None:
     """Computers the way one has ball-point pens."""
     ctx.obj = {"org": org, "sprite": sprite}
+    if debug is not None:
+        try:
+            log = click.open_file(debug, "a") if debug != _STDERR else sys.stderr
+        except OSError as error:
+            raise InvalidError(f"cannot write {debug}: {error.strerror}") from error
+        logging.basicConfig(stream=log, level=logging.INFO, format="%(asctime)s %(message)s")
 
 
 def main() -> NoReturn:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import logging
 import os
 import shutil
 import signal
@@ -13,7 +14,8 @@ import termios
 import tty
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 from urllib.parse import quote, urlencode, urlsplit
 
 import click
@@ -28,6 +30,17 @@ _TERMINAL_VARIABLES = ("TERM", "COLORTERM", "LANG", "LC_ALL")
 _SHELL = ("bash", "-l")
 # What a shell shows for a command whose reader has gone: 128 and SIGPIPE.
 _NOBODY_READS = 141
+# Run in the sprite with a destination and its mode: there is the old file or the whole new one, also while it is used.
+_RECEIVE = """set -e
+directory=$(dirname -- "$1")
+mkdir -p -- "$directory"
+new=$(mktemp -- "$directory/.XXXXXX")
+trap 'rm -f -- "$new"' EXIT
+cat >"$new"
+chmod "$2" "$new"
+mv -f -- "$new" "$1"
+"""
+log = logging.getLogger(__name__)
 
 
 # The original's flag; there is nothing to switch off until ports are forwarded.
@@ -41,6 +54,7 @@ no_port_forward = click.option(
 @click.option("--tty", "-t", "terminal", is_flag=True, help="Give it a terminal.")
 @click.option("--env", "environment", multiple=True, metavar="K=V[,K=V]", help="Variables.")
 @click.option("--http-post", is_flag=True, help="Use a plain HTTP request instead of a WebSocket.")
+@click.option("--file", "files", multiple=True, metavar="SRC:DEST", help="Put a file there before the command runs.")
 @no_port_forward
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_context
@@ -50,15 +64,19 @@ def exec_(
     terminal: bool,
     environment: tuple[str, ...],
     http_post: bool,
+    files: tuple[str, ...],
     command: tuple[str, ...],
 ) -> int:
     """Run COMMAND in a sprite; its exit code becomes this one's."""
     node, name = api(ctx), sprite_name(ctx, None)
     variables = parse_environment(environment)
+    if http_post and terminal:
+        raise InvalidError("exec over HTTP has no terminal", hint="leave out --http-post or --tty")
+    for source, destination in map(_file_pair, files):
+        _push(node, name, source, destination, directory)
     if http_post:
-        if terminal:
-            raise InvalidError("exec over HTTP has no terminal", hint="leave out --http-post or --tty")
-        return _post(node, name, _query(command, directory, variables, None))
+        body = None if sys.stdin.isatty() else sys.stdin.buffer
+        return _post(node, name, _query(command, directory, variables, None), body)
     return run(node, name, command, directory=directory, environment=variables, terminal=terminal)
 
 
@@ -138,6 +156,7 @@ class _WebSocketExec:
     def __init__(self, node: Api, target: str, terminal: bool) -> None:
         self._selected = node.selection
         self._url = node.selection.url.replace("http", "ws", 1) + target
+        self._path = target.partition("?")[0]
         self._headers = {"Authorization": f"Bearer {node.selection.token}"}
         self._terminal = terminal
         self._input: asyncio.Queue[bytes | None] = asyncio.Queue()
@@ -151,6 +170,7 @@ class _WebSocketExec:
             async with connect(
                 self._url, additional_headers=self._headers, max_size=None, compression=None, proxy=None
             ) as socket:
+                log.info("WebSocket %s: open", self._path)
                 sender = asyncio.get_running_loop().create_task(self._send(socket))
                 try:
                     return await self._receive(socket)
@@ -216,12 +236,33 @@ class _WebSocketExec:
         self._input.put_nowait(os.read(0, _READ))
 
 
-def _post(node: Api, name: str, query: str) -> int:
+def _file_pair(text: str) -> tuple[Path, str]:
+    source, colon, destination = text.rpartition(":")
+    if not source or not colon or not destination:
+        raise InvalidError(f"{text!r} is not SRC:DEST", hint="for example --file build.sh:/tmp/build.sh")
+    return Path(source), destination
+
+
+def _push(node: Api, name: str, source: Path, destination: str, directory: str | None) -> None:
+    """Copy a file into the sprite, with its permissions, making the directories above it."""
+    command = ("sh", "-c", _RECEIVE, "sh", destination)
+    try:
+        with source.open("rb") as file:
+            mode = f"{os.fstat(file.fileno()).st_mode & 0o777:o}"
+            code = _post(node, name, _query((*command, mode), directory, {}, None), file)
+    except FileNotFoundError as error:
+        raise InvalidError(f"there is no file {source}") from error
+    except OSError as error:
+        raise InvalidError(f"cannot read {source}: {error.strerror}") from error
+    if code != 0:
+        raise InvalidError(f"{destination} was not written", hint="what the sprite said about it is above")
+
+
+def _post(node: Api, name: str, query: str, body: BinaryIO | None) -> int:
     """Exec over HTTP: one frame in each chunk, whose edges only a raw reader sees."""
     parts = urlsplit(node.selection.url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.hostname or "", parts.port)
-    body = None if sys.stdin.isatty() else sys.stdin.buffer
     headers = {"Authorization": f"Bearer {node.selection.token}"}
     target = (
         sprite_path(name, "/exec") + "?" + (query if body is not None else query.replace("stdin=true", "stdin=false"))
@@ -229,6 +270,7 @@ def _post(node: Api, name: str, query: str) -> int:
     try:
         connection.request("POST", target, body=body, headers=headers, encode_chunked=body is not None)
         response = connection.getresponse()
+        log.info("POST %s: %d", sprite_path(name, "/exec"), response.status)  # its query may hold secrets
         if response.status >= 400:
             raise error_of(response.status, response.read())
         while size := int(response.fp.readline().strip() or b"0", 16):
