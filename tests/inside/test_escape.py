@@ -402,9 +402,12 @@ while not os.path.exists('/run/enough'):
 print('refused', refused)
 """
     program = base64.b64encode(watcher.encode()).decode()
+    # The helper looks its user up when it is inside already: a long list keeps it there for milliseconds.
     code, said = shell(
         scene.sprite,
-        f"echo {program} | base64 -d >/run/watch.py; python3 /run/watch.py >/run/watched 2>&1 & "
+        "cp -p /etc/passwd /etc/passwd.was; yes 'filler:x:99:99::/:/bin/false' | head -30000 >/etc/passwd; "
+        f"cat /etc/passwd.was >>/etc/passwd; echo {program} | base64 -d >/run/watch.py; "
+        "python3 /run/watch.py >/run/watched 2>&1 & "
         "until [ -e /run/watching ]; do :; done",
         user="root",
     )
@@ -420,12 +423,15 @@ print('refused', refused)
         command()
         return (root / "refused").exists()
 
-    eventually(caught_on_its_way_in, seconds=150)
-    for _ in range(50):
-        command()
-    with acting_as(int(record["uid_base"]) + 1):
-        (root / "enough").touch()
-    eventually(lambda: "refused" in (root / "watched").read_text())
+    try:
+        eventually(caught_on_its_way_in)
+        for _ in range(50):
+            command()
+    finally:
+        with acting_as(int(record["uid_base"]) + 1):
+            (root / "enough").touch()
+        eventually(lambda: "refused" in (root / "watched").read_text())
+        assert shell(scene.sprite, "mv /etc/passwd.was /etc/passwd", user="root")[0] == 0
     watched = (root / "watched").read_text()
     assert "TAKEN" not in watched
     assert int(watched.split()[-1]) > 0, watched

@@ -112,7 +112,10 @@ class Node:
                 # Last: a crash before it leaves a volume and an instance of no sprite, which the next start removes.
                 await self.registry.create_sprite(sprite, f"created with token {caller.token_id}")
             except BaseException as error:
-                await asyncio.shield(self._remove(sprite, f"create failed: {error}"))
+                try:
+                    await asyncio.shield(self._remove(sprite, f"create failed: {error}"))
+                except BallpointError as left:
+                    log.error("what was made for %s stays until the next start: %s", sprite.name, left)
                 raise
         return self._view(sprite)
 
