@@ -7,6 +7,8 @@ import os
 import select
 import signal
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ballpoint.host.libc import SYS_pidfd_getfd, SYS_pidfd_send_signal, libc, syscall
 
@@ -95,3 +97,15 @@ def wait_pidfd(pidfd: int, seconds: float) -> bool:
 def pidfd_getfd(pidfd: int, fd: int) -> int:
     """A copy of descriptor `fd` of the process behind `pidfd`."""
     return syscall(SYS_pidfd_getfd, pidfd, fd, 0, what=f"pidfd_getfd {fd}")
+
+
+@contextmanager
+def file_access_as(uid: int) -> Iterator[None]:
+    """Let this thread act on files as `uid` while it keeps every capability, as overlayfs does with who mounts it."""
+    prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP)
+    try:
+        set_fs_ids(uid, uid)
+        yield
+    finally:
+        set_fs_ids(0, 0)
+        prctl(PR_SET_SECUREBITS, 0)

@@ -7,8 +7,8 @@ files on disk stay 0-based and any range may be picked next time. Nothing on dis
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from ballpoint.core.errors import CorruptError
@@ -74,7 +74,7 @@ def make(image: int, volume: int, binds: Sequence[Bind], userns: int, root_uid: 
 
         lower = held(_mapped(image, "", userns))
         disk = held(_mapped(volume, "", userns))
-        with _file_access_as(root_uid):
+        with prctl.file_access_as(root_uid):
             plain = mount.fsmount(
                 "overlay",
                 {
@@ -107,15 +107,3 @@ def _mapped(source: int, path: str, userns: int, attributes: int = 0) -> int:
         os.close(fd)
         raise
     return fd
-
-
-@contextmanager
-def _file_access_as(uid: int) -> Iterator[None]:
-    """Act on files as `uid` while keeping every capability, so that overlayfs stores credentials that map."""
-    prctl.prctl(prctl.PR_SET_SECUREBITS, prctl.SECBIT_NO_SETUID_FIXUP)
-    try:
-        prctl.set_fs_ids(uid, uid)
-        yield
-    finally:
-        prctl.set_fs_ids(0, 0)
-        prctl.prctl(prctl.PR_SET_SECUREBITS, 0)
