@@ -402,6 +402,16 @@ def test_a_flood_of_questions_from_one_instance_leaves_the_others_theirs(world: 
         assert len(arrived) < 20_000
 
 
+def assert_heir_gets_nothing(world: World, second: Machine, server: socket.socket, source: tuple[str, int]) -> None:
+    """What the server answers to the first who had the slot does not reach the second."""
+    with second.udp(port=4000) as heir, world.host.udp() as host:
+        server.sendto(b"for the first", source)
+        world.remote.sh(f"ip neigh show {HOST_ADDRESS}")
+        host.sendto(b"host", (address_of(second), 4000))
+        assert heir.recv(100) == b"host"
+        assert drain(heir) == []
+
+
 def test_who_gets_a_used_slot_gets_none_of_its_flows(world: World) -> None:
     network = world.start(world.network())
     slot = slots.acquire("test/one", world.root)
@@ -412,13 +422,7 @@ def test_who_gets_a_used_slot_gets_none_of_its_flows(world: World) -> None:
             _, source = server.recvfrom(100)
         assert world.host.run(network.remove, A)
         assert not world.host.run(network.remove, A)
-        second = world.connect(network, B, slot)
-        with second.udp(port=4000) as heir, world.host.udp() as host:
-            server.sendto(b"for the first", source)
-            world.remote.sh(f"ip neigh show {HOST_ADDRESS}")
-            host.sendto(b"host", (address_of(second), 4000))
-            assert heir.recv(100) == b"host"
-            assert drain(heir) == []
+        assert_heir_gets_nothing(world, world.connect(network, B, slot), server, source)
 
 
 def test_a_removed_instance_is_cut_off(world: World) -> None:
@@ -656,13 +660,7 @@ def test_who_gets_a_slot_after_a_flush_gets_none_of_its_flows(world: World) -> N
         world.host.sh("nft flush ruleset")
         assert world.host.run(network.mend)
         assert world.host.run(network.remove, A)
-        second = world.connect(network, B, slot)
-        with second.udp(port=4000) as heir, world.host.udp() as host:
-            server.sendto(b"for the first", source)
-            world.remote.sh(f"ip neigh show {HOST_ADDRESS}")
-            host.sendto(b"host", (address_of(second), 4000))
-            assert heir.recv(100) == b"host"
-            assert drain(heir) == []
+        assert_heir_gets_nothing(world, world.connect(network, B, slot), server, source)
 
 
 def test_a_start_after_a_flush_finds_who_is_connected(world: World) -> None:

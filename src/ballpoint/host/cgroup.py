@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ballpoint.core.errors import UnavailableError
+from ballpoint.host import mount
 
 CONTROLLERS = ("cpu", "memory", "pids")
 _CPU_PERIOD_US = 100_000
@@ -62,19 +63,15 @@ class Hierarchies:
         Raises:
             UnavailableError: no unified hierarchy is mounted, or a needed controller is nowhere.
         """
-        text = Path("/proc/self/mountinfo").read_text() if mountinfo is None else mountinfo
         v2: Path | None = None
         v1: dict[str, Path] = {}
-        for line in text.splitlines():
-            # proc_pid_mountinfo(5): id parent dev root MOUNT_POINT options... - FSTYPE source SUPER_OPTIONS
-            front, _, back = line.partition(" - ")
-            fields, (kind, _, super_options) = front.split(" "), back.split(" ", 2)
-            if kind == "cgroup2" and fields[3] == "/" and v2 is None:
-                v2 = Path(fields[4])
-            elif kind == "cgroup" and fields[3] == "/":
-                for name in super_options.split(","):
+        for each in mount.mounts(mountinfo):
+            if each.kind == "cgroup2" and each.root == "/" and v2 is None:
+                v2 = Path(each.point)
+            elif each.kind == "cgroup" and each.root == "/":
+                for name in each.options:
                     if name in CONTROLLERS:
-                        v1.setdefault(name, Path(fields[4]))
+                        v1.setdefault(name, Path(each.point))
         if v2 is None:
             raise UnavailableError(
                 "no unified cgroup hierarchy is mounted",

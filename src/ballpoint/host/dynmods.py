@@ -44,10 +44,9 @@ def drop(node_id: str, root: Path, hierarchies: Hierarchies) -> bool:
 
 def _options(v2: Path) -> list[str]:
     """Options of the hierarchy, which a reconfiguration must name again or lose."""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        front, _, back = line.partition(" - ")
-        if front.split(" ")[4] == str(v2) and back.startswith("cgroup2 "):
-            return [name for name in back.split(" ", 2)[2].split(",") if name not in ("rw", "ro")]
+    for each in mount.mounts():
+        if (each.point, each.kind) == (str(v2), "cgroup2"):
+            return [name for name in each.options if name not in ("rw", "ro")]
     return []
 
 

@@ -8,6 +8,8 @@ import os
 import struct
 from pathlib import Path
 
+from ballpoint.host import mount
+
 _FICLONE = 0x40049409
 _FIFREEZE = 0xC0045877
 _FITHAW = 0xC0045878
@@ -89,11 +91,10 @@ def is_xfs(path: Path) -> bool:
     """Whether `path` lies on XFS, by the longest mount point above it."""
     resolved = path.resolve()
     best, kind = "", ""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        front, _, back = line.partition(" - ")
-        point = front.split(" ")[4]
-        if (resolved == Path(point) or Path(point) in resolved.parents) and len(point) >= len(best):
-            best, kind = point, back.split(" ")[0]
+    for each in mount.mounts():
+        place = Path(each.point)
+        if (resolved == place or place in resolved.parents) and len(each.point) >= len(best):
+            best, kind = each.point, each.kind
     return kind == "xfs"
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from ballpoint.host.libc import (
@@ -180,3 +181,31 @@ def umount2(target: str | Path, flags: int = 0) -> bool:
     if number in (errno.EINVAL, errno.ENOENT):
         return False
     raise OSError(number, os.strerror(number), f"umount2 {target}")
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A line of /proc/self/mountinfo (proc_pid_mountinfo(5)).
+
+    Attributes:
+        root: of the file system, what is mounted. options: of the file system, not of the mount.
+    """
+
+    root: str
+    point: str
+    kind: str
+    options: list[str]
+
+
+def mounts(mountinfo: str | None = None) -> Iterator[Mount]:
+    """What is mounted here, in the kernel's order.
+
+    Args:
+        mountinfo: the text to read it from instead.
+    """
+    text = Path("/proc/self/mountinfo").read_text() if mountinfo is None else mountinfo
+    for line in text.splitlines():
+        # id parent dev ROOT POINT options... - KIND source OPTIONS
+        front, _, back = line.partition(" - ")
+        fields, (kind, _, options) = front.split(" "), back.split(" ", 2)
+        yield Mount(fields[3], fields[4], kind, options.split(","))
