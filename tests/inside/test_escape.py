@@ -94,7 +94,7 @@ class Scene:
         code, said = shell(
             self.other,
             f"(exec -a {other} sleep 1000) >/dev/null 2>&1 & "
-            f'python3 -c "{listener}" >/tmp/up 2>&1 & until grep -q up /tmp/up; do :; done; hostname -I',
+            f'python3 -c "{listener}" >/tmp/up 2>&1 & until grep -qs up /tmp/up; do :; done; hostname -I',
         )
         assert code == 0, said
         self.given: dict[str, Any] = {
