@@ -86,6 +86,8 @@ async def test_sessions_are_listed_while_they_run(world: World) -> None:
         True,
     )
     assert session["created"] <= session["last_activity"]
+    assert session["workdir"] == "/home/sprite"
+    assert session["bytes_per_second"] > 0
     assert (await world.ask(f"GET /exec/{session['id']}")).json["id"] == session["id"]
     gate.open()
     assert (await wire.frames()).terminal == [0]
@@ -93,6 +95,17 @@ async def test_sessions_are_listed_while_they_run(world: World) -> None:
     assert (await world.ask("GET /exec")).json == {"sessions": [], "count": 0}
     gone = await world.ask(f"GET /exec/{session['id']}")
     assert (gone.status, gone.json["error"]) == (404, "not_found")
+
+
+async def test_a_listing_says_where_a_session_was_started(world: World) -> None:
+    gate = world.gate()
+    wire = await world.posted("sh", "-c", f"pwd; read x < {gate.path}", dir="/usr/share")
+    assert await wire.frame() == b"\1/usr/share\n"
+    (session,) = (await world.ask("GET /exec")).json["sessions"]
+    assert session["workdir"] == "/usr/share"
+    gate.open()
+    assert (await wire.frames()).terminal == [0]
+    wire.close()
 
 
 async def test_head(world: World) -> None:

@@ -10,7 +10,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection
 
 from ballpoint.agent import websocket
-from ballpoint.agent.session import CHUNK
+from ballpoint.agent.exec import PAYLOAD_MAX
 from tests.agent.world import World, listen, output_until
 
 
@@ -33,7 +33,7 @@ async def test_capabilities_are_told(world: World) -> None:
 async def test_large_streams_are_apart_and_whole(world: World) -> None:
     heard = await world.run("sh", "-c", "head -c 3000000 /dev/zero; head -c 2000000 /dev/zero >&2; exit 5")
     assert (len(heard.stdout), len(heard.stderr), heard.terminal) == (3000000, 2000000, [5])
-    assert max(len(data) for _, data in heard.frames) <= CHUNK
+    assert max(len(data) for _, data in heard.frames) <= PAYLOAD_MAX
 
 
 async def test_binary_output_is_exact(world: World) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ballpoint.agent.exec_request import parse_command
@@ -14,6 +15,7 @@ from ballpoint.agent.spawn_types import SpawnError
 from ballpoint.agent.websocket import WebSocket
 from ballpoint.core.errors import NotFoundError
 
+PAYLOAD_MAX = 64 * 1024  # of a frame, contract 3.2
 # First bytes of binary frames (contract 3.2).
 _STDIN, _EXIT, _STDIN_EOF = 0, 3, 4
 _CLOSE_OK, _CLOSE_BASE = 1000, 4000
@@ -74,7 +76,7 @@ class ExecRoutes:
         return {**terminal, **self._environment(), **command.env}
 
 
-class _Exec:
+class _Exec(ABC):
     """What both ways of exec share: a session and its one terminal frame."""
 
     def __init__(self) -> None:
@@ -92,17 +94,18 @@ class _Exec:
         self.started(command, session)
         session.attach(self)
 
+    @abstractmethod
     def started(self, command: Command, session: Session | None) -> None:
-        raise NotImplementedError
+        """Begin the answer; there is no session where the command could not be started."""
 
-    def output(self, stream: int, data: bytes) -> bool:
-        raise NotImplementedError
+    @abstractmethod
+    def output(self, stream: int, data: bytes) -> bool: ...
 
-    def exited(self, code: int) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def exited(self, code: int) -> None: ...
 
-    def pause_input(self, paused: bool) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def pause_input(self, paused: bool) -> None: ...
 
     def writable(self) -> None:
         if self.session is not None:
@@ -135,7 +138,8 @@ class _WebSocketExec(_Exec):
         self.socket.send_text(json.dumps(info))
 
     def output(self, stream: int, data: bytes) -> bool:
-        return self.socket.send_binary(data) if self._tty else self.socket.send_binary(bytes((stream,)), data)
+        prefix = b"" if self._tty else bytes((stream,))
+        return self.socket.send_binary(*((prefix, piece) for piece in _pieces(data)))
 
     def exited(self, code: int) -> None:
         """No client understands all the others' ways to be told (contract 3.4)."""
@@ -192,7 +196,10 @@ class _HttpExec(_Exec):
         )
 
     def output(self, stream: int, data: bytes) -> bool:
-        return self._chunk(bytes((stream,)), data)
+        chunks: list[bytes | memoryview] = []
+        for piece in _pieces(data):
+            chunks += (b"%x\r\n" % (1 + len(piece)), bytes((stream,)), piece, b"\r\n")
+        return self._connection.send(*chunks)
 
     def exited(self, code: int) -> None:
         self.session = None
@@ -210,6 +217,8 @@ class _HttpExec(_Exec):
         if self.session is not None:
             self.session.end_input()
 
-    def _chunk(self, *parts: bytes) -> bool:
-        size = sum(map(len, parts))
-        return self._connection.send(b"%x\r\n" % size, *parts, b"\r\n")
+
+def _pieces(data: bytes) -> Iterator[memoryview]:
+    """Cut output into the payloads of frames."""
+    view = memoryview(data)
+    return (view[at : at + PAYLOAD_MAX] for at in range(0, len(view), PAYLOAD_MAX))

@@ -24,6 +24,8 @@ log = logging.getLogger("agent.http")
 
 _PREAMBLE_MAX = 4096
 _HIGH_WATER = 256 * 1024
+# So that a whole read of a pipe fits, whose buffers count nearly double. socket(7): net.core.wmem_max bounds it.
+_SEND_BUFFER = 512 * 1024
 _RETRY_AFTER_SECONDS = 2
 _NOT_SERVING = {
     "error": "unavailable",
@@ -108,7 +110,7 @@ class Connection(asyncio.Protocol):
 
     # ---- what handlers use ----
 
-    def send(self, *chunks: bytes) -> bool:
+    def send(self, *chunks: bytes | memoryview) -> bool:
         """Write; False asks the caller to wait for `Handler.writable`."""
         transport = self._transport
         if transport is not None and not transport.is_closing():
@@ -119,7 +121,7 @@ class Connection(asyncio.Protocol):
                 sent = max(0, sent - len(chunk))
         return self.writable
 
-    def _send_now(self, transport: asyncio.Transport, chunks: tuple[bytes, ...]) -> int:
+    def _send_now(self, transport: asyncio.Transport, chunks: tuple[bytes | memoryview, ...]) -> int:
         """How many bytes went out at once, which a transport would first copy into one piece."""
         if transport.get_write_buffer_size():
             return 0
@@ -200,7 +202,9 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        self._fd = transport.get_extra_info("socket").fileno()
+        ours = transport.get_extra_info("socket")
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+        self._fd = ours.fileno()
         transport.set_write_buffer_limits(high=_HIGH_WATER)
 
     def data_received(self, data: bytes) -> None:

@@ -22,18 +22,20 @@ from typing import Any, Protocol
 
 from ballpoint.agent import notes
 from ballpoint.agent.anchor import Anchor
-from ballpoint.agent.spawn_types import ProcessSpec, Spawner, SpawnError
+from ballpoint.agent.rate import Rate
+from ballpoint.agent.spawn_types import HOME, ProcessSpec, Spawner, SpawnError
 from ballpoint.core.clock import SYSTEM_CLOCK, rfc3339
 from ballpoint.core.errors import InternalError
 
 log = logging.getLogger("agent.session")
 
 STDOUT, STDERR = 1, 2
-# A frame's payload at most (contract 3.2), and one read of a pipe.
-CHUNK = 64 * 1024
-_READS_AT_ONCE = 4  # a turn of the event loop costs as much as a read
+# One read of a pipe. A turn of the loop, and of the edge and the client after it, costs as much as copying some tens of
+# KiB; more than this would make other sessions wait.
+_READ = 256 * 1024
 _PIPE_SIZE = 1 << 20  # /proc/sys/fs/pipe-max-size by default
 _F_SETPIPE_SZ = 1031
+_FEED = 64 * 1024
 _STDIN_HIGH_WATER = 256 * 1024
 _KILL_AFTER_SECONDS = 5.0
 # What the anchor keeps of a session: key, then `p` for the pidfd, `s` for its state, or the number of a stream.
@@ -73,7 +75,7 @@ class Viewer(Protocol):
     """The client's side of a session."""
 
     def output(self, stream: int, data: bytes) -> bool:
-        """Take output; False asks the session to read no more until `Session.resume`."""
+        """Take output, of any size; False asks the session to read no more until `Session.resume`."""
         ...
 
     def exited(self, code: int) -> None:
@@ -94,6 +96,7 @@ class Session:
         pid: int,
         pidfd: int,
         command: str,
+        directory: str,
         tty: bool,
         max_run: float | None,
         created: datetime,
@@ -104,10 +107,12 @@ class Session:
         self.id = str(pid)
         self.pidfd = pidfd
         self.command = command
+        self.directory = directory
         self.tty = tty
         self.max_run = max_run
         self.created = created
         self.active = created
+        self._rate = Rate(SYSTEM_CLOCK.monotonic())
         # What the anchor keeps for it; a pid alone may come again while children of its former bearer still write.
         self.key = _key(pid, created.timestamp())
         self.exit_code: int | None = None
@@ -140,6 +145,7 @@ class Session:
         return {
             "pid": self.pid,
             "command": self.command,
+            "directory": self.directory,
             "tty": self.tty,
             "max_run": self.max_run,
             "created": self.created.timestamp(),
@@ -154,20 +160,14 @@ class Session:
     def _listen(self, wanted: bool) -> None:
         for stream, fd in self._outputs.items():
             if wanted:
-                self._loop.add_reader(fd, self._readable, stream, fd)
+                self._loop.add_reader(fd, self._read, stream, fd)
             else:
                 self._loop.remove_reader(fd)
-
-    def _readable(self, stream: int, fd: int) -> None:
-        """Pass on what is there, up to a bound that lets others have their turn."""
-        for _ in range(_READS_AT_ONCE):
-            if self._read(stream, fd) < CHUNK or self._paused:
-                return
 
     def _read(self, stream: int, fd: int) -> int:
         """Pass one read on. Returns how many bytes it was; 0 where nothing is there, now or ever."""
         try:
-            data = os.read(fd, CHUNK)
+            data = os.read(fd, _READ)
         except BlockingIOError:
             return 0
         except OSError:  # EIO: the last holder of a terminal's other side has gone
@@ -180,11 +180,15 @@ class Session:
                 os.close(fd)
             return 0
         if self._viewer is not None and self.exit_code is None:
-            self.active = SYSTEM_CLOCK.now()
+            self._moved(len(data))
             if not self._viewer.output(stream, data) and not self._paused:
                 self._paused = True
                 self._listen(False)
         return len(data)
+
+    def _moved(self, count: int) -> None:
+        self.active = SYSTEM_CLOCK.now()
+        self._rate.add(count, SYSTEM_CLOCK.monotonic())
 
     def _exited(self) -> None:
         self._loop.remove_reader(self.pidfd)
@@ -192,7 +196,7 @@ class Session:
         code = 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
         for stream, fd in list(self._outputs.items()):
             # What it wrote is at most what a pipe holds; its children may go on writing for ever.
-            for _ in range(_PIPE_SIZE // CHUNK):
+            for _ in range(_PIPE_SIZE // _READ):
                 if not self._read(stream, fd):
                     break
         self.exit_code = code
@@ -242,7 +246,7 @@ class Session:
         """Feed the process's input; after its end, or the end of its input, data is dropped."""
         if self._input < 0 or self._input_ended:
             return
-        self.active = SYSTEM_CLOCK.now()
+        self._moved(len(data))
         idle = not self._pending
         self._pending += data
         if idle:
@@ -262,7 +266,7 @@ class Session:
         try:
             while self._pending:
                 # No more than a pipe takes at once, so that the rest is not copied again and again.
-                written = os.write(self._input, memoryview(self._pending)[:CHUNK])
+                written = os.write(self._input, memoryview(self._pending)[:_FEED])
                 del self._pending[:written]
         except BlockingIOError:
             self._loop.add_writer(self._input, self._feed)
@@ -319,9 +323,9 @@ class Session:
         return {
             "id": self.id,
             "command": self.command,
-            "workdir": "",
+            "workdir": self.directory,
             "created": rfc3339(self.created),
-            "bytes_per_second": 0,
+            "bytes_per_second": round(self._rate.at(SYSTEM_CLOCK.monotonic())),
             "is_active": self._viewer is not None,
             "tty": self.tty,
             "last_activity": rfc3339(self.active),
@@ -398,7 +402,9 @@ class Sessions:
             for fd in theirs:
                 os.close(fd)
         created = SYSTEM_CLOCK.now()
-        session = Session(self, pid, pidfd, command.text, command.tty, command.max_run, created)
+        session = Session(
+            self, pid, pidfd, command.text, command.directory or HOME, command.tty, command.max_run, created
+        )
         self._sessions[session.id] = session
         session.begin(outputs, stdin)
         if not command.stdin:
@@ -432,13 +438,15 @@ class Sessions:
         pid = int(key[1:].partition("-")[0])
         if state is not None and pidfd >= 0:
             created = datetime.fromtimestamp(state["created"], UTC)
-            session = Session(self, pid, pidfd, state["command"], state["tty"], state["max_run"], created)
+            # An agent of an earlier version left no directory.
+            directory = state.get("directory", HOME)
+            session = Session(self, pid, pidfd, state["command"], directory, state["tty"], state["max_run"], created)
             self._sessions[session.id] = session
             session.begin(outputs, stdin)
             session.orphan()
             return
         created = datetime.fromtimestamp(int(key.partition("-")[2]) / 1000, UTC)
-        session = Session(self, pid, -1, "", False, None, created)
+        session = Session(self, pid, -1, "", HOME, False, None, created)
         for fd in (pidfd, stdin):
             if fd >= 0:
                 os.close(fd)

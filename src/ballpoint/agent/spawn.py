@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from ballpoint.agent.anchor import Anchor
 from ballpoint.agent.inner import Inner
-from ballpoint.agent.spawn_types import ProcessSpec, SpawnError
+from ballpoint.agent.spawn_types import HOME, ProcessSpec, SpawnError
 
 PROGRAM = "/bin/nsexec"
 # Numbers of common.h's enum profile.
@@ -27,7 +27,6 @@ _HIGH = 200
 # linux/tty.h: ioctl numbers Python's termios lacks.
 _TIOCSPTLCK = 0x40045431
 _TIOCGPTPEER = 0x5441
-_DEFAULT_DIRECTORY = "/home/sprite"
 # An interpreter ignores SIGPIPE and SIGXFSZ, which a program would inherit.
 _DEFAULT_SIGNALS = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 
@@ -84,7 +83,7 @@ class ContainerSpawner:
             # One word: the helper of an older instance knows no more of them.
             f"{PROFILES[self.profile]}{'n' if self.no_new_privileges else ''}",
             spec.user,
-            spec.cwd or _DEFAULT_DIRECTORY,
+            spec.cwd or HOME,
             program,
             *(spec.argv or (program,)),
         ]

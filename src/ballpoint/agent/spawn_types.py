@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+# Of the user `sprite`, whom every image has.
+HOME = "/home/sprite"
+
 
 class SpawnError(Exception):
     """A process cannot be started; `exit_code` is what a shell would report (126 or 127)."""

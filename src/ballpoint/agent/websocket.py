@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from websockets.frames import Frame, Opcode
 from websockets.protocol import Protocol as Framing
@@ -65,12 +65,12 @@ class WebSocket:
         self._connection.upgrade()
         self._schedule_keepalive()
 
-    def send_binary(self, *parts: bytes) -> bool:
-        """Send a message, given in parts; False asks to wait for `on_writable`."""
-        return self._send(_BINARY, *parts)
+    def send_binary(self, *messages: Sequence[bytes | memoryview]) -> bool:
+        """Send messages, each given in parts, at once; False asks to wait for `on_writable`."""
+        return self._send(_BINARY, *messages)
 
     def send_text(self, text: str) -> None:
-        self._send(_TEXT, text.encode())
+        self._send(_TEXT, (text.encode(),))
 
     def close(self, code: int, last: str | bytes) -> None:
         """Send a last message and start the closing handshake, at once; end the connection when it is done, or soon."""
@@ -82,12 +82,15 @@ class WebSocket:
         if self._closing is None:
             self._closing = self._loop.call_later(_CLOSE_SECONDS, self._connection.close)
 
-    def _send(self, opcode: int, *parts: bytes) -> bool:
+    def _send(self, opcode: int, *messages: Sequence[bytes | memoryview]) -> bool:
         # Not by the framing, which copies what it sends, and whose own frames have gone out before.
         if self._framing.state is not State.OPEN:
             return True
         self._spoke = self._loop.time()
-        return self._connection.send(_head(opcode, sum(map(len, parts))), *parts)
+        chunks: list[bytes | memoryview] = []
+        for parts in messages:
+            chunks += (_head(opcode, sum(map(len, parts))), *parts)
+        return self._connection.send(*chunks)
 
     # ---- Handler ----
 
@@ -137,7 +140,7 @@ class WebSocket:
     def _keep_alive(self) -> None:
         """One client counts data messages only, and gives up after 45 s without (contract 3.6)."""
         if self._loop.time() - self._spoke >= _KEEPALIVE_SECONDS - 0.1:
-            self.send_binary(b"")
+            self.send_binary(())
         if self._framing.state is State.OPEN:
             self._schedule_keepalive()
 

@@ -37,6 +37,7 @@ SYSCTLS = {
     "kernel.pty.max": 2147483647,
     "vm.max_map_count": 1048576,
     "net.core.somaxconn": 4096,
+    "net.core.wmem_max": 524288,  # what an agent asks for; see agent/server.py
     "net.netfilter.nf_conntrack_max": 262144,
 }
 SYSCTL_FILE = Path("/etc/sysctl.d/60-ballpoint.conf")
