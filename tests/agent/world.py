@@ -288,6 +288,7 @@ class World:
         saved: states of the sessions there are, as the next agent would find them.
         started: how many processes there have been.
         failures: what the event loop caught because nobody else did.
+        server: what clients are connected to.
     """
 
     def __init__(self, folder: Path, anchor: Anchor | None = None) -> None:
@@ -313,13 +314,13 @@ class World:
         listener.bind(self._path)
         listener.listen(128)
         ExecRoutes(self.sessions, lambda: ENVIRONMENT).add_to(self.routes)
-        self._server = await serve(listener, self.routes)
+        self.server = await serve(listener, self.routes)
 
     async def close(self) -> None:
         """End what a test left running."""
         for gate in self._gates:
             gate.open()
-        self._server.close()
+        self.server.close()
         for session in self.sessions:
             session.signal(signal.SIGKILL)
         await eventually(lambda: len(self.sessions) == 0)

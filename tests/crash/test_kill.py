@@ -35,13 +35,13 @@ def kill(pid: int) -> None:
         os.close(pidfd)
 
 
-def inside(node: TestNode, name: str) -> list[int]:
-    """Pids of the processes called `name` in the agents' groups of all claimed instances."""
+def inside(node: TestNode, name: str, where: str = "agent") -> list[int]:
+    """Pids of the processes called `name` in the groups `where` of all claimed instances."""
     group = Cgroup(Hierarchies.detect(), f"ballpoint-{node.id}")
     pids = []
     for record in Path(f"/run/ballpoint/{node.id}/instances").glob("*/instance.json"):
         if '"sprite"' in record.read_text():
-            pids += group.child(record.parent.name).child("agent").pids()
+            pids += group.child(f"{record.parent.name}/{where}").pids()
     return [pid for pid in pids if Path(f"/proc/{pid}/comm").read_text().strip() == name]
 
 

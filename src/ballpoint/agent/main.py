@@ -62,8 +62,15 @@ class _Main:
         console, memory = self._watches(agent)
         control = Control(socket.socket(fileno=self._anchor.take("control")), agent)
 
+        routes = Routes()
+        routes.serving = lambda: agent.phase == "running" and not agent.inner.stops()
+        ExecRoutes(sessions, agent.environment).add_to(routes)
+        server = await serve(socket.socket(fileno=self._anchor.take("http")), routes)
+
         def inner_ended() -> None:
             loop.remove_reader(agent.inner.pidfd)
+            # The node ends this process once it is told: a request that were read now might never be answered.
+            server.leave_unread()
             if memory is not None:
                 memory.close()
             if console is not None:
@@ -71,11 +78,7 @@ class _Main:
             control.notify("inner-exited", how=agent.inner_ended())
 
         loop.add_reader(agent.inner.pidfd, inner_ended)
-        routes = Routes()
-        routes.serving = lambda: agent.phase == "running" and not agent.inner.stops()
-        ExecRoutes(sessions, agent.environment).add_to(routes)
-        async with await serve(socket.socket(fileno=self._anchor.take("http")), routes) as server:
-            await server.serve_forever()
+        await asyncio.Event().wait()  # until it is killed
 
     def _watches(self, agent: Agent) -> tuple[Console | None, MemoryWatch | None]:
         """None where the instance was made by a version that had none, or the host counts no such thing."""

@@ -11,6 +11,7 @@ import logging
 import os
 import select
 import socket
+import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
 from urllib.parse import unquote
@@ -106,7 +107,17 @@ class Connection(asyncio.Protocol):
         self._upgraded = False
         self._complete = False
         self._hangup: select.epoll | None = None
+        self._routed = False
+        self._unread = False
         self.writable = True
+
+    def leave_unread(self) -> None:
+        """Read nothing more, unless the request's head was read."""
+        if self._routed:
+            return
+        self._unread = True
+        if self._transport is not None:
+            self._transport.pause_reading()
 
     # ---- what handlers use ----
 
@@ -206,6 +217,9 @@ class Connection(asyncio.Protocol):
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         self._fd = ours.fileno()
         transport.set_write_buffer_limits(high=_HIGH_WATER)
+        if self._unread:
+            # Not at once: a transport of CPython 3.11.2 begins to read after this callback, paused or not.
+            asyncio.get_running_loop().call_soon(transport.pause_reading)
 
     def data_received(self, data: bytes) -> None:
         if self._preamble is None:
@@ -286,6 +300,7 @@ class Connection(asyncio.Protocol):
         if self._complete:
             return
         assert self._preamble is not None
+        self._routed = True
         method = self._parser.get_method().decode("latin-1")
         request = Request(method, self._target.decode("latin-1"), self._headers, self._preamble)
         try:
@@ -344,7 +359,45 @@ class Routes:
         return route(connection, request)
 
 
-async def serve(listener: socket.socket, routes: Route) -> asyncio.Server:
-    """Serve `routes` on a listening unix stream socket."""
-    listener.setblocking(False)
-    return await asyncio.get_running_loop().create_unix_server(lambda: Connection(routes), sock=listener)
+class Server:
+    """Serves requests on a listening unix stream socket, in the running event loop; made by `serve`."""
+
+    def __init__(self, routes: Route) -> None:
+        self._routes = routes
+        self._listening: asyncio.Server | None = None
+        self._connections: weakref.WeakSet[Connection] = weakref.WeakSet()
+        self._left = False
+
+    async def start(self, listener: socket.socket) -> None:
+        listener.setblocking(False)
+        self._listening = await asyncio.get_running_loop().create_unix_server(self._connection, sock=listener)
+
+    def close(self) -> None:
+        """Accept no more connections; those there are go on."""
+        assert self._listening is not None
+        self._listening.close()
+
+    def leave_unread(self) -> None:
+        """Take no more requests: what was not read stays in its socket. Requests that were read go on.
+
+        A unix socket that is closed with bytes unread, or before it was accepted, is reset: the end of this process,
+        which may come too soon for an answer, tells whoever sent a request that nothing of it was begun.
+        """
+        self.close()
+        self._left = True
+        for connection in self._connections:
+            connection.leave_unread()
+
+    def _connection(self) -> Connection:
+        made = Connection(self._routes)
+        self._connections.add(made)
+        if self._left:  # it was accepted before
+            made.leave_unread()
+        return made
+
+
+async def serve(listener: socket.socket, routes: Route) -> Server:
+    """Serve `routes` on a listening unix stream socket, which is the server's from now on."""
+    server = Server(routes)
+    await server.start(listener)
+    return server

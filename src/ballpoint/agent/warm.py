@@ -58,7 +58,8 @@ async def _play() -> None:
     routes = Routes()
     ExecRoutes(Sessions(_Spawner(), None), lambda: {"PATH": "/bin"}).add_to(routes)
     query = urlencode([("cmd", "true"), ("cmd", "-v"), ("stdin", "false")])
-    async with asyncio.timeout(_SECONDS), await serve(listener, routes):
+    server = await serve(listener, routes)
+    async with asyncio.timeout(_SECONDS):
         for _ in range(_ROUNDS):
             reader, writer = await asyncio.open_unix_connection(address)
             writer.write(b"{}\n" + (_HANDSHAKE % query).encode())
@@ -69,3 +70,4 @@ async def _play() -> None:
             await reader.read()
             writer.close()
             await writer.wait_closed()
+    server.close()
