@@ -2,19 +2,72 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
+import select
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 # For what must happen. Seconds.
 DEADLINE = 120
 COMMAND = [sys.executable, "-m", "ballpoint.cli"]
+# A command and its children see directories of their own where the host's settings are: what it writes is gone with it.
+_SETTINGS = (
+    'for each in sysctl.d modules-load.d; do mkdir -p /etc/$each; mount -t tmpfs none /etc/$each; done; exec "$@"'
+)
+OWN_SETTINGS = ["unshare", "--mount", "sh", "-euc", _SETTINGS, "sh"]
+ROWS, COLUMNS = 33, 101
 
 
-def ballpoint(home: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-    """Run it in the directory `home` as a user whose home that is, without a terminal. `more` is environment."""
+def ballpoint(
+    home: Path, *arguments: str, inside: list[str] | None = None, **more: str
+) -> subprocess.CompletedProcess[str]:
+    """Run it in the directory `home` as a user whose home that is, without a terminal.
+
+    Args:
+        inside: command that runs it.
+        more: environment.
+    """
     return subprocess.run(
-        [*COMMAND, *arguments], capture_output=True, text=True, timeout=DEADLINE, stdin=subprocess.DEVNULL,
-        env={**os.environ, "HOME": str(home), **more}, cwd=home,
+        [*(inside or []), *COMMAND, *arguments], capture_output=True, text=True, timeout=DEADLINE,
+        stdin=subprocess.DEVNULL, env={**os.environ, "HOME": str(home), **more}, cwd=home,
     )  # fmt: skip
+
+
+class Terminal:
+    """A command on a terminal of its own."""
+
+    def __init__(self, home: Path, *arguments: str, inside: list[str] | None = None) -> None:
+        self._master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
+        environment = {**os.environ, "HOME": str(home), "TERM": "xterm"}
+        self._child = subprocess.Popen(
+            [*(inside or []), *COMMAND, *arguments], stdin=slave, stdout=slave, stderr=slave, cwd=home, env=environment,
+            start_new_session=True,
+        )  # fmt: skip
+        os.close(slave)
+        self.said = b""
+
+    def type(self, keys: bytes) -> None:
+        os.write(self._master, keys)
+
+    def expect(self, wanted: bytes) -> None:
+        """Read on until it has said `wanted`."""
+        while wanted not in self.said:
+            ready, _, _ = select.select([self._master], [], [], DEADLINE)
+            assert ready, self.said
+            self.said += os.read(self._master, 65536)
+
+    def end(self) -> int:
+        """Its exit code."""
+        try:
+            while select.select([self._master], [], [], DEADLINE)[0]:
+                self.said += os.read(self._master, 65536)
+        except OSError:  # EIO: nobody has the other side any more
+            pass
+        os.close(self._master)
+        return self._child.wait(DEADLINE)

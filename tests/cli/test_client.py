@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import pty
-import select
-import struct
 import subprocess
-import termios
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from ballpoint.core import ids
-from tests.cli.command import COMMAND, DEADLINE, ballpoint
-from tests.support.nodes import CACHE, TestNode
+from tests.cli.command import COLUMNS, COMMAND, DEADLINE, ROWS, Terminal, ballpoint
+from tests.support.nodes import TestNode
 
 pytestmark = pytest.mark.node
 
-ROWS, COLUMNS = 33, 101
 CTRL_BACKSLASH = b"\x1c"
 
 
@@ -31,41 +25,6 @@ def sprite(home: Path) -> Iterator[str]:
     assert (done.returncode, done.stdout, done.stderr) == (0, f"created {name}\n", "")
     yield name
     assert ballpoint(home, "destroy", name, "--force").returncode == 0
-
-
-class Terminal:
-    """A command on a terminal of its own."""
-
-    def __init__(self, home: Path, *arguments: str) -> None:
-        self._master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
-        environment = {**os.environ, "HOME": str(home), "TERM": "xterm"}
-        self._child = subprocess.Popen(
-            [*COMMAND, *arguments], stdin=slave, stdout=slave, stderr=slave, cwd=home, env=environment,
-            start_new_session=True,
-        )  # fmt: skip
-        os.close(slave)
-        self.said = b""
-
-    def type(self, keys: bytes) -> None:
-        os.write(self._master, keys)
-
-    def expect(self, wanted: bytes) -> None:
-        """Read on until it has said `wanted`."""
-        while wanted not in self.said:
-            ready, _, _ = select.select([self._master], [], [], DEADLINE)
-            assert ready, self.said
-            self.said += os.read(self._master, 65536)
-
-    def end(self) -> int:
-        """Its exit code."""
-        try:
-            while select.select([self._master], [], [], DEADLINE)[0]:
-                self.said += os.read(self._master, 65536)
-        except OSError:  # EIO: nobody has the other side any more
-            pass
-        os.close(self._master)
-        return self._child.wait(DEADLINE)
 
 
 @pytest.mark.parametrize("way", [[], ["--http-post"]])
@@ -222,22 +181,3 @@ def test_a_node_that_is_not_there_is_told_in_a_sentence(home: Path, sprite: str,
     done = ballpoint(home, "-s", sprite, *command, SPRITES_API_URL=url, SPRITE_TOKEN="a/b/c/d")
     assert done.returncode == 1 and url in done.stderr
     assert len(done.stderr.splitlines()) == 2
-
-
-@pytest.mark.usefixtures("root")
-def test_up_beside_another_node_on_its_port_is_refused(node: TestNode, home: Path, tmp_path: Path) -> None:
-    """And what the client knows of that node stays."""
-    before = files(home)
-    done = ballpoint(
-        home, "up", "--data", str(tmp_path / "data"), "--cache", str(CACHE), "--image", "slim",
-        "--listen", node.url.removeprefix("http://"),
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert "is not the node in" in done.stderr and "--listen" in done.stderr
-    assert files(home) == before
-
-
-@pytest.mark.usefixtures("root")
-def test_down_says_whether_there_was_a_node(home: Path, tmp_path: Path) -> None:
-    done = ballpoint(home, "down", "--data", str(tmp_path / "data"))
-    assert (done.returncode, done.stdout) == (0, f"no node runs in {tmp_path / 'data'}\n")

@@ -93,8 +93,8 @@ class TestNode:
         self.process = None
         return status
 
-    def down(self) -> None:
-        """Stop it with its sprites, whatever state it is in."""
+    def down(self) -> str:
+        """Stop it with its sprites, whatever state it is in. Returns what the command said."""
         while self.clients:
             self.clients.pop().close()
         command = [*self.program, "down", "--data", str(self.data)]
@@ -103,6 +103,7 @@ class TestNode:
             self._wait()
         assert done.returncode == 0, done.stderr + self.log.read_text()[-4000:]
         Uses(self.cache).forget(self.id)  # its data goes with the test
+        return done.stdout
 
     def client(self, token: str | None = None) -> SpritesClient:
         """The official SDK, pointed at this node; closed with it."""

@@ -111,16 +111,19 @@ def split_host_port(text: str, default_port: int | None = None) -> tuple[str, in
     return host.strip("[]"), int(port)
 
 
-def load_config(file: Path | None, **flags: Any) -> NodeConfig:
+def load_config(file: Path | None, base: NodeConfig | None = None, **flags: Any) -> NodeConfig:
     """Settings from the TOML `file` (if any) with `flags` put over them; flags that are None count as not given.
+
+    Args:
+        base: settings that count where neither the file nor a flag gives any, instead of the defaults.
 
     Raises:
         InvalidError: the file is missing or malformed, a key is unknown, or a value is not acceptable.
     """
-    values: dict[str, Any] = {}
+    values = {} if base is None else msgspec.structs.asdict(base)
     if file is not None:
         try:
-            values = tomllib.loads(file.read_text())
+            values.update(tomllib.loads(file.read_text()))
         except OSError as error:
             raise InvalidError(f"cannot read the configuration {file}: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -17,6 +17,7 @@ from ballpoint.host.cgroup import Hierarchies
 
 log = logging.getLogger(__name__)
 
+DIRECTORY = "favordynmods"  # below the run root
 _OPTION = "favordynmods"
 
 
@@ -28,7 +29,7 @@ def hold(node_id: str, root: Path, hierarchies: Hierarchies) -> None:
         if _OPTION not in options:
             _set(hierarchies.v2, [*options, _OPTION])
 
-    held.hold(root / _OPTION, node_id, lambda: _OPTION in _options(hierarchies.v2), change)
+    held.hold(root / DIRECTORY, node_id, lambda: _OPTION in _options(hierarchies.v2), change)
 
 
 def drop(node_id: str, root: Path, hierarchies: Hierarchies) -> bool:
@@ -39,7 +40,7 @@ def drop(node_id: str, root: Path, hierarchies: Hierarchies) -> bool:
         if not found and _OPTION in options:
             _set(hierarchies.v2, [name for name in options if name != _OPTION])
 
-    return held.drop(root / _OPTION, node_id, put_back)
+    return held.drop(root / DIRECTORY, node_id, put_back)
 
 
 def _options(v2: Path) -> list[str]:

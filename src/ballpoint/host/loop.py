@@ -27,6 +27,7 @@ _INFO = struct.Struct("=5Q4I64s64s32s2Q")
 # struct loop_config: fd block_size info reserved[8]
 _CONFIG_SIZE = 8 + _INFO.size + 64
 _POLL_SECONDS = 0.001
+DIRECTORY = "loop"  # below the run root
 _REMOVERS = 32
 
 
@@ -146,7 +147,7 @@ class Attachments:
 
 def hold_devices(node_id: str, root: Path) -> None:
     """Remember, for the host's nodes, which devices there were before the first of them. Idempotent."""
-    held.hold(root / "loop", node_id, _numbers, lambda: None)
+    held.hold(root / DIRECTORY, node_id, _numbers, lambda: None)
 
 
 def drop_devices(node_id: str, root: Path) -> bool:
@@ -155,7 +156,7 @@ def drop_devices(node_id: str, root: Path) -> bool:
     Returns:
         False where `node_id` held nothing.
     """
-    return held.drop(root / "loop", node_id, lambda found: _remove(set(_numbers()).difference(found)))
+    return held.drop(root / DIRECTORY, node_id, lambda found: _remove(set(_numbers()).difference(found)))
 
 
 def _numbers() -> list[int]:

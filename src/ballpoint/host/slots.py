@@ -15,6 +15,7 @@ from ballpoint.core.config import RUN_ROOT
 from ballpoint.core.errors import NO_CAPACITY, UnavailableError
 
 COUNT = 2048
+DIRECTORY = "slots"  # below the run root
 
 # The table of user ids that systemd keeps (UIDS-GIDS) leaves 524,288-1,879,048,191 to containers of others and
 # nothing from 0x70000000 on; 2,048 slots end below 2^31, which some tools take for a signed number.
@@ -43,7 +44,7 @@ def acquire(owner: str, root: Path = RUN_ROOT) -> Slot:
     Raises:
         UnavailableError: all are taken.
     """
-    directory = root / "slots"
+    directory = root / DIRECTORY
     directory.mkdir(parents=True, exist_ok=True)
     taken = {path.name for path in directory.iterdir()}
     for number in itertools.filterfalse(lambda number: str(number) in taken, range(COUNT)):
@@ -59,7 +60,7 @@ def acquire(owner: str, root: Path = RUN_ROOT) -> Slot:
 
 def release(number: int, owner: str, root: Path = RUN_ROOT) -> bool:
     """Free slot `number`. Returns False where `owner` does not hold it."""
-    path = root / "slots" / str(number)
+    path = root / DIRECTORY / str(number)
     if _owner(path) != owner:
         return False
     path.unlink()
@@ -68,7 +69,7 @@ def release(number: int, owner: str, root: Path = RUN_ROOT) -> bool:
 
 def owned_by(prefix: str, root: Path = RUN_ROOT) -> dict[int, str]:
     """The slots whose owner begins with `prefix`, as number -> owner; `<node id>/` gives all of a node."""
-    directory = root / "slots"
+    directory = root / DIRECTORY
     if not directory.is_dir():
         return {}
     owners = {int(path.name): _owner(path) for path in directory.iterdir()}

@@ -7,6 +7,7 @@ from pathlib import Path
 from ballpoint.host import held
 from ballpoint.host.sysctl import set_sysctl, sysctl
 
+DIRECTORY = "forwarding"  # below the run root
 _FORWARD = "net/ipv4/ip_forward"
 # Writing ip_forward also sets these (Documentation/networking/ip-sysctl.rst), so they are put back one by one.
 _REDIRECTS = "net/ipv4/conf/all/accept_redirects"
@@ -15,12 +16,12 @@ _LINKS = Path("/proc/sys/net/ipv4/conf")
 
 def hold(node_id: str, root: Path) -> None:
     """Turn forwarding on for `node_id`. Idempotent."""
-    held.hold(root / "forwarding", node_id, _settings, _turn_on)
+    held.hold(root / DIRECTORY, node_id, _settings, _turn_on)
 
 
 def drop(node_id: str, root: Path) -> bool:
     """End what `hold` began; the last node puts the settings back. Returns False where `node_id` held nothing."""
-    return held.drop(root / "forwarding", node_id, _put_back)
+    return held.drop(root / DIRECTORY, node_id, _put_back)
 
 
 def _turn_on() -> None:

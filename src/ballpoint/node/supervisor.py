@@ -16,12 +16,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from ballpoint.core import peer
 from ballpoint.core.clock import SYSTEM_CLOCK
-from ballpoint.core.config import RUN_ROOT, NodeConfig
+from ballpoint.core.config import RUN_ROOT, NodeConfig, load_config
 from ballpoint.core.errors import BallpointError, ConflictError, InvalidError, UnavailableError
 from ballpoint.host import mount, namespaces, prctl, process, slots
 from ballpoint.host.cgroup import Limits
@@ -49,6 +50,11 @@ _RESTART_FIRST, _RESTART_MAX = 0.1, 5.0
 _STEADY_SECONDS = 10.0
 _READY_SECONDS = 120.0
 _DETACH_SECONDS = 30.0
+# Below the run directory: what the node was started with. Whoever finds the lock held can believe it.
+_CONFIG = "config.json"
+
+# What `stop` found: a node that ran; one that was dead already, of which something was left; or nothing.
+Stopped = Literal["stopped", "removed", "nothing"]
 
 
 def serve(config: NodeConfig) -> int:
@@ -73,8 +79,9 @@ def serve(config: NodeConfig) -> int:
             directory.mkdir(exist_ok=True)
             directory.chmod(0o711)
         stack.callback(os.close, _lock(config.run))
+        write_atomically(config.run / _CONFIG, msgspec.json.encode(config, enc_hook=str), mode=0o600)
         hold_devices(config.node_id, RUN_ROOT)
-        listener = _bind(config)
+        listener = bind(config)
         stack.callback(listener.close)
         programs = ensure_programs(config.cache)
         _ensure_image(config)
@@ -85,26 +92,42 @@ def serve(config: NodeConfig) -> int:
         return code
 
 
-def stop(config: NodeConfig) -> bool:
-    """Stop a node with its sprites, running or dead, and leave nothing of it but its data. Idempotent.
-
-    Returns:
-        Whether there was anything of it.
+def running(config: NodeConfig) -> NodeConfig | None:
+    """What the node in `config.data` was started with; None where none runs there.
 
     Raises:
+        UnavailableError: it was started just now.
+    """
+    fd = _held_lock(config.run)
+    if fd is None:
+        return None
+    os.close(fd)
+    try:
+        return load_config(None, **msgspec.json.decode((config.run / _CONFIG).read_bytes()))
+    except FileNotFoundError as error:
+        raise UnavailableError("the node was started just now", hint="try again") from error
+
+
+def stop(config: NodeConfig) -> Stopped:
+    """Stop a node with its sprites, running or dead, and leave nothing of it but its data. Idempotent.
+
+    Raises:
+        InvalidError: not root.
         UnavailableError: something does not end.
     """
     if os.geteuid() != 0:
         raise InvalidError("stopping a node needs root", hint="sudo ballpoint down ...")
-    _stop_supervisor(config.run)
+    ran = _stop_supervisor(config.run)
     namespaces.unshare(CLONE_NEWNS)
     mount.mount("none", "/", flags=mount.MS_REC | mount.MS_PRIVATE)
-    found = config.run.exists() or any(slots.owned_by(f"{config.node_id}/"))
-    if found:
+    left = config.run.exists() or any(slots.owned_by(f"{config.node_id}/"))
+    if left:
         asyncio.run(_clean(config))
     remove_tree(config.run)
-    drop_devices(config.node_id, RUN_ROOT)
-    return found
+    left = drop_devices(config.node_id, RUN_ROOT) or left
+    if ran:
+        return "stopped"
+    return "removed" if left else "nothing"
 
 
 async def _clean(config: NodeConfig) -> None:
@@ -146,15 +169,26 @@ def _lock(run: Path) -> int:
     return fd
 
 
-def _stop_supervisor(run: Path) -> None:
+def _held_lock(run: Path) -> int | None:
+    """The lock's file, opened, where a supervisor holds it."""
     try:
         fd = os.open(run / "supervisor", os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
-        return
+        return None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return  # nobody holds it
     except BlockingIOError:
+        return fd
+    os.close(fd)
+    return None
+
+
+def _stop_supervisor(run: Path) -> bool:
+    """End the supervisor, whose children end with it. Returns whether there was one."""
+    fd = _held_lock(run)
+    if fd is None:
+        return False
+    try:
         pidfd = os.pidfd_open(int(os.pread(fd, 32, 0)))
     finally:
         os.close(fd)
@@ -164,9 +198,15 @@ def _stop_supervisor(run: Path) -> None:
             raise UnavailableError("the node does not stop", hint="look into its log; then kill its supervisor")
     finally:
         os.close(pidfd)
+    return True
 
 
-def _bind(config: NodeConfig) -> socket.socket:
+def bind(config: NodeConfig) -> socket.socket:
+    """The socket that listens where `config` says; the caller closes it.
+
+    Raises:
+        ConflictError: that is not possible, mostly because somebody else listens there.
+    """
     host, port = config.listen_address
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -217,7 +257,6 @@ class _Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
-        write_atomically(self._config.run / "config.json", msgspec.json.encode(self._config, enc_hook=str), mode=0o600)
         # The zygote first: it must not see anything that is read later.
         keepers = [self._keep(_Child("zygote", self._start_zygote))]
         ready_read, ready_write = os.pipe()
@@ -316,7 +355,7 @@ class _Supervisor:
 
     def _start_node(self, ready: int) -> process.Child:
         command = [
-            sys.executable, "-m", "ballpoint.api", str(self._config.run / "config.json"),
+            sys.executable, "-m", "ballpoint.api", str(self._config.run / _CONFIG),
             f"--ready-fd={ready}", f"--edge-uid={_EDGE_UID}",
         ]  # fmt: skip
         return process.start(command, pass_fds=[ready], env=mirrors.variables())

@@ -11,9 +11,6 @@ from ballpoint.cli.host.options import data_option
 from ballpoint.cli.host.unit import UNIT_FILE, admin_token_file, remove_unit, stop_unit
 from ballpoint.core.config import DEFAULT_CACHE, DEFAULT_DATA, RUN_ROOT, NodeConfig, load_config
 
-# What the nodes of a host have in common below the run directory.
-_SHARED = ("slots", "forwarding", "favordynmods", "loop", "mounts")
-
 
 def _config(data: Path | None) -> NodeConfig:
     return load_config(None, data=data or DEFAULT_DATA)
@@ -23,14 +20,33 @@ def _config(data: Path | None) -> NodeConfig:
 @data_option
 def down(data: Path | None) -> None:
     """Stop a node with its sprites, also one that is dead already. The data stays."""
-    from ballpoint.node import supervisor
-
     config = _config(data)
     by_unit = stop_unit(config)
-    if supervisor.stop(config) or by_unit:
-        click.echo(f"stopped the node in {config.data}; its sprites are cold")
-    else:
-        click.echo(f"no node runs in {config.data}")
+    click.echo(_stop(config, by_unit) or f"no node runs in {config.data}")
+
+
+def _stop(config: NodeConfig, by_unit: bool) -> str | None:
+    """Stop what runs of the node, or remove what a dead one left, and say what was done; None where there was nothing.
+
+    Args:
+        by_unit: systemd has stopped it already; its sprites are left.
+    """
+    from ballpoint.node import supervisor
+
+    done = supervisor.stop(config)
+    if by_unit or done == "stopped":
+        return f"stopped the node in {config.data}; its sprites are cold"
+    if done == "removed":
+        return f"the node in {config.data} was dead already: removed what it had left; its sprites are cold"
+    return None
+
+
+def _shared() -> set[str]:
+    """Names below the run directory that all nodes of a host have in common."""
+    from ballpoint.host import dynmods, loop, slots, staging
+    from ballpoint.network import forwarding
+
+    return {slots.DIRECTORY, forwarding.DIRECTORY, dynmods.DIRECTORY, loop.DIRECTORY, staging.PLACE.name}
 
 
 @click.command()
@@ -44,13 +60,14 @@ def uninstall(data: Path | None, cache: Path, purge: bool) -> None:
     """
     from ballpoint.host.files import remove_tree
     from ballpoint.host.requirements import MODULES_FILE, SYSCTL_FILE
-    from ballpoint.node import supervisor
 
     config = _config(data)
-    removed = [str(UNIT_FILE)] if remove_unit(config) else []
-    if supervisor.stop(config):
-        click.echo(f"stopped the node in {config.data}")
-    if any(path for path in RUN_ROOT.glob("*") if path.name not in _SHARED):
+    by_unit = remove_unit(config)
+    removed = [str(UNIT_FILE)] if by_unit else []
+    if done := _stop(config, by_unit):
+        click.echo(done)
+    shared = _shared()
+    if any(path for path in RUN_ROOT.glob("*") if path.name not in shared):
         click.echo("another node of this host runs: what all nodes share stays")
     else:
         remove_tree(RUN_ROOT)

@@ -48,11 +48,10 @@ def node_options(command: F) -> F:
     return command
 
 
-def config_from(options: dict[str, Any]) -> NodeConfig:
-    """The configuration that a command's options and its file give."""
-    file = options.pop("config_file")
-    options["egress_allow"] = options["egress_allow"] or None
-    return load_config(file, **options)
+def config_from(options: dict[str, Any], base: NodeConfig | None = None) -> NodeConfig:
+    """The configuration that a command's options and its file give; `base` stands in for the defaults."""
+    flags = {**options, "egress_allow": options["egress_allow"] or None}
+    return load_config(flags.pop("config_file"), base, **flags)
 
 
 def data_option(command: F) -> F:

@@ -14,10 +14,10 @@ from ballpoint.cli.client import settings
 from ballpoint.cli.client.exec_command import open_console, run
 from ballpoint.cli.client.http import Api, sprite_path
 from ballpoint.cli.host.options import config_from, node_options
-from ballpoint.cli.host.unit import admin_token_file, config_file, install_unit
+from ballpoint.cli.host.unit import UNIT, admin_token_file, config_file, has_unit, install_unit
 from ballpoint.core import ids
 from ballpoint.core.clock import SYSTEM_CLOCK
-from ballpoint.core.config import DEFAULT_ORG, NodeConfig
+from ballpoint.core.config import DEFAULT_LISTEN, DEFAULT_ORG, NodeConfig
 from ballpoint.core.errors import ConflictError, InvalidError, NotFoundError, UnauthorizedError, UnavailableError
 from ballpoint.host import process
 from ballpoint.host.files import write_atomically
@@ -46,7 +46,15 @@ def up(system: bool, no_console: bool, **options: Any) -> int:
     """Install what is missing, build the image, start a node, and open a first sprite. Run it as often as you like."""
     if os.geteuid() != 0:
         raise InvalidError("a node must be run as root", hint="sudo ballpoint up")
+    from ballpoint.node import supervisor
+
     config = config_from(options)
+    running = supervisor.running(config)
+    if running is None:
+        _refuse_unusable(config)
+    else:
+        _refuse_changes(running, config_from(options, base=running), system=system)
+        config = running
     missing = missing_packages()
     if missing:
         _say(f"installing {', '.join(missing)}")
@@ -54,12 +62,58 @@ def up(system: bool, no_console: bool, **options: Any) -> int:
     load_modules()
     for name, value in raise_sysctls().items():
         _say(f"raised {name} to {value}")
-    _ensure_image(config)
-    config = _with_token(config)
-    _start(config, system)
+    if running is None:
+        _ensure_image(config)
+        config = _with_token(config)
+        _start(config, system)
+    else:
+        _say(f"a node is running on {config.listen}")
     if short := shortfall(config.data):
         _say(f"warning: the pool may grow by {short / _GIB:.1f} GiB more than is free below {config.data}")
     return _first_sprite(config, console=sys.stdin.isatty() and not no_console)
+
+
+def _refuse_unusable(config: NodeConfig) -> None:
+    """Raise, before anything is changed, where the front door of a new node could not be opened, or found again."""
+    from ballpoint.node import supervisor
+
+    if config.listen_address[1] == 0:
+        raise InvalidError(
+            "a node that stays must have a port of its own", hint=f"for example --listen {DEFAULT_LISTEN}"
+        )
+    supervisor.bind(config).close()
+
+
+def _refuse_changes(running: NodeConfig, wanted: NodeConfig, *, system: bool) -> None:
+    """Raise where a running node does not have the settings that were asked for: it takes none while it runs.
+
+    Args:
+        wanted: the settings of `running` with what was asked for over them.
+        system: a systemd unit was asked for.
+    """
+    # The data directory is which node it is; it may have been given by another path.
+    names = [name for name in NodeConfig.__struct_fields__ if name != "data"]
+    pairs = {name: (getattr(running, name), getattr(wanted, name)) for name in names}
+    changed = [f"{name} is {_shown(has)}, not {_shown(asked)}" for name, (has, asked) in pairs.items() if has != asked]
+    by_unit = has_unit(running)
+    if system and not by_unit:
+        changed.append("it is not run by systemd")
+    if changed:
+        hint = f"ballpoint down --data {running.data}; then ballpoint up with these options"
+        if by_unit:
+            hint = f"change them in {config_file(running)}; then systemctl restart {UNIT} (its sprites run on)"
+        raise ConflictError(f"the node in {running.data} runs, with other settings: {'; '.join(changed)}", hint=hint)
+    if running.token_file is None:
+        raise ConflictError(
+            f"the node in {running.data} was started without a token file",
+            hint=f"ballpoint token create --data {running.data}; then ballpoint login {running.url}",
+        )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(value) or "empty"
+    return "not set" if value is None else str(value)
 
 
 def _ensure_image(config: NodeConfig) -> None:
@@ -86,9 +140,6 @@ def _with_token(config: NodeConfig) -> NodeConfig:
 
 
 def _start(config: NodeConfig, system: bool) -> None:
-    if _answers(config):
-        _say(f"a node is running on {config.listen}")
-        return
     _say(f"starting a node on {config.listen}, data in {config.data}")
     config.data.mkdir(parents=True, exist_ok=True)
     file = config_file(config)
@@ -150,7 +201,8 @@ def _first_sprite(config: NodeConfig, *, console: bool) -> int:
         exists = False
     except UnauthorizedError as error:
         raise ConflictError(
-            f"what answers on {config.listen} is not the node in {config.data}", hint="choose another --listen"
+            f"the token in {config.token_file} is none of the node in {config.data}",
+            hint=f"ballpoint token create --data {config.data}; then ballpoint login {config.url}",
         ) from error
     settings.remember(selected)
     if not exists:
