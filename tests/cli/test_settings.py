@@ -9,6 +9,7 @@ import pytest
 from ballpoint.cli.client import settings
 from ballpoint.core.config import NodeConfig
 from ballpoint.core.errors import UnauthorizedError
+from tests.cli.command import ballpoint
 
 HERE, THERE = "http://127.0.0.1:7070", "https://node.example"
 FIRST, SECOND = "acme/o1/t1/v1", "corp/o2/t2/v2"
@@ -58,3 +59,22 @@ def test_with_the_last_token_the_directory_goes(home: Path) -> None:
 def test_where_a_node_is_found(listen: str, url: str) -> None:
     assert NodeConfig(listen=listen).url == url
     assert settings.selection(url, FIRST).url == url
+
+
+def test_unset_says_what_selects_a_sprite_now(home: Path) -> None:
+    """What a directory above selects stays, and is named."""
+
+    def unset(directory: Path) -> str:
+        done = ballpoint(directory, "use", "--unset")
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    below = home / "below"
+    below.mkdir()
+    (home / ".sprite").write_text('{"organization": "acme", "sprite": "above"}')
+    (below / ".sprite").write_text('{"organization": "acme", "sprite": "here"}')
+    stays = f"above stays selected here, by {home / '.sprite'}\n"
+    assert [unset(below), unset(below)] == [stays, stays]
+    assert not (below / ".sprite").exists()
+    assert unset(home) == "no sprite is selected here any more\n"
+    assert unset(home) == "no sprite was selected here\n"

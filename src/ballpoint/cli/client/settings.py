@@ -126,23 +126,30 @@ def forget(token: str) -> list[str]:
     return [url for url, _ in found]
 
 
+def sprite_file() -> Path | None:
+    """The file that selects a sprite for this directory: in it, or in the nearest one above that has any."""
+    here = Path.cwd()
+    return next((file for each in (here, *here.parents) if (file := each / ".sprite").is_file()), None)
+
+
 def selected_sprite() -> str | None:
     """The sprite that `use` selected for this directory or one above."""
-    here = Path.cwd()
-    for directory in (here, *here.parents):
-        if (directory / ".sprite").is_file():
-            name = _read(directory / ".sprite").get("sprite")
-            return str(name) if name else None
-    return None
+    file = sprite_file()
+    name = _read(file).get("sprite") if file else None
+    return str(name) if name else None
 
 
-def use_sprite(org: str, name: str | None) -> None:
-    """Select a sprite for this directory, or none."""
+def use_sprite(org: str, name: str) -> None:
+    """Select a sprite for this directory."""
+    (Path.cwd() / ".sprite").write_text(json.dumps({"organization": org, "sprite": name}) + "\n")
+
+
+def use_no_sprite() -> bool:
+    """Take back what `use_sprite` did here. Returns whether there was anything; a selection from above stays."""
     file = Path.cwd() / ".sprite"
-    if name is None:
-        file.unlink(missing_ok=True)
-    else:
-        file.write_text(json.dumps({"organization": org, "sprite": name}) + "\n")
+    there = file.exists()
+    file.unlink(missing_ok=True)
+    return there
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -111,7 +111,12 @@ def info(ctx: click.Context, name: str | None, as_json: bool) -> None:
 def use(ctx: click.Context, name: str | None, unset: bool) -> None:
     """Select a sprite for this directory (writes .sprite), or show which one is."""
     if unset:
-        settings.use_sprite("", None)
+        removed = settings.use_no_sprite()
+        selected = settings.selected_sprite()
+        if selected:
+            click.echo(f"{selected} stays selected here, by {settings.sprite_file()}")
+        else:
+            click.echo("no sprite is selected here any more" if removed else "no sprite was selected here")
         return
     if name is None:
         click.echo(settings.selected_sprite() or "no sprite is selected here")
