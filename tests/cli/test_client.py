@@ -175,6 +175,26 @@ def test_a_log_in_that_does_not_work_is_not_remembered(
     assert files(home) == before
 
 
+def test_a_log_in_gives_a_node_an_alias(node: TestNode, tmp_path: Path) -> None:
+    file = tmp_path / "given"
+    file.write_text(node.token)
+
+    def login(choice: str, api: str) -> str:
+        done = ballpoint(tmp_path, "-o", choice, "login", api, "--token-file", str(file))
+        assert done.returncode == (1 if done.stderr else 0)
+        return done.stdout + done.stderr
+
+    assert "is no alias" in login(f"a/b:{node.org}", node.url)
+    assert f"the token is one of {node.org}, not of corp" in login("prod:corp", node.url)
+    assert not (tmp_path / ".sprites").exists()
+    assert login(f"prod:{node.org}", node.url) == f"logged in to {node.url} as {node.org}\n"
+    assert login(node.org, "prod") == f"logged in to {node.url} as {node.org}\n"
+    for chosen in ("prod", node.url):
+        listed = ballpoint(tmp_path, "-o", f"{chosen}:{node.org}", "list", SPRITES_API_URL="http://127.0.0.1:1")
+        assert listed.returncode == 0, listed.stderr
+    assert "no node has the alias 'nosuch'" in ballpoint(tmp_path, "-o", f"nosuch:{node.org}", "list").stderr
+
+
 @pytest.mark.parametrize("command", [["list"], ["exec", "true"], ["exec", "--http-post", "true"]])
 @pytest.mark.parametrize("url", ["127.0.0.1:7070", "http://127.0.0.1:1"])
 def test_a_node_that_is_not_there_is_told_in_a_sentence(home: Path, sprite: str, command: list[str], url: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from ballpoint.cli.client import settings
 from ballpoint.core.config import NodeConfig
-from ballpoint.core.errors import UnauthorizedError
+from ballpoint.core.errors import InvalidError, UnauthorizedError
 from tests.cli.command import ballpoint
 
 HERE, THERE = "http://127.0.0.1:7070", "https://node.example"
@@ -59,6 +59,41 @@ def test_with_the_last_token_the_directory_goes(home: Path) -> None:
 def test_where_a_node_is_found(listen: str, url: str) -> None:
     assert NodeConfig(listen=listen).url == url
     assert settings.selection(url, FIRST).url == url
+
+
+def test_an_organization_of_another_node_is_chosen_by_url_or_alias(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings.remember(settings.selection(THERE, SECOND), alias="prod")
+    settings.remember(settings.selection(HERE, FIRST))
+    there, here = settings.Selection(THERE, "corp", SECOND), settings.Selection(HERE, "acme", FIRST)
+    monkeypatch.setenv("SPRITES_API_URL", HERE)
+    assert settings.select(None) == settings.select(f"{HERE}:acme") == here
+    assert (
+        settings.select("prod:corp") == settings.select(f"{THERE}:corp") == settings.select(f"{THERE}/:corp") == there
+    )
+    assert settings.selection("prod", SECOND) == there
+    with pytest.raises(UnauthorizedError, match="no token for acme"):
+        settings.select("prod:acme")
+
+
+def test_an_alias_names_one_node_and_goes_with_it() -> None:
+    settings.remember(settings.selection(THERE, SECOND), alias="prod")
+    settings.remember(settings.selection(HERE, FIRST), alias="prod")
+    assert settings.select("prod:acme").url == HERE
+    settings.remember(settings.selection(HERE, SECOND))
+    assert settings.select("prod:corp").url == HERE
+    for token in (FIRST, SECOND):
+        settings.forget(token)
+    with pytest.raises(InvalidError, match="'prod'"):
+        settings.select("prod:acme")
+
+
+@pytest.mark.parametrize(
+    "choice", [":acme", "prod:", "nosuch:acme", "ftp://127.0.0.1:acme", "http://127.0.0.1:80000:x"]
+)
+def test_a_bad_choice_is_refused(choice: str) -> None:
+    settings.remember(settings.selection(HERE, FIRST))
+    with pytest.raises(InvalidError):
+        settings.select(choice)
 
 
 def test_unset_says_what_selects_a_sprite_now(home: Path) -> None:

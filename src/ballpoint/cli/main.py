@@ -63,7 +63,9 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="ballpoint")
-@click.option("-o", "--org", envvar="SPRITE_ORG", help="Organization to act for.")
+@click.option(
+    "-o", "--org", metavar="[API:]ORG", envvar="SPRITE_ORG", help="Organization to act for, at a node's URL or alias."
+)
 @click.option("-s", "--sprite", help="Sprite to act on.")
 @click.option("--debug", metavar="[FILE]", help="Tell each request, on standard error or into FILE.")
 @click.pass_context

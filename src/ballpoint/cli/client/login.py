@@ -14,19 +14,27 @@ from ballpoint.core.errors import InvalidError
 
 
 @click.command()
-@click.argument("url", required=False)
+@click.argument("api", metavar="[URL|ALIAS]", required=False)
 @click.option(
     "--token-file", type=click.Path(path_type=Path), help="File with the token; else SPRITE_TOKEN, or asked for."
 )
-def login(url: str | None, token_file: Path | None) -> None:
-    """Remember a node and a token for it. The token is never taken from the command line."""
-    chosen = url or os.environ.get("SPRITES_API_URL")
+@click.pass_context
+def login(ctx: click.Context, api: str | None, token_file: Path | None) -> None:
+    """Remember a node and a token for it. The token is never taken from the command line.
+
+    `ballpoint -o ALIAS:ORG login URL` also gives the node an alias.
+    """
+    named, org = settings.split_choice(ctx.obj["org"])
+    chosen = api or named or os.environ.get("SPRITES_API_URL")
     if not chosen:
         raise InvalidError("which node?", hint="ballpoint login http://HOST:PORT")
+    alias = settings.checked_alias(named) if api and named else None
     selected = settings.selection(chosen, _token(token_file))
+    if org and org != selected.org:
+        raise InvalidError(f"the token is one of {selected.org}, not of {org}", hint="leave out -o, and SPRITE_ORG")
     # Tried before it is remembered: what does not work must not take the place of what does.
     Api(selected).call("GET", "/v1/sprites", params={"max_results": 1})
-    settings.remember(selected)
+    settings.remember(selected, alias)
     click.echo(f"logged in to {selected.url} as {selected.org}")
 
 

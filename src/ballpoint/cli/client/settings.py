@@ -2,12 +2,16 @@
 
 `~/.sprites/sprites.json` has the shape the original's command line uses; tokens are in `~/.sprites/tokens.json`, mode
 0600, and nowhere else. A file `.sprite` in the working directory or above selects a sprite.
+
+Commands take an organization as `[API:]ORG`, where API is the URL of a node or the alias it was given at `login`. An
+alias is the key `alias` of the node's entry in `urls`, where the original has none.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +20,7 @@ from urllib.parse import urlsplit
 
 from ballpoint.core.errors import InvalidError, UnauthorizedError
 
+_ALIAS = re.compile(r"[A-Za-z0-9._-]+")
 _HINT = "ballpoint up on this machine, or ballpoint login URL"
 
 
@@ -39,18 +44,22 @@ def home() -> Path:
     return Path(os.environ.get("HOME", "/root")) / ".sprites"
 
 
-def select(org: str | None) -> Selection:
+def select(choice: str | None) -> Selection:
     """The node and token to use, from the environment first, then from the configuration.
 
+    Args:
+        choice: `[API:]ORG`; an API goes before the environment's.
+
     Raises:
+        InvalidError: the API is neither a URL nor a known alias.
         UnauthorizedError: there is no token.
     """
-    config = _read(home() / "sprites.json")
-    current = config.get("current_selection", {})
-    url = os.environ.get("SPRITES_API_URL") or current.get("url")
+    api, org = split_choice(choice)
+    current = _read(home() / "sprites.json").get("current_selection", {})
+    url = api or os.environ.get("SPRITES_API_URL") or current.get("url")
     if not url:
         raise UnauthorizedError("no node is configured", hint=_HINT)
-    url = _checked(url)
+    url = _address(url)
     token = os.environ.get("SPRITE_TOKEN")
     if token:
         return Selection(url, org or token.split("/", maxsplit=1)[0], token)
@@ -59,6 +68,29 @@ def select(org: str | None) -> Selection:
     if wanted is None or wanted not in tokens:
         raise UnauthorizedError(f"there is no token for {wanted or 'any organization'} at {url}", hint=_HINT)
     return Selection(url, wanted, tokens[wanted])
+
+
+def split_choice(choice: str | None) -> tuple[str | None, str | None]:
+    """`[API:]ORG` as its two parts, None for those it lacks.
+
+    Raises:
+        InvalidError: nothing is on one side of the colon.
+    """
+    if not choice:  # the variable may be set and empty
+        return None, None
+    api, colon, org = choice.rpartition(":")
+    if not org or (colon and not api):
+        raise InvalidError(f"{choice!r} is not [API:]ORG", hint="for example acme, or http://127.0.0.1:7070:acme")
+    return api or None, org
+
+
+def _address(api: str) -> str:
+    """The URL of a node that is named by URL or alias."""
+    urls = _read(home() / "sprites.json").get("urls", {})
+    found = next((url for url, node in urls.items() if node.get("alias") == api), None)
+    if found is None and _ALIAS.fullmatch(api):
+        raise InvalidError(f"no node has the alias {api!r}", hint=f"ballpoint -o {api}:ORG login URL gives it one")
+    return _checked(found or api)
 
 
 def _checked(url: str) -> str:
@@ -72,13 +104,13 @@ def _checked(url: str) -> str:
     return url.rstrip("/")
 
 
-def selection(url: str, token: str) -> Selection:
-    """The node at `url`, with the organization that `token` names.
+def selection(api: str, token: str) -> Selection:
+    """The node with the URL or alias `api`, with the organization that `token` names.
 
     Raises:
-        InvalidError: there is no such URL, or the token has not the shape org/orgid/tokenid/value.
+        InvalidError: there is no such URL or alias, or the token has not the shape org/orgid/tokenid/value.
     """
-    url, token = _checked(url), token.strip()
+    url, token = _address(api), token.strip()
     hint = "ballpoint token create prints one, on the node"
     if not token:
         raise InvalidError("no token was given", hint=hint)
@@ -88,14 +120,35 @@ def selection(url: str, token: str) -> Selection:
     return Selection(url, parts[0], token)
 
 
-def remember(selected: Selection) -> None:
-    """Store a node and its token, and select them from now on."""
+def checked_alias(alias: str) -> str:
+    """`alias`, which a node can be given.
+
+    Raises:
+        InvalidError: it would not be told from a URL.
+    """
+    if not _ALIAS.fullmatch(alias):
+        raise InvalidError(f"{alias!r} is no alias", hint="letters, digits, '.', '_' and '-', for example prod:acme")
+    return alias
+
+
+def remember(selected: Selection, alias: str | None = None) -> None:
+    """Store a node and its token, and select them from now on.
+
+    Args:
+        alias: of the node from now on, and of no other; None leaves it the one it has.
+    """
     url, org = selected.url, selected.org
     config = _read(home() / "sprites.json")
     config["version"] = "1"
     config["current_selection"] = {"url": url, "org": org}
-    orgs = config.setdefault("urls", {}).setdefault(url, {"url": url, "orgs": {}})["orgs"]
-    orgs[org] = {"name": org, "keyring_key": "", "use_keyring": False, "sprites": {}}
+    urls = config.setdefault("urls", {})
+    node = urls.setdefault(url, {"url": url, "orgs": {}})
+    if alias is not None:
+        for each in urls.values():
+            if each.get("alias") == alias:
+                del each["alias"]
+        node["alias"] = alias
+    node["orgs"][org] = {"name": org, "keyring_key": "", "use_keyring": False, "sprites": {}}
     tokens = _read(home() / "tokens.json")
     tokens.setdefault(url, {})[org] = selected.token
     home().mkdir(mode=0o700, exist_ok=True)
