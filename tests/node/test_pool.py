@@ -30,6 +30,7 @@ class World:
         self.clock = NoTime()
         self.made = 0
         self.ended: list[str] = []
+        self.stillborn: set[int] = set()
         self.error: BallpointError | None = None
         self.attempts = asyncio.Semaphore(0)
         self.failed = asyncio.Semaphore(0)
@@ -40,7 +41,9 @@ class World:
             self.failed.release()
             raise self.error
         self.made += 1
-        return Blank(self.made)
+        blank = Blank(self.made)
+        blank.alive = self.made not in self.stillborn
+        return blank
 
     async def end(self, blank: Blank) -> None:
         self.ended.append(blank.id)
@@ -162,6 +165,41 @@ def test_one_that_waits_too_long_hears_why() -> None:
             assert caught.value.code == NO_CAPACITY
 
     run(1, test)
+
+
+def test_a_blank_that_is_dead_already_is_given_to_nobody() -> None:
+    async def test(pool: Pool, world: World) -> None:
+        world.stillborn = {1, 2, 3}
+        taker = asyncio.create_task(pool.take(_SECONDS))
+        for _ in range(20):
+            world.attempts.release()
+        assert (await taker).runtime.alive
+        await settle()
+        assert sorted(world.ended) == ["1", "2", "3"]
+
+    run(1, test)
+
+
+def test_what_can_wait_lets_claims_pass() -> None:
+    async def test(pool: Pool, world: World) -> None:
+        for _ in range(20):
+            world.attempts.release()
+        await pool.stand_by(_SECONDS)
+        await settle()
+        await pool.calm()
+        await pool.take(_SECONDS)
+        await pool.take(_SECONDS)
+        waiting = asyncio.create_task(pool.calm())
+        pool.claimed()
+        await settle()
+        assert not waiting.done()
+        assert world.made == 5  # blanks are left: nothing is filled beside a claim
+        pool.claimed()
+        await waiting
+        await settle()
+        assert world.made == 7
+
+    run(5, test)
 
 
 def test_blanks_follow_demand_up_and_down() -> None:

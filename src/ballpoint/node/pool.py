@@ -39,8 +39,12 @@ class Pool:
         self._patient: set[asyncio.Future[Instance]] = set()
         self._taken: deque[float] = deque()
         self._claims = 0
-        self._last_claim = -_CALM_SECONDS
+        self._last_claim = 0.0
+        # No claim is under way, nor was a moment ago.
+        self._calm = asyncio.Event()
+        self._calm.set()
         self._filling = 0
+        # Set whenever there may be something to fill.
         self._changed = asyncio.Event()
         # Set whenever a blank came or could not be made.
         self._news = asyncio.Event()
@@ -100,6 +104,8 @@ class Pool:
         """
         self._taken.append(self._clock.monotonic())
         self._claims += 1
+        self._calm.clear()
+        self._changed.set()
         if self._blanks:
             blank = self._blanks.popleft()
             blank.runtime.on_death = None
@@ -108,12 +114,11 @@ class Pool:
         self._waiters.append(waiter)
         if patient:
             self._patient.add(waiter)
-        self._changed.set()
         try:
             async with asyncio.timeout(seconds):
                 return await waiter
         except BaseException as error:
-            self._claims -= 1
+            self.claimed()
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 self._add(waiter.result())  # it came in the same moment
             if isinstance(error, TimeoutError):
@@ -133,36 +138,40 @@ class Pool:
     def claimed(self) -> None:
         """The claim of a taken blank has ended, well or not."""
         self._claims -= 1
-        self._last_claim = self._clock.monotonic()
         self._changed.set()
+        if not self._claims:
+            self._last_claim = self._clock.monotonic()
+            self._tasks.start(self._settle(self._last_claim), "be calm after a claim")
+
+    async def _settle(self, claim: float) -> None:
+        await self._clock.sleep(_CALM_SECONDS)
+        if not self._claims and self._last_claim == claim:
+            self._calm.set()
+            self._changed.set()
 
     async def calm(self) -> None:
         """Wait until no claim is under way, nor was a moment ago."""
-        while (left := self._unrest()) > 0:
-            await self._clock.sleep(left)
-
-    def _unrest(self) -> float:
-        """Seconds until work that can wait should be looked at again; 0 or less: it may begin."""
-        if self._claims:
-            return _CALM_SECONDS
-        return self._last_claim + _CALM_SECONDS - self._clock.monotonic()
+        await self._calm.wait()
 
     def _add(self, blank: Instance) -> None:
+        if not blank.runtime.alive:
+            self._end_dead(blank)
+            return
         while self._waiters:
             waiter = self._waiters.popleft()
             if not waiter.done():
                 waiter.set_result(blank)
                 return
-        if not blank.runtime.alive:
-            self._tasks.start(self._instances.end(blank), f"end dead blank {blank.id}")
-            return
         blank.runtime.on_death = lambda: self._died(blank)
         self._blanks.append(blank)
         self._news.set()
 
     def _died(self, blank: Instance) -> None:
-        log.warning("blank %s died", blank.id)
         self._blanks.remove(blank)
+        self._end_dead(blank)
+
+    def _end_dead(self, blank: Instance) -> None:
+        log.warning("blank %s died", blank.id)
         self._tasks.start(self._instances.end(blank), f"end dead blank {blank.id}")
         self._changed.set()
 
@@ -170,7 +179,11 @@ class Pool:
         missing = len(self._waiters) + self.target() - len(self._blanks) - self._filling
         if missing <= 0:
             return False
-        return bool(self._waiters) or self._claims == 0 or not self._blanks
+        if self._waiters or not self._blanks:
+            return True
+        if len(self._blanks) + self._filling > self.target() // 2:
+            return self._calm.is_set()
+        return self._claims == 0
 
     def _failed(self, problem: BallpointError) -> None:
         self._failure = problem
@@ -186,9 +199,6 @@ class Pool:
             if not self._wanted():
                 self._changed.clear()
                 await self._changed.wait()
-                continue
-            if len(self._blanks) + self._filling > self.target() // 2 and self._unrest() > 0:
-                await self._clock.sleep(self._unrest())
                 continue
             self._filling += 1
             try:
@@ -210,7 +220,7 @@ class Pool:
         """End what stands by above the target, once demand has fallen."""
         while True:
             await self._clock.sleep(_DEMAND_SECONDS)
-            while len(self._blanks) > self.target() and self._unrest() <= 0:
+            while len(self._blanks) > self.target() and self._calm.is_set():
                 blank = self._blanks.pop()
                 blank.runtime.on_death = None
                 try:
