@@ -20,7 +20,9 @@ pytestmark = [pytest.mark.node, pytest.mark.slow]
 def assert_degraded_then_mended(node: TestNode, name: str, undo_at_end: bool) -> None:
     path = f"/v1/sprites/{name}"
     eventually(lambda: node.api("GET", path).json()["health"] == "degraded", seconds=60)
-    assert node.api("GET", path).json()["status"] != "running"
+    assert node.api("GET", path).json()["status"] == "warm"
+    listing = node.api("GET", "/v1/sprites").json()
+    assert (listing["running"], listing["warm"]) == (0, 1)
     refused = node.api("POST", f"{path}/exec?cmd=true")
     assert (refused.status_code, refused.json()["error"]) == (503, "degraded")
     assert "Retry-After" in refused.headers

@@ -158,6 +158,9 @@ async def test_counters_are_of_one_organization(registry: Registry, org: str) ->
             await registry.set_state(made.id, state, kind="", cause="")
     assert await registry.counts(org) == {"running": 2, "warm": 1, "cold": 1}
     assert await registry.counts(rival.org_id) == {"running": 0, "warm": 0, "cold": 1}
+    everyone = [sprite.id for sprite in await registry.all_sprites()]
+    assert await registry.counts(org, everyone[:1]) == {"running": 1, "warm": 2, "cold": 1}
+    assert await registry.counts(org, everyone) == {"running": 0, "warm": 3, "cold": 1}
 
 
 async def test_a_listing_is_by_name_and_omits_what_is_going(registry: Registry, org: str) -> None:

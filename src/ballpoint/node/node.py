@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import defaultdict
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -59,7 +59,8 @@ class Node:
         self._domain = domain
         self._starter: Starter | None = None
         self._spares: Spares | None = None
-        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        # A lock lives as long as somebody holds it or waits for it.
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._tasks = Tasks()
 
     def use(self, starter: Starter, spares: Spares) -> None:
@@ -106,7 +107,7 @@ class Node:
             config=config,
             url_settings=msgspec.to_builtins(request.url_settings),
         )
-        async with self._locks[sprite.id]:
+        async with self._lock(sprite.id):
             try:
                 self.running[sprite.id] = await self.starter.start(sprite, volume, patient=request.wait_for_capacity)
                 # Last: a crash before it leaves a volume and an instance of no sprite, which the next start removes.
@@ -124,7 +125,8 @@ class Node:
 
     async def list(self, caller: Caller, *, prefix: str, limit: int, after: str | None) -> SpritePage:
         sprites, token = await self.registry.list_sprites(caller.org_id, prefix=prefix, limit=limit, after=after)
-        counts = await self.registry.counts(caller.org_id)
+        degraded = [running.sprite_id for running in self.running.values() if running.trouble is not None]
+        counts = await self.registry.counts(caller.org_id, degraded)
         return SpritePage(sprites=tuple(map(self._view, sprites)), next=token, counts=Counts(**counts))
 
     async def update(self, caller: Caller, name: str, changes: SpriteChanges) -> SpriteView:
@@ -144,7 +146,7 @@ class Node:
         await self._to_the_end(self._destroy(sprite, f"destroyed with token {caller.token_id}"), f"destroy {name}")
 
     async def _destroy(self, sprite: Sprite, cause: str) -> None:
-        async with self._locks[sprite.id]:
+        async with self._lock(sprite.id):
             await self.registry.set_state(sprite.id, "deleting", kind="deleting", cause=cause)
             await self._remove(sprite, cause)
 
@@ -154,7 +156,7 @@ class Node:
         return await self._to_the_end(self._restart(sprite.id, cause), f"restart {name}")
 
     async def _restart(self, sprite_id: str, cause: str) -> SpriteView:
-        async with self._locks[sprite_id]:
+        async with self._lock(sprite_id):
             await self._stop(sprite_id, cause)
             return self._view(await self._start(sprite_id, "restarted", cause))
 
@@ -230,7 +232,7 @@ class Node:
         return running
 
     async def _wake(self, sprite_id: str, cause: str) -> Running:
-        async with self._locks[sprite_id]:
+        async with self._lock(sprite_id):
             if sprite_id not in self.running:
                 await self._start(sprite_id, "running", cause)
             return self.running[sprite_id]
@@ -257,7 +259,7 @@ class Node:
             running.ends.set()
 
     async def _lost(self, sprite_id: str, cause: str) -> None:
-        async with self._locks[sprite_id]:
+        async with self._lock(sprite_id):
             if sprite_id in self.running:
                 await self._stop(sprite_id, cause)
                 await self.registry.set_state(sprite_id, "cold", kind="stopped", cause=cause)
@@ -271,6 +273,9 @@ class Node:
             await self.registry.add_event(running.sprite_id, "healthy", "disk and agent answer again")
         else:
             await self.registry.add_event(running.sprite_id, "degraded", trouble)
+
+    def _lock(self, sprite_id: str) -> asyncio.Lock:
+        return self._locks.setdefault(sprite_id, asyncio.Lock())
 
     # ---- steps; their caller holds the sprite's lock ----
 
@@ -300,11 +305,10 @@ class Node:
         await asyncio.to_thread(self._disks.pool.destroy, sprite.volume_id)
         await asyncio.to_thread(self.logbook.remove, sprite.id)
         await self.registry.delete_sprite(sprite.id, cause)
-        self._locks.pop(sprite.id, None)
 
     async def finish_removal(self, sprite: Sprite, cause: str) -> None:
         """Finish what an earlier process began: the removal of a sprite, or the undoing of a half-made one."""
-        async with self._locks[sprite.id]:
+        async with self._lock(sprite.id):
             await self._remove(sprite, cause)
 
     async def _to_the_end(self, work: Coroutine[Any, Any, T], name: str) -> T:

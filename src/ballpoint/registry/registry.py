@@ -8,14 +8,26 @@ import binascii
 import hmac
 import re
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, RowMapping, bindparam, delete, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    RowMapping,
+    and_,
+    bindparam,
+    case,
+    delete,
+    func,
+    insert,
+    select,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 
 from ballpoint.core import ids
@@ -294,9 +306,16 @@ class Registry:
         more = _encode_page(found[limit - 1].name) if len(found) > limit else None
         return found[:limit], more
 
-    async def counts(self, org_id: str) -> dict[str, int]:
-        """How many of an organization's sprites are running, warm and cold."""
-        query = select(sprites.c.state, func.count()).where(sprites.c.org_id == org_id).group_by(sprites.c.state)
+    async def counts(self, org_id: str, degraded: Collection[str] = ()) -> dict[str, int]:
+        """How many of an organization's sprites are running, warm and cold.
+
+        Args:
+            degraded: ids of sprites that count as warm where they are recorded as running: as their status says.
+        """
+        state: ColumnElement[str] = sprites.c.state
+        if degraded:
+            state = case((and_(state == "running", sprites.c.id.in_(degraded)), "warm"), else_=state)
+        query = select(state, func.count()).where(sprites.c.org_id == org_id).group_by(state)
         found = await self._database.read(lambda connection: {row[0]: row[1] for row in connection.execute(query)})
         return {state: found.get(state, 0) for state in ("running", "warm", "cold")}
 
