@@ -12,7 +12,8 @@ from ballpoint.host import memory, slots
 from ballpoint.host.cgroup import Hierarchies, Limits
 from ballpoint.host.slots import Slot
 from ballpoint.network.network import Network
-from ballpoint.runtime.container.instance import ContainerInstance, ContainerRuntime
+from ballpoint.runtime.container.instance import ContainerInstance
+from ballpoint.runtime.container.runtime import ContainerRuntime
 
 log = logging.getLogger(__name__)
 

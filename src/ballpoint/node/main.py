@@ -45,8 +45,8 @@ from ballpoint.node.spares import MOST as SPARES_MOST
 from ballpoint.node.spares import Spares
 from ballpoint.node.walls import Walls
 from ballpoint.registry.registry import Registry
-from ballpoint.runtime.container.instance import ContainerRuntime
 from ballpoint.runtime.container.programs import ensure_programs
+from ballpoint.runtime.container.runtime import ContainerRuntime
 from ballpoint.volume.guard import PoolGuard
 from ballpoint.volume.pool import VolumePool
 

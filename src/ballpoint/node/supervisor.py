@@ -37,8 +37,9 @@ from ballpoint.node.instances import Instances
 from ballpoint.node.logbook import Logbook
 from ballpoint.node.main import registry_url
 from ballpoint.registry.registry import Registry
-from ballpoint.runtime.container.instance import ContainerRuntime, zygote_command
 from ballpoint.runtime.container.programs import ensure_programs
+from ballpoint.runtime.container.runtime import ContainerRuntime
+from ballpoint.runtime.container.zygote import zygote_command
 from ballpoint.volume.pool import VolumePool
 
 log = logging.getLogger("supervisor")
