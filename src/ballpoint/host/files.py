@@ -1,9 +1,12 @@
-"""Files that survive a crash: a reader sees the old content or the new, never half."""
+"""Files that survive a crash: a reader sees the old content or the new, never half. And locks, which end with one."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -35,6 +38,26 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644, *, durable: boo
     temporary.rename(path)
     if durable:
         fsync_directory(path.parent)
+
+
+def try_flock(fd: int) -> bool:
+    """Take the lock of an open file, flock(2), until it is closed or this process ends. False where another has it."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def flocked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file, which is made where there is none; waits for another that has it."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def remove_tree(path: Path) -> bool:

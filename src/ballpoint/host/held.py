@@ -7,9 +7,7 @@ the first holder) and an empty file per holder. A lock orders the holders. A cra
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,9 +49,5 @@ def drop(directory: Path, holder: str, put_back: Callable[[Any], None]) -> bool:
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     directory.mkdir(parents=True, exist_ok=True)
-    lock = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with files.flocked(directory / _LOCK):
         yield
-    finally:
-        os.close(lock)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import os
 
-# PyDLL keeps the GIL: a clone or an id change must not let another thread run half-way. Short calls only.
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
 

@@ -21,7 +21,7 @@ from blake3 import blake3
 from ballpoint.core.clock import SYSTEM_CLOCK, rfc3339
 from ballpoint.core.errors import ConflictError, CorruptError, NotFoundError
 from ballpoint.host import process
-from ballpoint.host.files import fsync_directory, remove_tree, write_atomically
+from ballpoint.host.files import fsync_directory, remove_tree, try_flock, write_atomically
 from ballpoint.image.build import Progress, build_filesystem
 from ballpoint.image.recipe import Recipe, load_recipe
 
@@ -198,9 +198,7 @@ class Catalogue:
         """One build at a time; what an interrupted one left is removed first."""
         self._root.mkdir(parents=True, exist_ok=True)
         with (self._root / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not try_flock(lock.fileno()):
                 progress(Progress("waiting for a build that is under way", 0.0))
                 fcntl.flock(lock, fcntl.LOCK_EX)
             self._sweep()
@@ -210,12 +208,7 @@ class Catalogue:
     def without_builds(self) -> Iterator[bool]:
         """Keep builds waiting; gives False where one is under way already, and then keeps none."""
         with (self._root / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
+            yield try_flock(lock.fileno())
 
     def _sweep(self) -> None:
         for pattern in _LEFTOVERS:

@@ -7,7 +7,6 @@ recorded is there, and stays.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 from collections.abc import Iterable, Iterator
@@ -19,7 +18,7 @@ import msgspec
 from ballpoint.core.clock import SYSTEM_CLOCK
 from ballpoint.core.errors import ConflictError, CorruptError, NotFoundError, UnavailableError
 from ballpoint.host import process
-from ballpoint.host.files import write_atomically
+from ballpoint.host.files import try_flock, write_atomically
 from ballpoint.image.catalogue import Catalogue, Image
 from ballpoint.image.recipe import RECIPES
 
@@ -159,15 +158,8 @@ class Uses:
         self._root.mkdir(parents=True, exist_ok=True)
         deadline = SYSTEM_CLOCK.monotonic() + _LOCK_SECONDS
         with (self._root / ".lock").open("w") as lock:
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    if SYSTEM_CLOCK.monotonic() > deadline:
-                        raise UnavailableError(
-                            f"another process holds {lock.name}", hint=f"lslocks; fuser {lock.name}"
-                        ) from None
-                    process.pause(_LOOK_SECONDS)
-                else:
-                    break
+            while not try_flock(lock.fileno()):
+                if SYSTEM_CLOCK.monotonic() > deadline:
+                    raise UnavailableError(f"another process holds {lock.name}", hint=f"lslocks; fuser {lock.name}")
+                process.pause(_LOOK_SECONDS)
             yield

@@ -6,7 +6,6 @@ It holds no state and no secret. Its children die with it; instances do not, and
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 import signal
@@ -26,7 +25,7 @@ from ballpoint.core.config import RUN_ROOT, NodeConfig, load_config
 from ballpoint.core.errors import BallpointError, ConflictError, InvalidError, UnavailableError
 from ballpoint.host import mount, namespaces, prctl, process, slots
 from ballpoint.host.cgroup import Limits
-from ballpoint.host.files import remove_tree, write_atomically
+from ballpoint.host.files import remove_tree, try_flock, write_atomically
 from ballpoint.host.loop import drop_devices, hold_devices
 from ballpoint.host.namespaces import CLONE_NEWNS
 from ballpoint.image import mirrors
@@ -160,11 +159,9 @@ async def _clean(config: NodeConfig) -> None:
 def _lock(run: Path) -> int:
     """Hold the node's lock for as long as this process lives; the file says who does."""
     fd = os.open(run / "supervisor", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    if not try_flock(fd):
         os.close(fd)
-        raise ConflictError("this node runs already", hint="ballpoint down stops it") from error
+        raise ConflictError("this node runs already", hint="ballpoint down stops it")
     os.ftruncate(fd, 0)
     os.pwrite(fd, str(os.getpid()).encode(), 0)
     return fd
@@ -176,9 +173,7 @@ def _held_lock(run: Path) -> int | None:
         fd = os.open(run / "supervisor", os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not try_flock(fd):
         return fd
     os.close(fd)
     return None

@@ -7,7 +7,6 @@ A volume exists from the rename out of staging/ to the rename into trash/; both 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import re
@@ -26,7 +25,7 @@ from ballpoint.core.errors import (
     UnavailableError,
 )
 from ballpoint.host import filesystem, loop, mount, process, staging
-from ballpoint.host.files import fsync_directory, remove_tree
+from ballpoint.host.files import fsync_directory, remove_tree, try_flock
 
 _GIB = 1 << 30
 _MIB = 1 << 20
@@ -156,12 +155,10 @@ class VolumePool:
         with ExitStack() as stack:
             lock = os.open(data / "pool.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             stack.callback(os.close, lock)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+            if not try_flock(lock):
                 raise ConflictError(
                     f"another node uses {data}", hint="stop it (ballpoint down), or choose another --data"
-                ) from error
+                )
             own = filesystem.is_xfs(root) and filesystem.supports_reflink(root)
             if not own:
                 _mount_image(data / "pool.img", root, pool_gb)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 from hashlib import sha256
 from importlib import resources
 from pathlib import Path
 
 from ballpoint.core.errors import UnavailableError
 from ballpoint.host import process
-from ballpoint.host.files import remove_tree
+from ballpoint.host.files import flocked, remove_tree
 
 PROGRAMS = ("anchor", "inner", "locker", "nsexec")
 # The seccomp program of all instances, as the kernel takes it.
@@ -33,8 +32,7 @@ def ensure_programs(cache: Path) -> Path:
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    with (target.parent / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with flocked(target.parent / ".lock"):
         if target.is_dir():
             return target
         partial = target.with_name(f".{digest}.new")
