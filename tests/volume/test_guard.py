@@ -19,6 +19,7 @@ from ballpoint.core import wire
 from ballpoint.core.clock import SYSTEM_CLOCK
 from ballpoint.core.errors import UnavailableError
 from ballpoint.host import filesystem, loop, mount
+from ballpoint.volume import trimmer
 from ballpoint.volume.freezer import Freezer, stuck
 from ballpoint.volume.guard import PoolGuard
 from ballpoint.volume.pool import AttachedVolume, PoolUsage, VolumePool
@@ -27,6 +28,7 @@ from tests.volume.world import MIB, grow, is_frozen, path
 
 pytestmark = pytest.mark.host
 
+TRIM_SECONDS = 60.0
 SOFT, HARD = 1000 * MIB, 500 * MIB
 
 
@@ -210,6 +212,7 @@ def test_deleted_blocks_go_back_below_the_soft_mark(world: World) -> None:
     full = [volume.allocated() for volume in volumes]
 
     def given_back() -> int:
+        assert world.guard.trimmer.wait(TRIM_SECONDS)
         return sum(before - volume.allocated() > 16 * MIB for before, volume in zip(full, volumes, strict=True))
 
     world.tick()
@@ -224,10 +227,12 @@ def test_deleted_blocks_go_back_below_the_soft_mark(world: World) -> None:
     os.sync()
     full[0] = volumes[0].allocated()
     world.tick()
+    assert world.guard.trimmer.wait(TRIM_SECONDS)
     assert full[0] == volumes[0].allocated()  # not again so soon
     world.clock.seconds += 3600
-    world.tick()
-    world.tick()
+    for _ in volumes:
+        world.tick()
+        assert world.guard.trimmer.wait(TRIM_SECONDS)
     assert given_back() == 2
 
 
@@ -246,6 +251,7 @@ def test_room_is_given_back_below_the_pool_where_that_is_what_is_short(world: Wo
     def given_back() -> bool:
         world.clock.seconds += 3600
         world.tick()
+        assert world.guard.trimmer.wait(TRIM_SECONDS)
         return (before - image.stat().st_blocks) * 512 > 32 * MIB
 
     eventually(given_back)  # XFS frees and discards in the background
@@ -318,6 +324,36 @@ def test_a_volume_that_the_kernel_holds_keeps_no_other_from_being_frozen(pool: V
         eventually(lambda: is_frozen(volume))
         assert freezer.thaw(["v"]).done == {"v"}
         assert not is_frozen(volume)
+
+
+def waits_for_a_disk() -> bool:
+    """Whether a thread of this process sleeps where no signal reaches it."""
+    states = [task.read_text().rpartition(")")[2].split()[0] for task in Path("/proc/self/task").glob("*/stat")]
+    return "D" in states
+
+
+def test_a_trim_that_the_kernel_holds_keeps_the_guard_from_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trimmer, "_STOP_SECONDS", 0.2)
+    held_one, sound = world.attach("held", "sound")
+    grow(held_one, 32 * MIB)
+    path(held_one.mount, "upper/data").unlink()
+    os.sync()
+    with held(world.pool, [held_one]) as let_go:
+        world.free = SOFT - 1
+        assert world.tick() == []
+        eventually(waits_for_a_disk)
+        world.fill_to(HARD - 1)
+        with pytest.raises(UnavailableError, match="held"):
+            world.guard.release("held")
+        world.guard.release("sound")
+        let_go()
+        assert world.guard.trimmer.wait(TRIM_SECONDS)
+    world.guard.release("held")
+    world.volumes = [sound]
+    world.tick()
+    held_one.detach()
 
 
 def test_a_volume_that_was_frozen_late_is_thawed_with_the_others(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,14 +76,22 @@ def fithaw(fd: int) -> bool:
     return True
 
 
-def fitrim(fd: int, minimum: int) -> int:
+def fitrim(fd: int, start: int, length: int, minimum: int) -> int | None:
     """Give unused blocks of the file system of `fd` back to the device, in runs of at least `minimum` bytes.
 
+    Args:
+        start, length: where to look, in bytes.
+
     Returns:
-        Bytes given back.
+        Bytes given back; None where `start` is beyond the file system's end.
     """
-    request = bytearray(struct.pack("=3Q", 0, (1 << 64) - 1, minimum))
-    fcntl.ioctl(fd, _FITRIM, request)
+    request = bytearray(struct.pack("=3Q", start, length, minimum))
+    try:
+        fcntl.ioctl(fd, _FITRIM, request)
+    except OSError as error:
+        if error.errno == errno.EINVAL and start:
+            return None
+        raise
     return int(struct.unpack("=3Q", request)[1])
 
 

@@ -8,7 +8,6 @@ nothing, and go on when there is room again.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -21,11 +20,11 @@ from ballpoint.core.errors import UnavailableError
 from ballpoint.host import filesystem
 from ballpoint.volume.freezer import Freezer
 from ballpoint.volume.pool import AttachedVolume, PoolUsage, VolumePool
+from ballpoint.volume.trimmer import Trimmer
 
 log = logging.getLogger(__name__)
 
 _TRIM_EVERY_SECONDS = 30.0
-_TRIM_MINIMUM = 64 * 1024
 # What a quiet volume's journal writes now and then is no growth.
 _GROWTH = 1 << 20
 # Documentation/block/stat.rst: sectors written, which are 512 bytes whatever the device's own are.
@@ -62,6 +61,7 @@ class PoolGuard:
 
     Attributes:
         frozen: the volumes whose writers wait, by id.
+        trimmer: gives blocks of deleted files back while the guard goes on looking.
     """
 
     def __init__(self, pool: VolumePool, clock: Clock = SYSTEM_CLOCK) -> None:
@@ -72,6 +72,7 @@ class PoolGuard:
         # What each volume was when the pool last had room: growth below the hard mark adds up, however slow it is.
         self._sizes: dict[str, _Size] = {}
         self._trimmed: dict[str, float] = {}
+        self.trimmer = Trimmer()
         self.frozen: dict[str, AttachedVolume] = {}
 
     def tick(self, attached: Iterable[AttachedVolume]) -> list[Notice]:
@@ -96,16 +97,15 @@ class PoolGuard:
         else:
             # Again at each tick: the freezer thaws at its deadline, and when it dies.
             notices += self._freeze([*self.frozen.values(), *self._growing(volumes, usage)], failures)
-            try:
-                self._trim(volumes, usage)
-            except OSError as error:
-                failures.append(str(error))
+            self._trim(volumes, usage)
+        if trouble := self.trimmer.trouble():
+            failures.append(trouble)
         if failures and not notices:
             raise UnavailableError("; ".join(failures))
         return notices
 
     def release(self, volume_id: str) -> None:
-        """Thaw a volume that is about to be detached: a frozen writer cannot even be killed. Idempotent.
+        """Let go of a volume that is about to be detached; a frozen writer could not even be killed. Idempotent.
 
         Raises:
             UnavailableError: the kernel holds it.
@@ -115,12 +115,17 @@ class PoolGuard:
             self._thaw([self.frozen[volume_id]], failures)
             if failures:
                 raise UnavailableError(failures[0])
+        self.trimmer.stop(volume_id)
         self._sizes.pop(volume_id, None)
         self._trimmed.pop(volume_id, None)
 
     def close(self) -> None:
         """Thaw everything and end; a disk that the kernel holds is thawed when it lets go. Idempotent."""
         self._freezer.close()
+        try:
+            self.trimmer.stop()
+        except UnavailableError as error:
+            log.error("%s", error)
         threads = {
             name: threading.Thread(target=_thaw_here, args=(volume,), daemon=True)
             for name, volume in self.frozen.items()
@@ -154,7 +159,9 @@ class PoolGuard:
         return [volumes[name] for name in fastest if growths[name] >= _GROWTH]
 
     def _trim(self, volumes: dict[str, AttachedVolume], usage: PoolUsage) -> None:
-        """Trim what has waited longest. One at a time, because the pool fills while a large one is trimmed."""
+        """Begin to trim what has waited longest, when the one before has ended."""
+        if self.trimmer.busy:
+            return
         due = [name for name in volumes if name not in self.frozen]
         if filesystem.free_bytes(self._pool.root) > usage.free:
             due.append(_POOL_ITSELF)  # what is short is room below the pool's image, which holds on to freed blocks
@@ -166,13 +173,9 @@ class PoolGuard:
             return
         self._trimmed[name] = now
         if name == _POOL_ITSELF:
-            root = os.open(self._pool.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                filesystem.fitrim(root, _TRIM_MINIMUM)
-            finally:
-                os.close(root)
+            self.trimmer.start("the pool", self._pool.opened)
         else:
-            volumes[name].trim()
+            self.trimmer.start(name, volumes[name].opened)
 
     def _freeze(self, volumes: list[AttachedVolume], failures: list[str]) -> list[Notice]:
         """Freeze `volumes`, side by side, within one deadline. Returns of which this is news."""

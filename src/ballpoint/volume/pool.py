@@ -40,7 +40,6 @@ _RESERVE_PER_VOLUME = 64 * _MIB
 _RESERVE_MAX_SHARE = 0.25
 # What one volume may have unwritten: 256 MiB costs a writer about a tenth, and a small pool has no room for that.
 _LOOP_DIRTY_MIN, _LOOP_DIRTY_MAX, _LOOP_DIRTY_SHARE = 16 * _MIB, 256 * _MIB, 1 / 64
-_TRIM_MINIMUM = 64 * 1024
 
 DIRECTORIES = ("upper", "work", "binds/docker", "binds/containers")
 # No discard while mounted: trimming runs when the volume is idle. A journal that loses data makes the disk read-only.
@@ -105,11 +104,6 @@ class AttachedVolume:
     def allocated(self) -> int:
         """Bytes of the pool its image takes, shared ones included."""
         return self.image.stat().st_blocks * 512
-
-    def trim(self) -> int:
-        """Give blocks of deleted files back to the pool. Returns bytes."""
-        with self.opened() as root:
-            return filesystem.fitrim(root, _TRIM_MINIMUM)
 
     @contextmanager
     def opened(self) -> Iterator[int]:
@@ -349,6 +343,15 @@ class VolumePool:
         usage = self.usage()
         if usage.free < usage.hard:
             raise _full()
+
+    @contextmanager
+    def opened(self) -> Iterator[int]:
+        """A descriptor on the pool's own file system that takes ioctls."""
+        root = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield root
+        finally:
+            os.close(root)
 
     def usage(self, attached: int = 0) -> PoolUsage:
         """Space left, with the marks for `attached` running volumes."""
