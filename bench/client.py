@@ -121,7 +121,8 @@ class Http:
     async def open(cls, client: Client) -> Http:
         return cls(client, *await asyncio.open_connection(client.host, client.port))
 
-    async def request(self, method: str, path: str, body: Any = None) -> Any:
+    async def request(self, method: str, path: str, body: Any = None, *, expected: int | None = None) -> Any:
+        """The answer's JSON. RuntimeError where it is neither a success nor has the `expected` status."""
         content = b"" if body is None else json.dumps(body).encode()
         head = [f"{method} {path} HTTP/1.1", f"Host: {self._client.host}:{self._client.port}"]
         head += [f"Authorization: Bearer {self._client._token}", f"Content-Length: {len(content)}"]
@@ -133,7 +134,8 @@ class Http:
             line, *fields = answer.splitlines()
             length = next((int(f.split(":")[1]) for f in fields if f.lower().startswith("content-length:")), 0)
             data = await self._reader.readexactly(length)
-        if not 200 <= int(line.split()[1]) < 300:
+        status = int(line.split()[1])
+        if not 200 <= status < 300 and status != expected:
             raise RuntimeError(f"{method} {path}: {line}: {data[:300].decode(errors='replace')}")
         return json.loads(data) if data else None
 

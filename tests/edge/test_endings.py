@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import select
+import socket
 import threading
 from contextlib import ExitStack, suppress
 
@@ -15,6 +16,7 @@ from tests.edge.world import World
 from tests.support.waiting import eventually
 
 TARGETS = ["/", "/agent/exec"]
+TCP_REPAIR = 19  # include/uapi/linux/tcp.h
 
 
 class Watched:
@@ -43,6 +45,18 @@ class Watched:
 def server(world: World, target: str, handler: Watched) -> Watched:
     (world.agent if target.startswith("/agent") else world.api).handler = handler
     return handler
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_client_whose_host_is_gone_is_noticed(world: World, target: str) -> None:
+    options = {int(socket.TCP_KEEPIDLE): 1, int(socket.TCP_KEEPINTVL): 1, int(socket.TCP_KEEPCNT): 2}
+    edge = world.start_edge({"server._KEEPALIVE": options})
+    watched = server(world, target, Watched())
+    client = edge.connect().send(get(target))
+    assert watched.began.wait(30)
+    client.sock.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)  # what is closed now is closed without a word
+    client.close()
+    assert watched.ended.wait(30)
 
 
 @pytest.mark.parametrize("reset", [True, False])

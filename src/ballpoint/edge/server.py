@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ _LINGER_SECONDS = 2.0
 _IDLE_API_CONNECTIONS = 16
 # The control API's server ends a connection that was idle for 5 s; one that it may be ending just now is not used.
 _IDLE_API_SECONDS = 3.0
+# tcp(7): a client whose host has gone without a word is noticed two minutes after it was heard last.
+_KEEPALIVE = {socket.TCP_KEEPIDLE: 60, socket.TCP_KEEPINTVL: 15, socket.TCP_KEEPCNT: 4}
+_UNACKNOWLEDGED_MS = 120_000
 # No token is longer; what is said to be one is no more worth than none.
 _TOKEN_MAX = 1024
 
@@ -50,6 +54,7 @@ class Edge:
 
     def connected(self, client: Stream) -> None:
         """Serve a connection that was just made."""
+        _notice_its_end(client.transport.get_extra_info("socket"))
         task = asyncio.get_running_loop().create_task(self._serve(client))
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
@@ -196,3 +201,10 @@ def _bearer(head: RequestHead) -> str:
     scheme, _, token = (head.get(b"authorization") or b"").partition(b" ")
     token = token.strip()
     return token.decode() if scheme.lower() == b"bearer" and token.isascii() and len(token) <= _TOKEN_MAX else ""
+
+
+def _notice_its_end(client: socket.socket) -> None:
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _KEEPALIVE.items():
+        client.setsockopt(socket.IPPROTO_TCP, option, value)
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MS)
