@@ -10,7 +10,7 @@ import pytest
 
 from ballpoint.core import ids
 from ballpoint.host import filesystem
-from tests.crash.test_kill import inside, kinds
+from tests.crash.test_kill import inside, kill, kinds
 from tests.support.nodes import TestNode, shell
 from tests.support.waiting import eventually
 
@@ -41,6 +41,22 @@ def test_an_agent_that_does_not_answer(own_node: TestNode) -> None:
     assert_degraded_then_mended(own_node, sprite.name, undo_at_end=False)
     assert shell(sprite, "cat file") == (0, "kept\n")
     assert "degraded" in kinds(own_node, sprite)
+
+
+def test_an_agent_that_nobody_can_reach(own_node: TestNode) -> None:
+    own_node.start()
+    sprite = own_node.client().create_sprite(f"t-{ids.new_instance_id()}")
+    assert shell(sprite, "echo kept > file; sync")[0] == 0
+    (agent,) = inside(own_node, "agent")
+    (control,) = [
+        record.with_name("control.sock")
+        for record in Path(f"/run/ballpoint/{own_node.id}/instances").glob("*/instance.json")
+        if '"sprite"' in record.read_text()
+    ]
+    control.unlink()
+    kill(agent)  # the node asks for the next one, and does not find it
+    assert_degraded_then_mended(own_node, sprite.name, undo_at_end=False)
+    assert shell(sprite, "cat file") == (0, "kept\n")
 
 
 def test_a_disk_that_takes_no_write(own_node: TestNode) -> None:

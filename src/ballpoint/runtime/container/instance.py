@@ -165,7 +165,7 @@ class ContainerInstance:
         self._watch_anchor(anchor)
         try:
             await self._greet()
-        except (UnavailableError, OSError):
+        except UnavailableError:
             await self.revive()
 
     def _find_anchor(self) -> int:
@@ -204,10 +204,17 @@ class ContainerInstance:
             self._anchor = -1
 
     async def _greet(self) -> None:
-        """Connect to the agent and learn who it is. Its answer is checked, not believed."""
-        control = Peer(
-            peer.connect(self._directory / "control.sock"), on_notice=self._noticed, on_close=self._agent_lost
-        )
+        """Connect to the agent and learn who it is. Its answer is checked, not believed.
+
+        Raises:
+            UnavailableError: none answers.
+            InternalError: whoever answers is another.
+        """
+        try:
+            sock = peer.connect(self._directory / "control.sock")
+        except OSError as error:
+            raise UnavailableError(f"instance {self.id} cannot be reached: {error.strerror}") from error
+        control = Peer(sock, on_notice=self._noticed, on_close=self._agent_lost)
         try:
             hello, fds = await control.call("hello", seconds=_FILL_SECONDS)
         except BaseException:
