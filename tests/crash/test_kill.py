@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import os
 import random
+import select
 import signal
+import socket
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sprites import SpriteError
 
-from ballpoint.core import ids
+from ballpoint.core import ids, wire
+from ballpoint.core.peer import connect
 from ballpoint.host import prctl
 from ballpoint.host.cgroup import Cgroup, Hierarchies
 from ballpoint.node.spares import MOST as SPARES_MOST
@@ -73,6 +77,30 @@ def test_a_killed_child_of_the_supervisor_comes_back(own_node: TestNode, victim:
     eventually(lambda: _quietly(assert_still_runs, sprite, pid))
     another = own_node.client().create_sprite(f"t-{ids.new_instance_id()}")
     assert shell(another, "echo new") == (0, "new\n")
+
+
+def test_a_zygote_outlives_the_node_that_asked_it(own_node: TestNode) -> None:
+    """Its connection may end with an answer unread, or before there is one."""
+    own_node.start()
+    (zygote,) = own_node.processes("zygote")
+    place = Path(f"/run/ballpoint/{own_node.id}/zygote.sock")
+
+    def ask() -> socket.socket:
+        sock = connect(place)
+        wire.send(sock, {"id": 1, "op": "nothing that is known"})
+        return sock
+
+    with closing(ask()) as unread:
+        assert select.select([unread], [], [], 30)[0]
+    os.kill(zygote, signal.SIGSTOP)
+    try:
+        ask().close()
+    finally:
+        os.kill(zygote, signal.SIGCONT)
+    with closing(ask()) as asking:
+        assert select.select([asking], [], [], 30)[0]
+        assert "error" in wire.receive(asking)[0]
+    assert own_node.processes("zygote") == [zygote]
 
 
 def test_a_killed_supervisor_leaves_sprites_running(own_node: TestNode) -> None:

@@ -195,25 +195,35 @@ class _Zygote:
                 return
 
     def _request(self, connection: socket.socket) -> None:
-        message, fds = wire.receive(connection)
+        try:
+            message, fds = wire.receive(connection)
+        except OSError:  # it went with an answer unread
+            message = {}
         if not message:
-            self._poll.unregister(connection)
-            del self._connections[connection.fileno()]
-            connection.close()
+            self._drop(connection)
             return
-        pidfd = -1
+        answer: dict[str, Any] = {"id": message.get("id")}
+        pidfds: list[int] = []
         try:
             work = {"fill": self._fill, "revive": self._revive}[message["op"]]
             pid, pidfd = work(message, fds)
-            wire.send(connection, {"id": message["id"], "ok": {"pid": pid}}, [pidfd])
+            pidfds.append(pidfd)
+            answer["ok"] = {"pid": pid}
         except Exception as error:  # noqa: BLE001 - the node is told, and decides; the zygote serves on
             traceback.print_exc()
-            wire.send(connection, {"id": message.get("id"), "error": f"{type(error).__name__}: {error}"})
+            answer["error"] = f"{type(error).__name__}: {error}"
+        try:
+            wire.send(connection, answer, pidfds)
+        except OSError:  # the node was killed; the next one finds by its group what was made
+            self._drop(connection)
         finally:
-            for fd in fds:
+            for fd in (*fds, *pidfds):
                 os.close(fd)
-            if pidfd >= 0:
-                os.close(pidfd)
+
+    def _drop(self, connection: socket.socket) -> None:
+        self._poll.unregister(connection)
+        del self._connections[connection.fileno()]
+        connection.close()
 
     def _fill(self, message: dict[str, Any], fds: list[int]) -> tuple[int, int]:
         """Clone an anchor and its agent. Names: cgroup, agent-group, agent-procs-N, and what the agent deposits."""
@@ -266,6 +276,9 @@ class _Zygote:
             for fd in procs:
                 os.write(fd, str(pid).encode())
             os.write(go_write, b"g")
+        except BaseException:
+            os.close(pidfd)
+            raise
         finally:
             os.close(go_write)
         return pid, pidfd
