@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import select
 import signal
 import socket
-import sys
-import threading
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,6 @@ from ballpoint.core import ids, wire
 from ballpoint.core.peer import connect
 from ballpoint.host import prctl
 from ballpoint.host.cgroup import Cgroup, Hierarchies
-from ballpoint.node.spares import MOST as SPARES_MOST
 from tests.support.host import links, traces
 from tests.support.nodes import TestNode, shell
 from tests.support.waiting import eventually
@@ -170,52 +166,6 @@ def test_two_nodes_on_one_host(own_node: TestNode, node: TestNode) -> None:
     own_node.start()
     assert shell(own_node.client().sprite(mine[0].name), "cat file") == (0, "kept\n")
     node.client().delete_sprite(theirs[0].name)
-
-
-@pytest.mark.slow
-def test_random_kills_leave_nothing_half_made(own_node: TestNode) -> None:
-    seed = int(os.environ.get("BALLPOINT_SEED", "0")) or int(ids.new_instance_id(), 16)
-    sys.stdout.write(f"BALLPOINT_SEED={seed}\n")
-    chance = random.Random(seed)
-    own_node.start()
-    client = own_node.client()
-    kept, pid = running_sprite(own_node)
-    stop = threading.Event()
-
-    def work() -> None:
-        while not stop.is_set():
-            name = f"t-{ids.new_instance_id()}"
-            for step in (client.create_sprite, client.delete_sprite):
-                try:
-                    step(name)
-                except SpriteError:
-                    break
-
-    threads = [threading.Thread(target=work) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    try:
-        for _ in range(12):
-            stop.wait(chance.uniform(0.05, 0.8))
-            victim = chance.choice(["node", "node", "zygote", "edge"])
-            for each in own_node.processes(victim):
-                kill(each)
-            eventually(lambda victim=victim: len(own_node.processes(victim)) > 0)  # type: ignore[misc]
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-    eventually(lambda: _quietly(assert_still_runs, kept, pid))
-    own_node.terminate()
-    own_node.start()
-    instances = list(Path(f"/run/ballpoint/{own_node.id}/instances").glob("*/instance.json"))
-    sprites = own_node.api("GET", "/v1/sprites").json()["sprites"]
-    running = [each for each in sprites if each["status"] == "running"]
-    assert len([each for each in instances if '"sprite"' in each.read_text()]) == len(running)
-    (daemon,) = own_node.processes("node")
-    volumes = f"/proc/{daemon}/root{own_node.data}/pool/volumes"
-    # The pool's three blanks, and as many disks for them.
-    eventually(lambda: len(os.listdir(volumes)) == len(sprites) + min(3, SPARES_MOST))
 
 
 def _quietly(check: Any, *arguments: Any) -> bool:

@@ -20,12 +20,13 @@ def traces(node_id: str, data: Path) -> dict[str, list[str]]:
     return {
         "processes": _processes(str(data)),
         "loop devices": [line for line in _run("losetup", "-a") if str(data) in line],
-        "mounts": [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(data) in line],
+        "mounts": _mounts(str(data)),
         "cgroups": cgroups,
         "tables": [line for line in _run("nft", "list", "tables") if node_id in line],
         "slots": [owner for owner in _slot_owners() if owner.startswith(f"{node_id}/")],
         "links": links(node_id),
         "run directory": [str(path) for path in Path("/run/ballpoint").glob(node_id)],
+        "holds": [str(path) for path in Path("/run/ballpoint").glob(f"*/{node_id}")],
     }  # fmt: skip
 
 
@@ -49,6 +50,7 @@ def _slot_owners() -> list[str]:
 
 
 def _processes(text: str) -> list[str]:
+    """Those that name the data. Those of instances name nothing, but a group that holds one cannot be removed."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -58,6 +60,15 @@ def _processes(text: str) -> list[str]:
         if text in command and "pytest" not in command:
             found.append(f"{path.parent.name} {command}")
     return found
+
+
+def _mounts(data: str) -> list[str]:
+    """In whatever mount namespace: one that a process is in is seen, and others have gone."""
+    found: set[str] = set()
+    for path in Path("/proc").glob("[0-9]*/mountinfo"):
+        with suppress(OSError):
+            found.update(line for line in path.read_text().splitlines() if data in line)
+    return sorted(found)
 
 
 def _run(*command: str) -> list[str]:
