@@ -24,6 +24,8 @@ REMOTE_ADDRESS = "198.51.100.2"
 # Of the remote machine, too; the host routes there.
 PRIVATE_ADDRESSES = ("10.9.9.9", "100.64.0.9", "169.254.169.254", "172.16.0.9", "192.168.9.9")
 SUBNET = "10.213.0.0/16"
+# Two instances.
+A, B = "aaaaaaaa", "bbbbbbbb"
 # For what must happen. Seconds.
 _DEADLINE = 30
 
@@ -125,3 +127,25 @@ class World:
             "ip address; ip route show table all; ip neigh show nud permanent; nft list ruleset; "
             "sysctl net.ipv4.ip_forward; sysctl -a -r '^net[.]ipv[46][.]conf' 2>&1"
         )
+
+
+def address_of(machine: Machine) -> str:
+    """The IPv4 address of an instance's eth0."""
+    return machine.sh("ip -4 -o address show dev eth0").split()[3].removesuffix("/32")
+
+
+def sentinel(world: World, network: Network, instance: Machine) -> None:
+    """Returns when a packet of `instance` sent now has reached the host."""
+    with world.host.udp(str(network.gateway), 53) as server, instance.udp() as client:
+        client.sendto(b"sentinel", (str(network.gateway), 53))
+        assert server.recv(100) == b"sentinel"
+
+
+def assert_heir_gets_nothing(world: World, second: Machine, server: socket.socket, source: tuple[str, int]) -> None:
+    """What the server answers to the first who had the slot does not reach the second."""
+    with second.udp(port=4000) as heir, world.host.udp() as host:
+        server.sendto(b"for the first", source)
+        world.remote.sh(f"ip neigh show {HOST_ADDRESS}")
+        host.sendto(b"host", (address_of(second), 4000))
+        assert heir.recv(100) == b"host"
+        assert drain(heir) == []
