@@ -118,7 +118,8 @@ def test_one_instances_connections_do_not_take_anothers(world: World, to_the_nod
             with greedy.udp() as one:
                 one.sendto(b"greedy", target)
         client.sendto(b"modest", target)
-        arrived = [server.recv(100)]
-        while arrived[-1] != b"modest":
+        arrived: list[bytes] = []
+        # Processors have queues of their own, so the last one sent is not always the last to arrive.
+        while b"modest" not in arrived or arrived.count(b"greedy") < cap:
             arrived.append(server.recv(100))
-        assert arrived.count(b"greedy") == cap
+        assert (arrived + drain(server)).count(b"greedy") == cap
