@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ballpoint.core.config import NodeConfig, load_config
+from ballpoint.host import logfile
 from ballpoint.host.requirements import MODULES_FILE, SYSCTL_FILE
 from ballpoint.image.catalogue import Image
 from ballpoint.image.uses import Uses
@@ -138,6 +139,32 @@ def test_what_a_running_node_does_not_take_is_refused_and_changes_nothing(place:
     changed = place.up("--pids", "77")
     assert changed.returncode == 0, changed.stderr
     assert load_config(place.data / "node.toml").pids == 77
+
+
+def test_a_start_that_fails_says_why(place: Place) -> None:
+    place.data.mkdir()
+    (place.data / "registry.db").write_bytes(b"no database" * 1000)
+    log = place.data / "node.log"
+    log.write_bytes(b"ballpoint: what was wrong before\n")
+    log.chmod(0o644)
+    failed = place.up()
+    (place.data / "registry.db").unlink()
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert "the node did not start: the registry's database is damaged" in failed.stderr
+    assert f"its log: {log}" in failed.stderr
+    assert log.read_bytes().startswith(b"ballpoint: what was wrong before\n")
+    assert log.stat().st_mode & 0o777 == logfile.MODE
+
+
+def test_a_start_that_crashes_does_not_say_what_an_earlier_one_did(place: Place) -> None:
+    place.data.mkdir()
+    log = place.data / "node.log"
+    log.write_bytes(b"ballpoint: what was wrong before\n")
+    (place.config.run / "config.json").mkdir(parents=True)
+    crashed = place.up()
+    assert (crashed.returncode, crashed.stdout) == (1, "")
+    assert "the node did not start" in crashed.stderr and "before" not in crashed.stderr
+    assert "IsADirectoryError" in log.read_text()
 
 
 def test_beside_another_node_on_its_port_it_is_refused_and_changes_nothing(

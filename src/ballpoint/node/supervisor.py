@@ -23,7 +23,7 @@ from ballpoint.core import peer
 from ballpoint.core.clock import SYSTEM_CLOCK
 from ballpoint.core.config import RUN_ROOT, NodeConfig, load_config
 from ballpoint.core.errors import BallpointError, ConflictError, InvalidError, UnavailableError
-from ballpoint.host import mount, namespaces, prctl, process, slots
+from ballpoint.host import logfile, mount, namespaces, notify, prctl, process, slots
 from ballpoint.host.cgroup import Limits
 from ballpoint.host.files import remove_tree, try_flock, write_atomically
 from ballpoint.host.loop import drop_devices, hold_devices
@@ -50,6 +50,9 @@ _RESTART_FIRST, _RESTART_MAX = 0.1, 5.0
 _STEADY_SECONDS = 10.0
 _READY_SECONDS = 120.0
 _DETACH_SECONDS = 30.0
+# The log and the one before it take twice this.
+LOG_BYTES = 10 << 20
+_LOG_SECONDS = 10.0
 # Below the run directory: what the node was started with. Whoever finds the lock held can believe it.
 _CONFIG = "config.json"
 
@@ -57,8 +60,11 @@ _CONFIG = "config.json"
 Stopped = Literal["stopped", "removed", "nothing"]
 
 
-def serve(config: NodeConfig) -> int:
+def serve(config: NodeConfig, log_file: Path | None = None) -> int:
     """Run a node in the foreground until SIGTERM. Running sprites go on running.
+
+    Args:
+        log_file: what standard error is appended to, and is to be kept from growing without bound.
 
     Returns:
         The exit code.
@@ -85,7 +91,7 @@ def serve(config: NodeConfig) -> int:
         stack.callback(listener.close)
         programs = ensure_programs(config.cache)
         _ensure_image(config)
-        code = asyncio.run(_Supervisor(config, listener, programs).run())
+        code = asyncio.run(_Supervisor(config, listener, programs, log_file).run())
         if not any((config.run / "instances").glob("*")):
             remove_tree(config.run)  # no sprite runs that would need it
             drop_devices(config.node_id, RUN_ROOT)
@@ -242,10 +248,11 @@ class _Child:
 
 
 class _Supervisor:
-    def __init__(self, config: NodeConfig, listener: socket.socket, programs: Path) -> None:
+    def __init__(self, config: NodeConfig, listener: socket.socket, programs: Path, log_file: Path | None) -> None:
         self._config = config
         self._listener = listener
         self._programs = programs
+        self._log_file = log_file
         self._stopping = asyncio.Event()
         self._zygotes = peer.listen(config.run / "zygote.sock", mode=0o600)
 
@@ -260,6 +267,8 @@ class _Supervisor:
         node = _Child("node", lambda: self._start_node(ready_write))
         keepers.append(self._keep(node))
         tasks = [loop.create_task(keeper) for keeper in keepers]
+        if self._log_file is not None:
+            tasks.append(loop.create_task(self._bound(self._log_file)))
         try:
             failure = await self._ready(ready_read, tasks)
             if failure is not None:
@@ -270,6 +279,7 @@ class _Supervisor:
                 # On standard output, where a script waits for it.
                 sys.stdout.write(f"ballpoint: serving on http://{self._address()}\n")
                 sys.stdout.flush()
+                notify.tell_ready()
             await self._stopping.wait()
         finally:
             self._stopping.set()
@@ -300,6 +310,18 @@ class _Supervisor:
             return None
         message, _, hint = said.partition("\n")
         return UnavailableError(message, hint=hint or None)
+
+    async def _bound(self, log_file: Path) -> None:
+        """Keep the log from growing without bound. What the kernel could tell is each line, which is too often."""
+        while not self._stopping.is_set():
+            try:
+                await asyncio.to_thread(logfile.bound, log_file, LOG_BYTES)
+            except OSError as error:
+                log.warning("%s grows: it cannot be copied and emptied: %s", log_file, error)
+            try:
+                await asyncio.wait_for(self._stopping.wait(), _LOG_SECONDS)
+            except TimeoutError:
+                continue
 
     async def _keep(self, child: _Child) -> None:
         """Keep `child` running until the stop, then end it."""

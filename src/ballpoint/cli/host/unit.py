@@ -37,10 +37,10 @@ def _arguments(config: NodeConfig) -> str:
 
 
 def install_unit(config: NodeConfig) -> None:
-    """Write, enable and start the unit.
+    """Write, enable and start the unit; returns when the node is ready.
 
     Raises:
-        UnavailableError: this host does not run systemd.
+        UnavailableError: this host does not run systemd, or the node does not become ready.
         ConflictError: the unit is another node's.
     """
     if not Path("/run/systemd/system").is_dir():
@@ -49,7 +49,12 @@ def install_unit(config: NodeConfig) -> None:
         raise ConflictError(f"{UNIT_FILE} starts another node", hint="ballpoint uninstall --data DIRECTORY of that one")
     write_atomically(UNIT_FILE, unit_text(config).encode())
     process.run(["systemctl", "daemon-reload"], timeout=_SECONDS)
-    process.run(["systemctl", "enable", "--now", UNIT], timeout=_SECONDS)
+    try:
+        process.run(["systemctl", "enable", "--now", UNIT], timeout=_SECONDS)
+    except process.CommandFailedError as error:
+        raise UnavailableError(
+            f"the node did not start: {error.message}", hint=f"its log: journalctl -u {UNIT}"
+        ) from error
 
 
 def has_unit(config: NodeConfig, file: Path = UNIT_FILE) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
@@ -16,10 +15,9 @@ from ballpoint.cli.client.http import Api, sprite_path
 from ballpoint.cli.host.options import config_from, node_options
 from ballpoint.cli.host.unit import UNIT, admin_token_file, config_file, has_unit, install_unit
 from ballpoint.core import ids
-from ballpoint.core.clock import SYSTEM_CLOCK
 from ballpoint.core.config import DEFAULT_LISTEN, DEFAULT_ORG, NodeConfig
 from ballpoint.core.errors import ConflictError, InvalidError, NotFoundError, UnauthorizedError, UnavailableError
-from ballpoint.host import process
+from ballpoint.host import logfile, notify, process
 from ballpoint.host.files import write_atomically
 from ballpoint.host.requirements import install_packages, load_modules, missing_packages, raise_sysctls
 from ballpoint.image import mirrors
@@ -142,22 +140,44 @@ def _with_token(config: NodeConfig) -> NodeConfig:
 def _start(config: NodeConfig, system: bool) -> None:
     _say(f"starting a node on {config.listen}, data in {config.data}")
     config.data.mkdir(parents=True, exist_ok=True)
-    file = config_file(config)
-    write_atomically(file, _toml(config).encode(), mode=0o600)
+    write_atomically(config_file(config), _toml(config).encode(), mode=0o600)
     if system:
         install_unit(config)
-        _wait(config, None, "journalctl -u ballpoint")
-        return
+    else:
+        _start_here(config)
+
+
+def _start_here(config: NodeConfig) -> None:
+    """Start a node that outlives this process, and wait until it is ready."""
+    from ballpoint.node.supervisor import LOG_BYTES
+
     log = config.data / "node.log"
-    with log.open("ab") as stream:
+    logfile.bound(log, LOG_BYTES)
+    with notify.Listener() as listener, os.fdopen(logfile.open_log(log), "ab") as stream:
+        before = log.stat().st_size
         child = process.start(
-            [sys.executable, "-m", "ballpoint.cli", "serve", "--config", str(file)],
+            [
+                sys.executable,
+                "-m",
+                "ballpoint.cli",
+                "serve",
+                "--config",
+                str(config_file(config)),
+                "--log-file",
+                str(log),
+            ],
             stdout=stream.fileno(),
             stderr=stream.fileno(),
             new_session=True,
-            env=mirrors.variables(),
+            env={**mirrors.variables(), notify.VARIABLE: listener.address},
         )
-    _wait(config, child, str(log))
+        if listener.wait(child, _START_SECONDS):
+            return
+    if child.poll() is None:
+        raise UnavailableError(f"the node is not ready after {_START_SECONDS:g} s", hint=f"its log: {log}")
+    said = log.read_bytes()[before:].decode(errors="replace").splitlines()
+    told = next((line for line in reversed(said) if line.startswith("ballpoint: ")), "it ended at once")
+    raise UnavailableError(f"the node did not start: {told.removeprefix('ballpoint: ')}", hint=f"its log: {log}")
 
 
 def _toml(config: NodeConfig) -> str:
@@ -165,29 +185,6 @@ def _toml(config: NodeConfig) -> str:
     values = msgspec.to_builtins(config, enc_hook=str)
     lines = [f"{key} = {msgspec.json.encode(value).decode()}" for key, value in values.items() if value is not None]
     return "\n".join(lines) + "\n"
-
-
-def _answers(config: NodeConfig) -> bool:
-    import httpx2
-
-    try:
-        return httpx2.get(f"{config.url}/openapi.json", timeout=5.0).status_code == 200
-    except httpx2.HTTPError:
-        return False
-
-
-def _wait(config: NodeConfig, child: process.Child | None, log: str) -> None:
-    deadline = SYSTEM_CLOCK.monotonic() + _START_SECONDS
-    while not _answers(config):
-        if child is not None and child.poll() is not None:
-            lines = Path(log).read_text().strip().splitlines()
-            told = next((line for line in reversed(lines) if line.startswith("ballpoint: ")), "it ended at once")
-            raise UnavailableError(
-                f"the node did not start: {told.removeprefix('ballpoint: ')}", hint=f"its log: {log}"
-            )
-        if SYSTEM_CLOCK.monotonic() > deadline:
-            raise UnavailableError(f"the node does not answer after {_START_SECONDS:g} s", hint=f"its log: {log}")
-        process.pause(0.1)
 
 
 def _first_sprite(config: NodeConfig, *, console: bool) -> int:
