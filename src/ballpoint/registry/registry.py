@@ -315,7 +315,8 @@ class Registry:
         state: ColumnElement[str] = sprites.c.state
         if degraded:
             state = case((and_(state == "running", sprites.c.id.in_(degraded)), "warm"), else_=state)
-        query = select(state, func.count()).where(sprites.c.org_id == org_id).group_by(state)
+        # By its name: to Postgres, two expressions with parameters are never the same.
+        query = select(state.label("shown"), func.count()).where(sprites.c.org_id == org_id).group_by("shown")
         found = await self._database.read(lambda connection: {row[0]: row[1] for row in connection.execute(query)})
         return {state: found.get(state, 0) for state in ("running", "warm", "cold")}
 
