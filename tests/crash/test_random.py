@@ -16,7 +16,7 @@ import httpx2
 import pytest
 
 from ballpoint.core import ids
-from ballpoint.node.spares import MOST as SPARES_MOST
+from ballpoint.node.standby.spares import MOST as SPARES_MOST
 from tests.crash.test_kill import inside, kill
 from tests.support.host import traces
 from tests.support.nodes import TestNode

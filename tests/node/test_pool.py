@@ -10,7 +10,7 @@ import pytest
 
 from ballpoint.core.errors import NO_CAPACITY, BallpointError, UnavailableError
 from ballpoint.node.instances import Instances
-from ballpoint.node.pool import Pool
+from ballpoint.node.standby.pool import Pool
 
 _SECONDS = 30.0
 

@@ -31,19 +31,19 @@ from ballpoint.image.catalogue import Catalogue
 from ballpoint.network.network import Network
 from ballpoint.network.resolver import Resolver
 from ballpoint.node.disks import Disks
-from ballpoint.node.health import Health
-from ballpoint.node.images import Images
 from ballpoint.node.instances import Instances
 from ballpoint.node.logbook import Logbook
 from ballpoint.node.node import Node
-from ballpoint.node.pool import Pool
 from ballpoint.node.recovery import recover
 from ballpoint.node.routing import Routing
 from ballpoint.node.running import Starter
-from ballpoint.node.space import Space
-from ballpoint.node.spares import MOST as SPARES_MOST
-from ballpoint.node.spares import Spares
-from ballpoint.node.walls import Walls
+from ballpoint.node.standby.pool import Pool
+from ballpoint.node.standby.spares import MOST as SPARES_MOST
+from ballpoint.node.standby.spares import Spares
+from ballpoint.node.watch.health import Health
+from ballpoint.node.watch.images import Images
+from ballpoint.node.watch.space import Space
+from ballpoint.node.watch.walls import Walls
 from ballpoint.registry.registry import Registry
 from ballpoint.runtime.container.programs import ensure_programs
 from ballpoint.runtime.container.runtime import ContainerRuntime

@@ -18,7 +18,7 @@ from ballpoint.core.types import Caller
 from ballpoint.node.disks import Disks
 from ballpoint.node.logbook import Logbook
 from ballpoint.node.running import Running, Starter
-from ballpoint.node.spares import Spares
+from ballpoint.node.standby.spares import Spares
 from ballpoint.node.views import (
     Counts,
     EventView,

@@ -14,7 +14,7 @@ from ballpoint.host.cgroup import Limits
 from ballpoint.network.network import Network
 from ballpoint.node.disks import BINDS, Disks
 from ballpoint.node.instances import Instance, Instances
-from ballpoint.node.pool import Pool
+from ballpoint.node.standby.pool import Pool
 from ballpoint.registry.records import Sprite
 from ballpoint.volume.pool import AttachedVolume
 

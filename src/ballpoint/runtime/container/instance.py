@@ -10,20 +10,19 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from ballpoint.agent import ringlog
 from ballpoint.core import peer
 from ballpoint.core.errors import ConflictError, InternalError, UnavailableError
 from ballpoint.core.peer import Peer
+from ballpoint.core.tasks import Tasks
 from ballpoint.host import namespaces
 from ballpoint.host.cgroup import Cgroup, Limits
 from ballpoint.host.files import remove_tree, write_atomically
 from ballpoint.runtime.container import rootfs
+from ballpoint.runtime.container.locker import Locker
 from ballpoint.runtime.container.rootfs import Bind
-
-if TYPE_CHECKING:
-    from ballpoint.runtime.container.runtime import ContainerRuntime
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +37,31 @@ _PTYS = 512
 _SHM_BYTES = 1 << 30
 
 
+class Surroundings(Protocol):
+    """What the instances of a node share.
+
+    Attributes:
+        tasks: what an instance does in the background is owned by them.
+    """
+
+    tasks: Tasks
+
+    @property
+    def locker(self) -> Locker: ...
+
+    def instance_directory(self, instance_id: str) -> Path:
+        """Where its files are; the instance makes and removes it."""
+        ...
+
+    def instance_cgroup(self, instance_id: str) -> Cgroup:
+        """Its cgroup; the instance makes and removes it."""
+        ...
+
+    async def zygote(self) -> Peer:
+        """A connection to the zygote; UnavailableError while it is started again."""
+        ...
+
+
 class ContainerInstance:
     """One instance. Idempotent to destroy; everything else fails cleanly once its anchor is dead.
 
@@ -50,8 +74,8 @@ class ContainerInstance:
         on_inner_exit: called with how the inner container ended.
     """
 
-    def __init__(self, runtime: ContainerRuntime, instance_id: str, uid_base: int, nonce: str) -> None:
-        self._runtime = runtime
+    def __init__(self, surroundings: Surroundings, instance_id: str, uid_base: int, nonce: str) -> None:
+        self._surroundings = surroundings
         self.id = instance_id
         self.uid_base = uid_base
         self.nonce = nonce
@@ -61,8 +85,8 @@ class ContainerInstance:
         self.on_death: Callable[[], None] | None = None
         self.on_inner_exit: Callable[[str], None] | None = None
         self._control: Peer | None = None
-        self._directory = runtime.instance_directory(instance_id)
-        self._cgroup = runtime.instance_cgroup(instance_id)
+        self._directory = surroundings.instance_directory(instance_id)
+        self._cgroup = surroundings.instance_cgroup(instance_id)
         self._reviving = asyncio.Lock()
         self._ending = False
 
@@ -85,7 +109,7 @@ class ContainerInstance:
     async def make(self, limits: Limits) -> None:
         with ExitStack() as stack:
             given = await asyncio.to_thread(self._prepare, limits, stack)
-            zygote = await self._runtime.zygote()
+            zygote = await self._surroundings.zygote()
             _, fds = await zygote.call(
                 "fill",
                 seconds=_FILL_SECONDS,
@@ -285,7 +309,7 @@ class ContainerInstance:
         if self.phase != "parked":
             raise ConflictError(f"instance {self.id} is {self.phase}, not a blank")
         root = await asyncio.to_thread(
-            rootfs.make, image, volume, binds, self.userns, self.uid_base + 1, self._runtime.locker
+            rootfs.make, image, volume, binds, self.userns, self.uid_base + 1, self._surroundings.locker
         )
         try:
             await self._call(
@@ -353,7 +377,7 @@ class ContainerInstance:
                 fds = [agent.open_directory(), *agent.open_v1_procs()]
                 for fd in fds:
                     stack.callback(os.close, fd)
-                zygote = await self._runtime.zygote()
+                zygote = await self._surroundings.zygote()
                 _, received = await zygote.call("revive", seconds=_FILL_SECONDS, fds=[self._anchor, *fds])
             for fd in received:
                 os.close(fd)
@@ -362,7 +386,7 @@ class ContainerInstance:
     def _agent_lost(self) -> None:
         """The agent died, or its anchor did: the anchor's own end tells the two apart, a moment later."""
         if self._control is not None and self.alive and not self._ending:
-            self._runtime.tasks.start(self._revive_or_log(), f"revive {self.id}")
+            self._surroundings.tasks.start(self._revive_or_log(), f"revive {self.id}")
 
     async def _revive_or_log(self) -> None:
         try:

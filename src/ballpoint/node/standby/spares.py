@@ -11,7 +11,7 @@ from ballpoint.core import ids
 from ballpoint.core.errors import BallpointError
 from ballpoint.core.tasks import Tasks
 from ballpoint.node.disks import Disks
-from ballpoint.node.pool import Pool
+from ballpoint.node.standby.pool import Pool
 from ballpoint.volume.pool import AttachedVolume
 
 log = logging.getLogger(__name__)
