@@ -15,10 +15,13 @@ from pathlib import Path
 # For what must happen. Seconds.
 DEADLINE = 120
 COMMAND = [sys.executable, "-m", "ballpoint.cli"]
-# A command and its children see directories of their own where the host's settings are: what it writes is gone with it.
-_SETTINGS = (
-    'for each in sysctl.d modules-load.d; do mkdir -p /etc/$each; mount -t tmpfs none /etc/$each; done; exec "$@"'
-)
+# A command and its children see a copy of the host's /etc: what they write to it is gone with them.
+_SETTINGS = """
+mount -t tmpfs none /mnt
+mkdir /mnt/upper /mnt/work
+mount -t overlay -o lowerdir=/etc,upperdir=/mnt/upper,workdir=/mnt/work none /etc
+exec "$@"
+"""
 OWN_SETTINGS = ["unshare", "--mount", "sh", "-euc", _SETTINGS, "sh"]
 ROWS, COLUMNS = 33, 101
 

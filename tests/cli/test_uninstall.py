@@ -13,30 +13,33 @@ from ballpoint.cli.client import settings
 from ballpoint.cli.host.down import remove_data
 from ballpoint.core.config import RUN_ROOT, NodeConfig
 from ballpoint.core.errors import UnauthorizedError
+from ballpoint.host.requirements import INSTALLED_FILE, PACKAGES, SYSCTL_FILE
 from ballpoint.image.uses import Uses
+from tests.cli.command import OWN_SETTINGS
 from tests.support.nodes import TestNode
 
 pytestmark = [pytest.mark.host, pytest.mark.usefixtures("root")]
 
 # For what must happen. Seconds.
 _DEADLINE = 120
-# A host of its own, as far as uninstall can see: what it shows of the real one's settings is a copy.
+# A host of its own, as far as uninstall can see.
 _ELSEWHERE = f"""
 mount -t tmpfs none /run
-mount -t tmpfs none /etc/sysctl.d
-mkdir -p /etc/modules-load.d
-mount -t tmpfs none /etc/modules-load.d
+rm -rf /etc/ballpoint
+mkdir -p /etc/sysctl.d /etc/modules-load.d /etc/ballpoint
 touch /etc/sysctl.d/60-ballpoint.conf /etc/modules-load.d/60-ballpoint.conf
+printf '%%s\\n' '# a comment' nosuch-package {PACKAGES["nft"]} {PACKAGES["gcc"]} >/etc/ballpoint/installed-packages
 mkdir -p {RUN_ROOT}/slots {RUN_ROOT}/forwarding {RUN_ROOT}/mounts
 %s
 "$0" -m ballpoint.cli uninstall --data "$1"
-find /run /etc/sysctl.d /etc/modules-load.d -mindepth 1 ! -path '/run/mount*' | sort
+find /run -mindepth 1 ! -path '/run/mount*' | sort
+find /etc -path '*ballpoint*' | sort
 """
 
 
 def elsewhere(data: Path, before: str = "") -> list[str]:
     done = subprocess.run(
-        ["unshare", "--mount", "sh", "-euc", _ELSEWHERE % before, sys.executable, str(data)],
+        [*OWN_SETTINGS, "sh", "-euc", _ELSEWHERE % before, sys.executable, str(data)],
         capture_output=True, text=True, timeout=_DEADLINE,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
@@ -44,15 +47,18 @@ def elsewhere(data: Path, before: str = "") -> list[str]:
 
 
 def test_the_last_node_takes_along_what_nodes_share(tmp_path: Path) -> None:
-    said, *left = elsewhere(tmp_path / "data")
-    assert said.startswith("removed /etc/sysctl.d/60-ballpoint.conf") and "modules-load.d" in said
+    stay, command, removed, *left = elsewhere(tmp_path / "data")
+    assert "these packages were installed for it and stay" in stay
+    assert command.split() == ["apt-get", "remove", "--autoremove", PACKAGES["gcc"], PACKAGES["nft"]]
+    assert removed.startswith("removed /etc/sysctl.d/60-ballpoint.conf")
+    assert "modules-load.d" in removed and "installed-packages" in removed
     assert left == []
 
 
 def test_beside_another_node_it_stays(tmp_path: Path) -> None:
     said, *left = elsewhere(tmp_path / "data", before=f"mkdir {RUN_ROOT}/0a1b2c")
     assert "another node" in said
-    assert {f"{RUN_ROOT}/0a1b2c", f"{RUN_ROOT}/slots", "/etc/sysctl.d/60-ballpoint.conf"} <= set(left)
+    assert {f"{RUN_ROOT}/0a1b2c", f"{RUN_ROOT}/slots", str(SYSCTL_FILE), str(INSTALLED_FILE)} <= set(left)
 
 
 @pytest.mark.node

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from ballpoint.cli.host.unit import UNIT_FILE
 from ballpoint.core.config import NodeConfig, load_config
 from ballpoint.host import logfile
-from ballpoint.host.requirements import MODULES_FILE, SYSCTL_FILE
+from ballpoint.host.requirements import INSTALLED_FILE, MODULES_FILE, SYSCTL_FILE
 from ballpoint.image.catalogue import Image
 from ballpoint.image.uses import Uses
 from tests.cli.command import COMMAND, OWN_SETTINGS, Terminal, ballpoint
@@ -59,12 +60,18 @@ class Place:
         return done.stdout
 
 
+def host_settings() -> dict[Path, bytes]:
+    """What this host has of the files that `up` writes and `uninstall` removes."""
+    files = (SYSCTL_FILE, MODULES_FILE, INSTALLED_FILE, UNIT_FILE)
+    return {file: file.read_bytes() for file in files if file.exists()}
+
+
 @pytest.fixture
 def place(slim_image: Image, tmp_path: Path) -> Iterator[Place]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         listen = f"127.0.0.1:{free.getsockname()[1]}"
     made = Place(tmp_path, listen)
-    settings = {file: file.read_bytes() for file in (SYSCTL_FILE, MODULES_FILE) if file.exists()}
+    settings = host_settings()
     try:
         yield made
     finally:
@@ -72,7 +79,7 @@ def place(slim_image: Image, tmp_path: Path) -> Iterator[Place]:
         Uses(CACHE).forget(made.config.node_id)  # its data goes with the test
     left = traces(made.config.node_id, made.data)
     assert left == dict.fromkeys(left, [])
-    assert {file: file.read_bytes() for file in (SYSCTL_FILE, MODULES_FILE) if file.exists()} == settings
+    assert host_settings() == settings
 
 
 def test_from_nothing_to_a_console_and_back(place: Place) -> None:

@@ -14,7 +14,9 @@ from ballpoint.host import process
 from ballpoint.host.requirements import (
     PACKAGES,
     SYSCTLS,
+    forget_packages,
     install_packages,
+    installed_packages,
     load_modules,
     low_sysctls,
     missing_packages,
@@ -94,7 +96,7 @@ def test_packages_of_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_host_without_apt_is_told_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "_PATH", str(tmp_path))
     with pytest.raises(UnavailableError) as caught:
-        install_packages(["nftables", "gcc"])
+        install_packages(["nftables", "gcc"], tmp_path / "installed")
     assert "nftables gcc" in str(caught.value.hint)
 
 
@@ -108,11 +110,37 @@ def test_an_apt_that_fails_is_one_sentence(tmp_path: Path, monkeypatch: pytest.M
     apt.chmod(0o755)
     monkeypatch.setattr(process, "_PATH", f"{tmp_path}:/usr/bin:/bin")
     with pytest.raises(UnavailableError) as caught:
-        install_packages(["nftables"])
+        install_packages(["nftables"], tmp_path / "installed")
     assert "nftables" in caught.value.message and "Unable to locate package" in caught.value.message
     asked = (tmp_path / "asked").read_text().splitlines()
     assert all(line.startswith("noninteractive ") for line in asked)
     assert asked[-1].endswith(" nftables")
+
+
+def test_what_is_installed_is_recorded_unless_it_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what a failing apt may have installed; told is what is there."""
+    programs, present, record = tmp_path / "bin", tmp_path / "present", tmp_path / "etc/installed"
+    programs.mkdir()
+    present.write_text("installed gcc\nconfig-files nftables\n")
+    (programs / "dpkg-query").write_text(f"#!/bin/sh\nwhile read -r line; do echo $line; done <{present}\n")
+    apt = programs / "apt-get"
+    apt.write_text('#!/bin/sh\n[ "$1" = update ]\n')
+    for program in programs.iterdir():
+        program.chmod(0o755)
+    monkeypatch.setattr(process, "_PATH", str(programs))
+    assert installed_packages(record) == []
+    with pytest.raises(UnavailableError):
+        install_packages(["gcc", "nftables"], record)
+    assert installed_packages(record) == []
+    apt.write_text(f"#!/bin/sh\n[ $1 = update ] || echo installed nftables >>{present}\n")
+    install_packages(["gcc", "nftables"], record)
+    assert installed_packages(record) == ["nftables"]
+    apt.write_text(f"#!/bin/sh\n[ $1 = update ] || echo installed crun >>{present}\n")
+    install_packages(["crun"], record)
+    assert installed_packages(record) == ["crun", "nftables"]
+    assert forget_packages(record)
+    assert not record.parent.exists()
+    assert not forget_packages(record)
 
 
 def test_the_first_time_raises_the_limit_of_a_module_that_is_not_loaded(

@@ -44,6 +44,10 @@ SYSCTL_FILE = Path("/etc/sysctl.d/60-ballpoint.conf")
 # A limit of a module is there once the module is; at the next boot, too, it must be loaded before limits are set.
 MODULES = {"net.netfilter.nf_conntrack_max": "nf_conntrack"}
 MODULES_FILE = Path("/etc/modules-load.d/60-ballpoint.conf")
+# Packages that were installed for Ballpoint and not there before: a name a line; # begins a comment.
+# `./dev` adds to it what it installs before there is a Python.
+INSTALLED_FILE = Path("/etc/ballpoint/installed-packages")
+_QUERY_SECONDS = 60.0
 _LOAD_SECONDS = 30.0
 _INSTALL_SECONDS = 1800.0
 
@@ -58,14 +62,15 @@ def missing_packages(root: Path = Path("/")) -> list[str]:
     return missing
 
 
-def install_packages(packages: list[str]) -> None:
-    """Install Debian packages.
+def install_packages(packages: list[str], record: Path = INSTALLED_FILE) -> None:
+    """Install Debian packages, and add those that were absent to `record` first: a crash leaves none untold.
 
     Raises:
         UnavailableError: there is no apt, or it fails.
     """
     if process.which("apt-get") is None:
         raise UnavailableError("this host has no apt-get", hint=f"install yourself: {' '.join(packages)}")
+    _add_to(record, set(packages) - _present())
     quiet = {"DEBIAN_FRONTEND": "noninteractive"}
     try:
         process.run(["apt-get", "update", "-q"], timeout=_INSTALL_SECONDS, env=quiet)
@@ -78,6 +83,41 @@ def install_packages(packages: list[str]) -> None:
         raise UnavailableError(
             f"apt could not install {' '.join(packages)}: {error.message}", hint=error.hint
         ) from error
+
+
+def installed_packages(record: Path = INSTALLED_FILE) -> list[str]:
+    """The packages of `record` that are still there, sorted."""
+    recorded = _recorded(record)
+    return sorted(recorded & _present()) if recorded else []
+
+
+def forget_packages(record: Path = INSTALLED_FILE) -> bool:
+    """Remove `record`, and its directory with it unless something else is in it. Returns whether it was there."""
+    there = record.exists()
+    record.unlink(missing_ok=True)
+    if there and not any(record.parent.iterdir()):
+        record.parent.rmdir()
+    return there
+
+
+def _present() -> set[str]:
+    """Names of all Debian packages of this host that are installed, and not only known or half removed."""
+    shown = process.run(["dpkg-query", "-W", "-f", "${db:Status-Status} ${Package}\n"], timeout=_QUERY_SECONDS)
+    pairs = (line.split(" ", 1) for line in shown.splitlines())
+    return {name for state, name in pairs if state == "installed"}
+
+
+def _recorded(record: Path) -> set[str]:
+    lines = record.read_text().splitlines() if record.exists() else []
+    return {line for line in map(str.strip, lines) if line and not line.startswith("#")}
+
+
+def _add_to(record: Path, packages: set[str]) -> None:
+    if not packages - _recorded(record):
+        return
+    record.parent.mkdir(exist_ok=True)
+    text = "\n".join(["# Packages that were installed for Ballpoint.", *sorted(packages | _recorded(record)), ""])
+    write_atomically(record, text.encode())
 
 
 def sysctl_value(name: str, root: Path = Path("/proc/sys")) -> int | None:

@@ -56,10 +56,17 @@ def _shared() -> set[str]:
 def uninstall(data: Path | None, cache: Path, purge: bool) -> None:
     """Leave the host as it was found: stop the node, remove unit and settings, and with --purge all data.
 
-    With the data goes the administrator's token, which this user's client has.
+    With the data goes the administrator's token, which this user's client has. Packages stay, and the last node's
+    uninstall prints the command that removes those that were installed for Ballpoint.
     """
     from ballpoint.host.files import remove_tree
-    from ballpoint.host.requirements import MODULES_FILE, SYSCTL_FILE
+    from ballpoint.host.requirements import (
+        INSTALLED_FILE,
+        MODULES_FILE,
+        SYSCTL_FILE,
+        forget_packages,
+        installed_packages,
+    )
 
     config = _config(data)
     by_unit = remove_unit(config)
@@ -75,6 +82,13 @@ def uninstall(data: Path | None, cache: Path, purge: bool) -> None:
             if file.exists():
                 file.unlink()
                 removed.append(f"{file}{rest}")
+        if packages := installed_packages():
+            click.echo(
+                "these packages were installed for it and stay; to remove them, unless something else wants them:"
+            )
+            click.echo(f"  apt-get remove --autoremove {' '.join(packages)}")
+        if forget_packages():
+            removed.append(str(INSTALLED_FILE))
     if purge:
         removed += remove_data(config, cache)
     click.echo("removed " + ", ".join(removed) if removed else "there was nothing to remove")
