@@ -187,6 +187,14 @@ def test_beside_another_node_on_its_port_it_is_refused_and_changes_nothing(
     assert not place.data.exists()
 
 
+def test_a_port_that_nobody_would_find_again_is_refused(place: Place) -> None:
+    place.listen = "127.0.0.1:0"
+    refused = place.up()
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "a port of its own" in refused.stderr
+    assert not place.data.exists()
+
+
 def test_a_node_that_has_no_token_file_is_left_as_it_is(place: Place) -> None:
     """One that `serve` runs: `up` says how to get in."""
     serve = [*COMMAND, "serve", *place.options]

@@ -49,8 +49,12 @@ def test_other_words_are_passed_over() -> None:
             child.wait()
 
 
-def test_nobody_need_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_need_ask_nor_be_there_still(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(notify.VARIABLE, raising=False)
+    assert not notify.tell_ready()
+    with notify.Listener() as listener:
+        monkeypatch.setenv(notify.VARIABLE, listener.address)
+        assert notify.tell_ready()
     assert not notify.tell_ready()
 
 

@@ -23,17 +23,16 @@ _DATAGRAM = 4096
 
 
 def tell_ready() -> bool:
-    """Say that this process is ready. Returns whether anybody asked to be told.
-
-    Raises:
-        OSError: somebody asked, and cannot be reached.
-    """
+    """Say that this process is ready. Returns whether somebody was told; who asked may have given up since."""
     address = os.environ.get(VARIABLE)
     if not address:
         return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-        # An abstract address begins with a NUL byte, for which the variable has an @.
-        sender.sendto(_READY.encode(), f"\0{address[1:]}" if address.startswith("@") else address)
+        try:
+            # An abstract address begins with a NUL byte, for which the variable has an @.
+            sender.sendto(_READY.encode(), f"\0{address[1:]}" if address.startswith("@") else address)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
     return True
 
 

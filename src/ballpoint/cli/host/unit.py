@@ -52,9 +52,7 @@ def install_unit(config: NodeConfig) -> None:
     try:
         process.run(["systemctl", "enable", "--now", UNIT], timeout=_SECONDS)
     except process.CommandFailedError as error:
-        raise UnavailableError(
-            f"the node did not start: {error.message}", hint=f"its log: journalctl -u {UNIT}"
-        ) from error
+        raise UnavailableError("the node did not start", hint=f"its log: journalctl -u {UNIT}") from error
 
 
 def has_unit(config: NodeConfig, file: Path = UNIT_FILE) -> bool:

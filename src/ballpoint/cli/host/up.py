@@ -152,20 +152,14 @@ def _start_here(config: NodeConfig) -> None:
     from ballpoint.node.supervisor import LOG_BYTES
 
     log = config.data / "node.log"
+    command = [
+        sys.executable, "-m", "ballpoint.cli", "serve", "--config", str(config_file(config)), "--log-file", str(log)
+    ]  # fmt: skip
     logfile.bound(log, LOG_BYTES)
     with notify.Listener() as listener, os.fdopen(logfile.open_log(log), "ab") as stream:
         before = log.stat().st_size
         child = process.start(
-            [
-                sys.executable,
-                "-m",
-                "ballpoint.cli",
-                "serve",
-                "--config",
-                str(config_file(config)),
-                "--log-file",
-                str(log),
-            ],
+            command,
             stdout=stream.fileno(),
             stderr=stream.fileno(),
             new_session=True,
