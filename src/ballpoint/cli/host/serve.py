@@ -18,7 +18,7 @@ from ballpoint.host import logfile
 @click.command()
 @node_options
 @click.option(
-    "--log-file", type=click.Path(path_type=Path), help="Append standard error to FILE; of a full one, keep the last."
+    "--log-file", type=click.Path(path_type=Path), help="Append standard error to FILE; a full one becomes FILE.1."
 )
 def serve(log_file: Path | None, **options: Any) -> int:
     """Run a node in the foreground until SIGTERM; its sprites go on running."""
