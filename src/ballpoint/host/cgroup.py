@@ -19,6 +19,7 @@ from ballpoint.host import mount
 
 CONTROLLERS = ("cpu", "memory", "pids")
 _CPU_PERIOD_US = 100_000
+_V1_WITH_SWAP = "memory.memsw.limit_in_bytes"
 _TRIES = 16
 
 
@@ -146,19 +147,31 @@ class Cgroup:
         """Set `limits`; a resource whose controller the host lacks is left alone (`doctor` says so)."""
         if limits.cpus is not None:
             quota = int(limits.cpus * _CPU_PERIOD_US)
-            self._write("cpu", "cpu.max", f"{quota} {_CPU_PERIOD_US}", {"cpu.cfs_quota_us": str(quota)})
+            self._write("cpu", {"cpu.max": f"{quota} {_CPU_PERIOD_US}"}, {"cpu.cfs_quota_us": str(quota)})
         if limits.memory is not None:
             value = str(limits.memory)
-            self._write("memory", "memory.max", value, {"memory.limit_in_bytes": value})
+            # v2 counts swap for itself, v1 together with memory.
+            v1 = {"memory.limit_in_bytes": value, _V1_WITH_SWAP: value}
+            if self._with_swap() < limits.memory:
+                v1 = dict(reversed(v1.items()))  # the kernel refuses a limit without swap above the one with it
+            self._write("memory", {"memory.max": value, "memory.swap.max": "0"}, v1)
         if limits.pids is not None:
-            self._write("pids", "pids.max", str(limits.pids), {"pids.max": str(limits.pids)})
+            self._write("pids", {"pids.max": str(limits.pids)}, {"pids.max": str(limits.pids)})
 
-    def _write(self, controller: str, v2_file: str, v2_value: str, v1_files: dict[str, str]) -> None:
-        if (directory := self._v1.get(controller)) is not None:
-            for name, value in v1_files.items():
+    def _with_swap(self) -> int:
+        """Bytes that v1 lets it use of memory and swap together; 0 where it does not count swap."""
+        try:
+            return int((self._v1["memory"] / _V1_WITH_SWAP).read_text())
+        except (KeyError, FileNotFoundError):
+            return 0
+
+    def _write(self, controller: str, v2_files: dict[str, str], v1_files: dict[str, str]) -> None:
+        """Write what is there of a controller's files: without swap in the kernel, those of swap are not."""
+        v1 = self._v1.get(controller)
+        directory, files = (self.v2, v2_files) if v1 is None else (v1, v1_files)
+        for name, value in files.items():
+            if (directory / name).exists():
                 (directory / name).write_text(value)
-        elif (self.v2 / v2_file).exists():
-            (self.v2 / v2_file).write_text(v2_value)
 
     def open_directory(self) -> int:
         """Descriptor of the v2 directory, for CLONE_INTO_CGROUP. The caller owns it."""
