@@ -19,8 +19,9 @@ class Blank:
     def __init__(self, number: int) -> None:
         self.id = str(number)
         self.runtime = self
-        self.alive = True
+        self.usable = True
         self.on_death: Callable[[], None] | None = None
+        self.on_inner_exit: Callable[[str], None] | None = None
 
 
 class World:
@@ -42,8 +43,13 @@ class World:
             raise self.error
         self.made += 1
         blank = Blank(self.made)
-        blank.alive = self.made not in self.stillborn
+        blank.usable = self.made not in self.stillborn
         return blank
+
+    def let_all(self) -> None:
+        """What was begun is made to its end."""
+        for _ in range(100):
+            self.attempts.release()
 
     async def end(self, blank: Blank) -> None:
         self.ended.append(blank.id)
@@ -71,6 +77,7 @@ def run(minimum: int, test: Callable[[Pool, World], Awaitable[None]]) -> None:
             async with asyncio.timeout(_SECONDS):
                 await test(pool, world)
         finally:
+            world.let_all()
             await pool.close()
 
     asyncio.run(body())
@@ -173,7 +180,7 @@ def test_a_blank_that_is_dead_already_is_given_to_nobody() -> None:
         taker = asyncio.create_task(pool.take(_SECONDS))
         for _ in range(20):
             world.attempts.release()
-        assert (await taker).runtime.alive
+        assert (await taker).runtime.usable
         await settle()
         assert sorted(world.ended) == ["1", "2", "3"]
 
@@ -218,3 +225,34 @@ def test_blanks_follow_demand_up_and_down() -> None:
         assert (pool.size, len(world.ended)) == (2, 6)
 
     run(2, test)
+
+
+def test_a_blank_that_is_being_made_when_the_pool_closes_is_made_and_ended() -> None:
+    async def test(pool: Pool, world: World) -> None:
+        await settle()
+        closing = asyncio.create_task(pool.close())
+        await settle()
+        assert not closing.done()
+        world.let_all()
+        await closing
+        assert world.made > 0
+        assert sorted(world.ended) == sorted(str(number + 1) for number in range(world.made))
+
+    run(4, test)
+
+
+@pytest.mark.parametrize("how", ["anchor", "container"])
+def test_a_blank_that_dies_is_replaced(how: str) -> None:
+    async def test(pool: Pool, world: World) -> None:
+        world.let_all()
+        await pool.stand_by(_SECONDS)
+        await settle()
+        (blank,) = pool._blanks
+        died, exited = blank.runtime.on_death, blank.runtime.on_inner_exit
+        assert died is not None and exited is not None
+        died() if how == "anchor" else exited("signal 9")
+        await settle()
+        assert (pool.size, world.made, world.ended) == (1, 2, ["1"])
+        assert (await pool.take(_SECONDS)).id == "2"
+
+    run(1, test)

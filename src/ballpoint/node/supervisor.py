@@ -260,22 +260,24 @@ class _Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
-        # The zygote first: it must not see anything that is read later.
-        keepers = [self._keep(_Child("zygote", self._start_zygote))]
+        # The zygote first, as it must not see anything that is read later. It ends last: a node that stops finishes the
+        # blanks it is making.
+        node_ended = asyncio.Event()
+        zygote = loop.create_task(self._keep(_Child("zygote", self._start_zygote), node_ended))
         ready_read, ready_write = os.pipe()
         os.set_blocking(ready_read, False)
         node = _Child("node", lambda: self._start_node(ready_write))
-        keepers.append(self._keep(node))
-        tasks = [loop.create_task(keeper) for keeper in keepers]
+        tasks = [loop.create_task(self._keep(node, self._stopping))]
         if self._log_file is not None:
             tasks.append(loop.create_task(self._bound(self._log_file)))
         try:
-            failure = await self._ready(ready_read, tasks)
+            failure = await self._ready(ready_read, [zygote, *tasks])
             if failure is not None:
                 raise failure
             if not self._stopping.is_set():
                 edges = self._config.edges or os.cpu_count() or 1
-                tasks += [loop.create_task(self._keep(_Child(f"edge {n}", self._start_edge))) for n in range(edges)]
+                children = [_Child(f"edge {n}", self._start_edge) for n in range(edges)]
+                tasks += [loop.create_task(self._keep(child, self._stopping)) for child in children]
                 # On standard output, where a script waits for it.
                 sys.stdout.write(f"ballpoint: serving on http://{self._address()}\n")
                 sys.stdout.flush()
@@ -283,7 +285,9 @@ class _Supervisor:
             await self._stopping.wait()
         finally:
             self._stopping.set()
-            await asyncio.gather(*reversed(tasks), return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
+            node_ended.set()
+            await asyncio.gather(zygote, return_exceptions=True)
             os.close(ready_read)
             os.close(ready_write)
         return 0
@@ -323,20 +327,20 @@ class _Supervisor:
             except TimeoutError:
                 continue
 
-    async def _keep(self, child: _Child) -> None:
-        """Keep `child` running until the stop, then end it."""
-        while not self._stopping.is_set():
+    async def _keep(self, child: _Child, stopping: asyncio.Event) -> None:
+        """Keep `child` running until `stopping`, then end it."""
+        while not stopping.is_set():
             child.started = SYSTEM_CLOCK.monotonic()
             child.process = child.start()
             log.info("%s is process %d", child.name, child.process.pid)
-            await self._ended_or_stopping(child.process)
-            if self._stopping.is_set():
+            await self._ended_or_stopping(child.process, stopping)
+            if stopping.is_set():
                 break
             log.warning("%s ended with status %s; starting it again", child.name, child.process.wait())
             if SYSTEM_CLOCK.monotonic() - child.started > _STEADY_SECONDS:
                 child.restart_after = _RESTART_FIRST
             try:
-                await asyncio.wait_for(self._stopping.wait(), child.restart_after)
+                await asyncio.wait_for(stopping.wait(), child.restart_after)
             except TimeoutError:
                 child.restart_after = min(child.restart_after * 2, _RESTART_MAX)
         if child.process is not None:
@@ -353,16 +357,16 @@ class _Supervisor:
                 child.process.kill()
                 await asyncio.to_thread(child.process.wait)
 
-    async def _ended_or_stopping(self, child: process.Child) -> None:
+    async def _ended_or_stopping(self, child: process.Child, stopping: asyncio.Event) -> None:
         loop = asyncio.get_running_loop()
         ended = loop.create_future()
         pidfd = os.pidfd_open(child.pid)
         loop.add_reader(pidfd, _settle, ended)
-        stopping = loop.create_task(self._stopping.wait())
+        stop = loop.create_task(stopping.wait())
         try:
-            await asyncio.wait({ended, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({ended, stop}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            stopping.cancel()
+            stop.cancel()
             loop.remove_reader(pidfd)
             os.close(pidfd)
 

@@ -63,7 +63,9 @@ class Pool:
             if not waiter.done():
                 waiter.set_exception(UnavailableError("the node is stopping"))
         while self._blanks:
-            await self._instances.end(self._blanks.popleft())
+            blank = self._blanks.popleft()
+            _unwatch(blank)
+            await self._instances.end(blank)
 
     @property
     def size(self) -> int:
@@ -108,7 +110,7 @@ class Pool:
         self._changed.set()
         if self._blanks:
             blank = self._blanks.popleft()
-            blank.runtime.on_death = None
+            _unwatch(blank)
             return blank
         waiter: asyncio.Future[Instance] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
@@ -154,7 +156,7 @@ class Pool:
         await self._calm.wait()
 
     def _add(self, blank: Instance) -> None:
-        if not blank.runtime.alive:
+        if not blank.runtime.usable:
             self._end_dead(blank)
             return
         while self._waiters:
@@ -163,6 +165,7 @@ class Pool:
                 waiter.set_result(blank)
                 return
         blank.runtime.on_death = lambda: self._died(blank)
+        blank.runtime.on_inner_exit = lambda _: self._died(blank)
         self._blanks.append(blank)
         self._news.set()
 
@@ -172,6 +175,7 @@ class Pool:
 
     def _end_dead(self, blank: Instance) -> None:
         log.warning("blank %s died", blank.id)
+        _unwatch(blank)
         self._tasks.start(self._instances.end(blank), f"end dead blank {blank.id}")
         self._changed.set()
 
@@ -193,6 +197,18 @@ class Pool:
                 if waiter not in self._patient and not waiter.done():
                     waiter.set_exception(self._reason())
 
+    async def _make(self) -> Instance:
+        making = asyncio.ensure_future(self._instances.make())
+        try:
+            return await asyncio.shield(making)
+        except asyncio.CancelledError:
+            # Its steps in threads go on, and what they make must have an owner.
+            try:
+                await self._instances.end(await making)
+            except (BallpointError, OSError) as error:
+                log.error("the blank that was being made is left behind: %s", error)
+            raise
+
     async def _fill(self) -> None:
         retry = _RETRY_FIRST
         while True:
@@ -202,7 +218,7 @@ class Pool:
                 continue
             self._filling += 1
             try:
-                blank = await self._instances.make()
+                blank = await self._make()
             except (BallpointError, OSError) as error:
                 problem = error if isinstance(error, BallpointError) else UnavailableError(f"no blank: {error}")
                 if self._failure is None or self._failure.message != problem.message:
@@ -222,8 +238,12 @@ class Pool:
             await self._clock.sleep(_DEMAND_SECONDS)
             while len(self._blanks) > self.target() and self._calm.is_set():
                 blank = self._blanks.pop()
-                blank.runtime.on_death = None
+                _unwatch(blank)
                 try:
                     await self._instances.end(blank)
                 except BallpointError as error:
                     log.error("blank %s is left behind: %s", blank.id, error)
+
+
+def _unwatch(blank: Instance) -> None:
+    blank.runtime.on_death = blank.runtime.on_inner_exit = None

@@ -104,6 +104,11 @@ class ContainerInstance:
         """Whether the anchor lives."""
         return self._anchor >= 0
 
+    @property
+    def usable(self) -> bool:
+        """Whether anchor and container live."""
+        return self.alive and self.phase != "dead"
+
     # ---- made, found again ----
 
     async def make(self, limits: Limits) -> None:
