@@ -16,8 +16,9 @@ from sprites import SpriteError
 
 from ballpoint.core import ids, wire
 from ballpoint.core.peer import connect
-from ballpoint.host import prctl
+from ballpoint.host import loop, nft, prctl
 from ballpoint.host.cgroup import Cgroup, Hierarchies
+from ballpoint.network import rules
 from tests.support.host import links, traces
 from tests.support.nodes import TestNode, shell
 from tests.support.waiting import eventually
@@ -118,6 +119,40 @@ def test_sigterm_leaves_sprites_running(own_node: TestNode) -> None:
     assert own_node.terminate() == 0
     own_node.start()
     assert_still_runs(own_node.client().sprite(sprite.name), pid)
+
+
+@pytest.mark.parametrize("blanks", ["standing by", "being made"])
+def test_sigterm_leaves_only_what_a_sprite_needs(own_node: TestNode, blanks: str) -> None:
+    own_node.start()
+    sprite, pid = running_sprite(own_node)
+    if blanks == "being made":
+        own_node.terminate()
+        own_node.options += ["--pool", "64"]
+        own_node.start()  # it serves once the first stands by
+    else:
+        eventually(lambda: len(instances(own_node)) == 4)
+    (daemon,) = own_node.processes("node")
+    pool = Path(f"/proc/{daemon}/root{own_node.data}/pool").stat().st_dev
+    assert own_node.terminate() == 0
+
+    (instance,) = instances(own_node)
+    found = traces(own_node.id, own_node.data)
+    assert found["slots"] == [f"{own_node.id}/{instance}", f"{own_node.id}/node"]
+    assert found["links"] == [f"bp{instance}"]
+    assert {link for link, *_ in nft.elements(rules.table(own_node.id), rules.SOURCES)} == {f"bp{instance}"}
+    # A group with a process in it, and so a blank's, cannot have gone before its processes.
+    groups = [[path.name for path in Path(place).iterdir() if path.is_dir()] for place in found["cgroups"]]
+    assert groups == [[instance]] * len(groups) != []
+    assert len([device for device, _ in loop.backed() if device == pool]) == 1
+    assert (found["processes"], found["mounts"]) == ([], [])
+
+    own_node.start()
+    assert_still_runs(own_node.client().sprite(sprite.name), pid)
+
+
+def instances(node: TestNode) -> list[str]:
+    """Ids of all instances, blanks too."""
+    return [path.name for path in Path(f"/run/ballpoint/{node.id}/instances").glob("*")]
 
 
 def test_the_last_sprite_and_the_node_leave_the_host_as_it_was(own_node: TestNode) -> None:

@@ -23,7 +23,7 @@ def traces(node_id: str, data: Path) -> dict[str, list[str]]:
         "mounts": _mounts(str(data)),
         "cgroups": cgroups,
         "tables": [line for line in _run("nft", "list", "tables") if node_id in line],
-        "slots": [owner for owner in _slot_owners() if owner.startswith(f"{node_id}/")],
+        "slots": [owner for owner in sorted(_slot_owners()) if owner.startswith(f"{node_id}/")],
         "links": links(node_id),
         "run directory": [str(path) for path in Path("/run/ballpoint").glob(node_id)],
         "holds": [str(path) for path in Path("/run/ballpoint").glob(f"*/{node_id}")],
