@@ -164,6 +164,20 @@ def test_the_last_sprite_and_the_node_leave_the_host_as_it_was(own_node: TestNod
     assert traces(own_node.id, own_node.data) == dict.fromkeys(traces(own_node.id, own_node.data), [])
 
 
+@pytest.mark.parametrize("trouble", ["port", "token"])
+def test_a_start_that_fails_leaves_the_host_as_it_was(own_node: TestNode, tmp_path: Path, trouble: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        if trouble == "port":
+            own_node.options += ["--listen", f"127.0.0.1:{taken.getsockname()[1]}"]
+        else:
+            (tmp_path / "token").write_text("no token")
+            own_node.options += ["--token-file", str(tmp_path / "token")]
+        with pytest.raises(AssertionError, match="the node did not start"):
+            own_node.start()
+    assert own_node.wait() != 0
+    assert traces(own_node.id, own_node.data) == dict.fromkeys(traces(own_node.id, own_node.data), [])
+
+
 def test_down_of_a_dead_node_leaves_nothing_but_data(own_node: TestNode) -> None:
     own_node.start()
     sprite, _ = running_sprite(own_node)

@@ -77,15 +77,16 @@ class TestNode:
         """SIGTERM, as an operator would. Running sprites go on running."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        return self._wait()
+        return self.wait()
 
     def kill(self) -> None:
         """SIGKILL of the supervisor."""
         assert self.process is not None
         self.process.kill()
-        self._wait()
+        self.wait()
 
-    def _wait(self) -> int:
+    def wait(self) -> int:
+        """Its exit status, once it has ended."""
         assert self.process is not None
         status = self.process.wait(timeout=_STOP_SECONDS)
         assert self.process.stdout is not None
@@ -100,7 +101,7 @@ class TestNode:
         command = [*self.program, "down", "--data", str(self.data)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=_STOP_SECONDS, check=False)
         if self.process is not None:
-            self._wait()
+            self.wait()
         assert done.returncode == 0, done.stderr + self.log.read_text()[-4000:]
         Uses(self.cache).forget(self.id)  # its data goes with the test
         return done.stdout

@@ -85,17 +85,21 @@ def serve(config: NodeConfig, log_file: Path | None = None) -> int:
             directory.mkdir(exist_ok=True)
             directory.chmod(0o711)
         stack.callback(os.close, _lock(config.run))
+        stack.callback(_leave, config)
         write_atomically(config.run / _CONFIG, msgspec.json.encode(config, enc_hook=str), mode=0o600)
         hold_devices(config.node_id, RUN_ROOT)
         listener = bind(config)
         stack.callback(listener.close)
         programs = ensure_programs(config.cache)
         _ensure_image(config)
-        code = asyncio.run(_Supervisor(config, listener, programs, log_file).run())
-        if not any((config.run / "instances").glob("*")):
-            remove_tree(config.run)  # no sprite runs that would need it
-            drop_devices(config.node_id, RUN_ROOT)
-        return code
+        return asyncio.run(_Supervisor(config, listener, programs, log_file).run())
+
+
+def _leave(config: NodeConfig) -> None:
+    """Remove what a supervisor made, unless sprites run that need it."""
+    if not any((config.run / "instances").glob("*")):
+        remove_tree(config.run)
+        drop_devices(config.node_id, RUN_ROOT)
 
 
 def running(config: NodeConfig) -> NodeConfig | None:
