@@ -239,28 +239,33 @@ class Node:
 
     # ---- what instances report ----
 
-    def instance_died(self, sprite_id: str) -> None:
+    def instance_died(self, running: Running) -> None:
         """Its anchor has gone, and everything with it."""
-        self._mark_ending(sprite_id)
-        self._tasks.start(self._lost(sprite_id, "its anchor died"), f"lost {sprite_id}")
+        running.ends.set()
+        self._tasks.start(self._lost(running, "its anchor died"), f"lost {running.sprite_id}")
 
-    def inner_exited(self, sprite_id: str, how: str) -> None:
+    def inner_exited(self, running: Running, how: str) -> None:
         """Its inner container has ended: by its own reboot or halt, or by force."""
-        self._mark_ending(sprite_id)
+        running.ends.set()
         if how == "reboot":
-            self._tasks.start(self._restart(sprite_id, "rebooted from inside"), f"reboot {sprite_id}")
+            self._tasks.start(self._rebooted(running), f"reboot {running.sprite_id}")
         elif how == "halt":
-            self._tasks.start(self._lost(sprite_id, "halted from inside"), f"halt {sprite_id}")
+            self._tasks.start(self._lost(running, "halted from inside"), f"halt {running.sprite_id}")
         else:
-            self._tasks.start(self._lost(sprite_id, f"its container ended: {how}"), f"lost {sprite_id}")
+            self._tasks.start(self._lost(running, f"its container ended: {how}"), f"lost {running.sprite_id}")
 
-    def _mark_ending(self, sprite_id: str) -> None:
-        if (running := self.running.get(sprite_id)) is not None:
-            running.ends.set()
+    async def _rebooted(self, running: Running) -> None:
+        cause = "rebooted from inside"
+        async with self._lock(running.sprite_id):
+            # What is told of one start must not end the next, which a restart may have made meanwhile.
+            if self.running.get(running.sprite_id) is running:
+                await self._stop(running.sprite_id, cause)
+                await self._start(running.sprite_id, "restarted", cause)
 
-    async def _lost(self, sprite_id: str, cause: str) -> None:
+    async def _lost(self, running: Running, cause: str) -> None:
+        sprite_id = running.sprite_id
         async with self._lock(sprite_id):
-            if sprite_id in self.running:
+            if self.running.get(sprite_id) is running:
                 await self._stop(sprite_id, cause)
                 await self.registry.set_state(sprite_id, "cold", kind="stopped", cause=cause)
 

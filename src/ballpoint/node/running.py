@@ -52,8 +52,8 @@ class Starter:
     """Starts and stops sprites. There is no other way to either.
 
     Args:
-        on_death: called with the sprite's id when its instance has died under it.
-        on_inner_exit: called with the sprite's id and how its inner container ended.
+        on_death: called with a running sprite whose instance has died under it.
+        on_inner_exit: called with a running sprite and how its inner container ended.
         before_stop: awaited with the volume's id before its processes are ended.
     """
 
@@ -64,8 +64,8 @@ class Starter:
         disks: Disks,
         network: Network,
         *,
-        on_death: Callable[[str], None],
-        on_inner_exit: Callable[[str, str], None],
+        on_death: Callable[[Running], None],
+        on_inner_exit: Callable[[Running, str], None],
         before_stop: Callable[[str], Awaitable[None]],
     ) -> None:
         self._pool = pool
@@ -118,10 +118,12 @@ class Starter:
             return running
 
     def watch(self, running: Running) -> None:
-        """Hear of the end of its instance or container."""
-        sprite_id = running.sprite_id
-        running.instance.runtime.on_death = lambda: self._on_death(sprite_id)
-        running.instance.runtime.on_inner_exit = lambda how: self._on_inner_exit(sprite_id, how)
+        """Hear of the end of its instance or container, also of one that nobody listened to."""
+        runtime = running.instance.runtime
+        runtime.on_death = lambda: self._on_death(running)
+        runtime.on_inner_exit = lambda how: self._on_inner_exit(running, how)
+        if not runtime.alive:
+            self._on_death(running)
 
     async def stop(self, running: Running) -> None:
         """End the instance, and let go of the volume when nobody else holds it.

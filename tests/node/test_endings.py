@@ -1,0 +1,99 @@
+"""What a node makes of the end of an instance. Instances and disks are stand-ins here; the registry is real."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from ballpoint.core.types import Caller
+from ballpoint.node.logbook import Logbook
+from ballpoint.node.node import Node
+from ballpoint.node.running import Running, Starter
+from ballpoint.registry.records import Sprite
+from ballpoint.registry.registry import Registry
+from tests.registry.world import url_of
+
+
+class Runtime:
+    """An instance of no processes."""
+
+    alive = True
+
+    def logs(self) -> bytes:
+        return b""
+
+    def release(self) -> None:
+        pass
+
+
+class Starts:
+    """A starter whose stops wait until they are let.
+
+    Attributes:
+        ended: in order.
+    """
+
+    def __init__(self) -> None:
+        self.ended: list[Running] = []
+        self.stopping = asyncio.Semaphore(0)
+        self.let = asyncio.Event()
+
+    async def start(self, sprite: Sprite) -> Running:
+        instance: Any = type("Instance", (), {"runtime": Runtime()})()
+        return Running(sprite.id, instance, cast(Any, Runtime()))
+
+    async def stop(self, running: Running) -> None:
+        self.stopping.release()
+        await self.let.wait()
+        self.ended.append(running)
+
+
+@pytest.fixture
+async def node(tmp_path: Path) -> AsyncIterator[Node]:
+    registry = await Registry.open(url_of(tmp_path / "registry.db"))
+    made = Node(registry, cast(Any, None), Logbook(tmp_path / "logs"), domain="test")
+    yield made
+    await made.close()
+    await registry.close()
+
+
+@pytest.mark.parametrize("how", ["anchor", "reboot", "halt", "signal 9"])
+async def test_the_end_of_one_start_does_not_end_the_next(node: Node, how: str) -> None:
+    starts = Starts()
+    node.use(cast(Starter, starts), cast(Any, None))
+    token = (await node.registry.create_token("acme", "of the test"))[0]
+    caller = Caller(org_id=token.org_id, org="acme", token_id="t")
+    nothing: dict[str, Any] = {"environment": {}, "labels": [], "config": {}, "url_settings": {}}
+    sprite = node.registry.new_sprite(caller, "one", sprite_id="s", volume_id="v", image_digest="d", **nothing)
+    await node.registry.create_sprite(sprite, "created")
+    first = node.running[sprite.id] = await starts.start(sprite)
+    restart = asyncio.create_task(node.restart(caller, "one"))
+    await starts.stopping.acquire()
+    if how == "anchor":
+        node.instance_died(first)
+    else:
+        node.inner_exited(first, how)
+    starts.let.set()
+    await restart
+    await node.restart(caller, "one")  # one change at a time: it comes after what was made of the first start's end
+    kinds = [event.kind for event in await node.registry.events(sprite.id, after=0)]
+    assert kinds == ["created", "restarted", "restarted"]
+    assert starts.ended[0] is first
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_an_instance_that_died_before_anybody_listened_is_told_of(alive: bool) -> None:
+    told: list[Running] = []
+    nothing = cast(Any, None)
+    starter = Starter(
+        nothing, nothing, nothing, nothing, on_death=told.append, on_inner_exit=nothing, before_stop=nothing
+    )
+    runtime = Runtime()
+    runtime.alive = alive
+    running = Running("s", cast(Any, type("Instance", (), {"runtime": runtime})()), nothing)
+    starter.watch(running)
+    assert told == ([] if alive else [running])
