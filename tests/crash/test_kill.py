@@ -7,7 +7,7 @@ import os
 import select
 import signal
 import socket
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,15 @@ def inside(node: TestNode, name: str, where: str = "agent") -> list[int]:
     group = Cgroup(Hierarchies.detect(), f"ballpoint-{node.id}")
     pids = []
     for record in Path(f"/run/ballpoint/{node.id}/instances").glob("*/instance.json"):
-        if '"sprite"' in record.read_text():
-            pids += group.child(f"{record.parent.name}/{where}").pids()
-    return [pid for pid in pids if Path(f"/proc/{pid}/comm").read_text().strip() == name]
+        with suppress(FileNotFoundError):  # its sprite is stopped right now
+            if '"sprite"' in record.read_text():
+                pids += group.child(f"{record.parent.name}/{where}").pids()
+    found = []
+    for pid in pids:
+        with suppress(FileNotFoundError, ProcessLookupError):  # it ends right now
+            if Path(f"/proc/{pid}/comm").read_text().strip() == name:
+                found.append(pid)
+    return found
 
 
 def running_sprite(node: TestNode) -> tuple[Any, str]:
