@@ -11,6 +11,7 @@ import pytest
 from ballpoint.core import ids
 from ballpoint.host import filesystem
 from tests.crash.test_kill import inside, kill, kinds
+from tests.support.host import children, only_child
 from tests.support.nodes import TestNode, shell
 from tests.support.waiting import eventually
 
@@ -64,7 +65,7 @@ def test_a_disk_that_takes_no_write(own_node: TestNode) -> None:
     sprite = own_node.client().create_sprite(f"t-{ids.new_instance_id()}")
     assert shell(sprite, "echo kept > file; sync")[0] == 0
     (anchor,) = inside(own_node, "anchor")
-    inner = next(pid for pid in _children(_only_child(anchor)) if Path(f"/proc/{pid}/comm").read_text() == "init\n")
+    inner = next(pid for pid in children(only_child(anchor)) if Path(f"/proc/{pid}/comm").read_text() == "init\n")
     docker = os.open(f"/proc/{inner}/root/var/lib/docker", os.O_RDONLY)
     try:
         filesystem.fifreeze(docker)
@@ -81,12 +82,3 @@ def test_a_disk_that_takes_no_write(own_node: TestNode) -> None:
 def _write_started(node: TestNode, name: str) -> bool:
     """A disk is only asked whether it answers when it was used since the last time: a read is use enough."""
     return node.api("POST", f"/v1/sprites/{name}/exec?cmd=sha256sum&cmd=/usr/bin/git&cmd=file").status_code == 200
-
-
-def _only_child(pid: int) -> int:
-    (child,) = _children(pid)
-    return child
-
-
-def _children(pid: int) -> list[int]:
-    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

@@ -19,7 +19,7 @@ from ballpoint.core.peer import connect
 from ballpoint.host import loop, nft, prctl
 from ballpoint.host.cgroup import Cgroup, Hierarchies
 from ballpoint.network import rules
-from tests.support.host import links, traces
+from tests.support.host import children, links, traces
 from tests.support.nodes import TestNode, shell
 from tests.support.waiting import eventually
 
@@ -201,6 +201,35 @@ def test_an_agent_comes_back_under_its_anchor(own_node: TestNode) -> None:
         kill(each)
     eventually(lambda: _quietly(assert_still_runs, sprite, pid))
     assert "stopped" not in kinds(own_node, sprite)
+
+
+def test_a_container_that_ends_while_its_agent_is_dead_is_noticed(own_node: TestNode) -> None:
+    own_node.start()
+    sprite, _ = running_sprite(own_node)
+    (agent,) = inside(own_node, "agent")
+    init = next(pid for pid in children(agent) if Path(f"/proc/{pid}/comm").read_text() == "init\n")
+    (zygote,) = own_node.processes("zygote")
+    os.kill(zygote, signal.SIGSTOP)  # so that no other agent comes before the container has ended
+    try:
+        kill(agent)
+        kill(init)
+    finally:
+        os.kill(zygote, signal.SIGCONT)
+    eventually(lambda: own_node.api("GET", f"/v1/sprites/{sprite.name}").json()["status"] == "cold")
+    assert "stopped" in kinds(own_node, sprite)
+    assert shell(sprite, "cat file") == (0, "kept\n")
+
+
+def test_an_agent_that_lives_unheard_is_replaced_and_not_doubled(own_node: TestNode) -> None:
+    own_node.start()
+    sprite, pid = running_sprite(own_node)
+    (agent,) = inside(own_node, "agent")
+    os.kill(agent, signal.SIGSTOP)
+    (node,) = own_node.processes("node")
+    kill(node)
+    eventually(lambda: _quietly(assert_still_runs, sprite, pid), seconds=120)
+    (successor,) = inside(own_node, "agent")
+    assert successor != agent
 
 
 def test_an_anchor_takes_its_instance_along(own_node: TestNode) -> None:

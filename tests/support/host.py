@@ -73,3 +73,12 @@ def _mounts(data: str) -> list[str]:
 
 def _run(*command: str) -> list[str]:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def only_child(pid: int) -> int:
+    (child,) = children(pid)
+    return child
+
+
+def children(pid: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

@@ -36,6 +36,7 @@ class Agent:
         state: what the next agent needs, as JSON: instance, nonce, limits, sprite, environment, profile,
             no_new_privileges, inner pid, sessions.
         phase: `parked` (a blank), `running` (claimed), or `dead` (the inner container has ended).
+        how: how that ended, once it has.
         log_fd, netns, userns: handed to the node.
     """
 
@@ -58,6 +59,7 @@ class Agent:
         self.spawner.profile = self.state["profile"]
         self.spawner.no_new_privileges = self.state.get("no_new_privileges", False)
         self.sessions: Sessions | None = None
+        self.how = ""
 
     def claim(self, sprite: dict[str, Any], root: int, binds: Sequence[tuple[str, int]]) -> None:
         """Give the parked container its root and this instance its identity."""
@@ -88,6 +90,7 @@ class Agent:
         except ChildProcessError:
             status = self._anchor.exit_status(self.inner.pid)
         how = how_it_ended(status) if status is not None else "unknown"
+        self.how = how
         log.warning("the inner container ended: %s", how)
         return how
 

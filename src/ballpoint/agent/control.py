@@ -1,6 +1,6 @@
 """The node's requests to an agent, over a socket that nothing inside can reach.
 
-hello   {}                                             -> {version, instance, nonce, sprite, phase} + log, netns, userns
+hello   {}                        -> {version, instance, nonce, sprite, phase, how} + log, netns, userns
 claim   {sprite, environment, resolv_conf, targets, profile, no_new_privileges} + root mount, bind mounts  -> {}
 settings{environment?, profile?, no_new_privileges?}   -> {}
 ping    {}                                             -> {sessions}
@@ -67,6 +67,7 @@ class Control:
             "nonce": agent.state["nonce"],
             "sprite": agent.state["sprite"],
             "phase": agent.phase,
+            "how": agent.how,
         }
         return answer, [os.dup(fd) for fd in (agent.log_fd, agent.netns, agent.userns)]
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -17,7 +18,7 @@ from ballpoint.core import peer
 from ballpoint.core.errors import ConflictError, InternalError, UnavailableError
 from ballpoint.core.peer import Peer
 from ballpoint.core.tasks import Tasks
-from ballpoint.host import namespaces
+from ballpoint.host import namespaces, prctl
 from ballpoint.host.cgroup import Cgroup, Limits
 from ballpoint.host.files import remove_tree, write_atomically
 from ballpoint.runtime.container import rootfs
@@ -258,6 +259,8 @@ class ContainerInstance:
         self._control = control
         self._log, self.netns, self.userns = fds
         self.phase = str(hello["phase"])
+        if self.phase == "dead":  # before there was somebody to tell
+            self._inner_exited(hello)
 
     def _check_namespaces(self) -> None:
         """Refuse descriptors that are not this very container's namespaces: the node acts as host root through them.
@@ -378,6 +381,7 @@ class ContainerInstance:
             if not self.alive:
                 raise UnavailableError(f"instance {self.id} has ended")
             agent = self._cgroup.child("agent")
+            await asyncio.to_thread(_end_agents, agent)
             with ExitStack() as stack:
                 fds = [agent.open_directory(), *agent.open_v1_procs()]
                 for fd in fds:
@@ -411,9 +415,12 @@ class ContainerInstance:
 
     def _noticed(self, notice: dict[str, Any]) -> None:
         if notice.get("notice") == "inner-exited":
-            self.phase = "dead"
-            if self.on_inner_exit is not None:
-                self.on_inner_exit(str(notice.get("how", "unknown")))
+            self._inner_exited(notice)
+
+    def _inner_exited(self, said: dict[str, Any]) -> None:
+        self.phase = "dead"
+        if self.on_inner_exit is not None:
+            self.on_inner_exit(str(said.get("how") or "unknown"))
 
     # ---- ended ----
 
@@ -447,6 +454,23 @@ class ContainerInstance:
             if fd >= 0:
                 os.close(fd)
         self._log = self.netns = self.userns = -1
+
+
+def _end_agents(group: Cgroup) -> None:
+    """Kill an agent that lives and does not answer: an instance has one."""
+    for pid in group.pids():
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        try:
+            name = Path(f"/proc/{pid}/comm").read_text()
+            if name == "agent\n" and pid in group.pids():  # still the same process: its number was not used again
+                prctl.pidfd_send_signal(pidfd, signal.SIGKILL)
+        except FileNotFoundError:
+            continue  # it has just ended
+        finally:
+            os.close(pidfd)
 
 
 def _inode(fd: int) -> tuple[int, int]:
