@@ -36,13 +36,13 @@ def kill(pid: int) -> None:
         os.close(pidfd)
 
 
-def inside(node: TestNode, name: str, where: str = "agent") -> list[int]:
-    """Pids of the processes called `name` in the groups `where` of all claimed instances."""
+def inside(node: TestNode, name: str, where: str = "agent", *, claimed: bool = True) -> list[int]:
+    """Pids of the processes called `name` in the groups `where` of all claimed instances, or of all blanks."""
     group = Cgroup(Hierarchies.detect(), f"ballpoint-{node.id}")
     pids = []
     for record in Path(f"/run/ballpoint/{node.id}/instances").glob("*/instance.json"):
         with suppress(FileNotFoundError):  # its sprite is stopped right now
-            if '"sprite"' in record.read_text():
+            if ('"sprite"' in record.read_text()) == claimed:
                 pids += group.child(f"{record.parent.name}/{where}").pids()
     found = []
     for pid in pids:
@@ -201,6 +201,16 @@ def test_an_agent_comes_back_under_its_anchor(own_node: TestNode) -> None:
         kill(each)
     eventually(lambda: _quietly(assert_still_runs, sprite, pid))
     assert "stopped" not in kinds(own_node, sprite)
+
+
+def test_a_blank_whose_agent_was_killed_is_as_good_as_any(own_node: TestNode) -> None:
+    own_node.options = ["--pool", "1", "--pool-max", "1"]
+    own_node.start()
+    (blank,) = inside(own_node, "anchor", claimed=False)
+    kill(*inside(own_node, "agent", claimed=False))
+    sprite, _ = running_sprite(own_node)
+    assert inside(own_node, "anchor") == [blank]
+    assert shell(sprite, "cat file") == (0, "kept\n")
 
 
 def test_a_container_that_ends_while_its_agent_is_dead_is_noticed(own_node: TestNode) -> None:

@@ -36,6 +36,9 @@ class Inner:
         self.devpts = devpts
         self.console = console
         self.parked = parked
+        if parked is not None:
+            # Also one that an earlier agent made: of its timeout, the descriptor tells only that it does not block.
+            parked.settimeout(_STEP_SECONDS)
 
     @classmethod
     def launch(cls, cgroup: int, v1_procs: Sequence[int], main_procs: int, limits: str) -> Inner:
