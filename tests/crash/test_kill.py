@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 from contextlib import closing, suppress
@@ -19,8 +20,9 @@ from ballpoint.core.peer import connect
 from ballpoint.host import loop, nft, prctl
 from ballpoint.host.cgroup import Cgroup, Hierarchies
 from ballpoint.network import rules
+from ballpoint.runtime.container.programs import ensure_programs
 from tests.support.host import children, links, traces
-from tests.support.nodes import TestNode, shell
+from tests.support.nodes import CACHE, TestNode, shell
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.node
@@ -170,14 +172,25 @@ def test_the_last_sprite_and_the_node_leave_the_host_as_it_was(own_node: TestNod
     assert traces(own_node.id, own_node.data) == dict.fromkeys(traces(own_node.id, own_node.data), [])
 
 
-@pytest.mark.parametrize("trouble", ["port", "token"])
+def cache_of_broken_helpers(cache: Path) -> Path:
+    """A cache with the images of the tests, and with a program that starts no container."""
+    cache.mkdir()
+    (cache / "images").symlink_to(CACHE / "images")
+    for program in ensure_programs(cache).glob("inner"):
+        shutil.copy("/bin/false", program)
+    return cache
+
+
+@pytest.mark.parametrize("trouble", ["port", "token", pytest.param("blanks", marks=pytest.mark.slow)])
 def test_a_start_that_fails_leaves_the_host_as_it_was(own_node: TestNode, tmp_path: Path, trouble: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         if trouble == "port":
             own_node.options += ["--listen", f"127.0.0.1:{taken.getsockname()[1]}"]
-        else:
+        elif trouble == "token":
             (tmp_path / "token").write_text("no token")
             own_node.options += ["--token-file", str(tmp_path / "token")]
+        else:
+            own_node.cache = cache_of_broken_helpers(tmp_path / "cache")
         with pytest.raises(AssertionError, match="the node did not start"):
             own_node.start()
     assert own_node.wait() != 0

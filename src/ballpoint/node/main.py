@@ -91,14 +91,18 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
         await asyncio.to_thread(disks.prepare)
 
         network = Network(config.node_id, subnet=config.subnet, egress_allow=config.egress_allow, dns=config.dns)
-        await asyncio.to_thread(network.start)
         runtime = ContainerRuntime(config.node_id, config.run, ensure_programs(config.cache))
+        # What sprites need that run on stays; after a start that failed, too.
+        stack.push_async_callback(asyncio.to_thread, lambda: network.stop(keep=bool(runtime.known())))
+        await asyncio.to_thread(network.start)
+        stack.callback(lambda: runtime.close(keep=bool(runtime.known())))
         await asyncio.to_thread(runtime.start)
-        stack.callback(runtime.close, keep=True)
         instances = Instances(config.node_id, runtime, network, _limits(config), config.reserve_mb << 20)
 
         node = Node(registry, disks, Logbook(config.data / "logs"), domain=DOMAIN)
+        stack.push_async_callback(node.close)
         pool = Pool(instances, config.pool, config.pool_max)
+        stack.push_async_callback(pool.close)
         guard = await asyncio.to_thread(PoolGuard, volumes)
         stack.callback(guard.close)
         space = Space(node, guard)
@@ -112,11 +116,13 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
             before_stop=space.release,
         )
         spares = Spares(disks, pool, min(config.pool, SPARES_MOST))
+        stack.push_async_callback(spares.close)
         node.use(starter, spares)
         await recover(node, instances, disks)
         pool.start()
         spares.start()
         tasks = Tasks()
+        stack.push_async_callback(tasks.close)
         tasks.start(Health(node).run(), "health")
         tasks.start(space.run(), "space")
         tasks.start(images.run(disks), "images")
@@ -124,8 +130,10 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
 
         resolver = Resolver(config.dns)
         await resolver.start(str(network.gateway))
+        stack.push_async_callback(resolver.close)
         routing = Routing(node, config.run)
         routing.start(edge_uid)
+        stack.callback(routing.close)
         server = _ApiServer(make_app(node), config.run / "api.sock", edge_uid)
         tasks.start(server.serve_here(), "control API")
         if config.pool:
@@ -135,16 +143,7 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
         await stop.wait()
 
         log.info("stopping; %d sprites go on running", len(node.running))
-        routing.close()
         server.should_exit = True
-        await tasks.close()
-        await pool.close()
-        await spares.close()
-        await resolver.close()
-        keep = bool(node.running)
-        await node.close()
-        await asyncio.to_thread(network.stop, keep=keep)
-        runtime.close(keep=keep)
 
 
 async def _first_blank(pool: Pool) -> None:
