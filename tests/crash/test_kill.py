@@ -172,6 +172,17 @@ def test_the_last_sprite_and_the_node_leave_the_host_as_it_was(own_node: TestNod
     assert traces(own_node.id, own_node.data) == dict.fromkeys(traces(own_node.id, own_node.data), [])
 
 
+def test_down_finds_what_is_left_when_the_run_directory_is_not(own_node: TestNode) -> None:
+    """As after a start of an earlier version that failed: only what nodes share tells of it, and its slot may be 0."""
+    own_node.options = ["--pool", "0"]
+    own_node.start()
+    own_node.kill()
+    shutil.rmtree(own_node.config.run)
+    assert traces(own_node.id, own_node.data)["tables"] != []
+    own_node.down()
+    assert traces(own_node.id, own_node.data) == dict.fromkeys(traces(own_node.id, own_node.data), [])
+
+
 def cache_of_broken_helpers(cache: Path) -> Path:
     """A cache with the images of the tests, and with a program that starts no container."""
     cache.mkdir()

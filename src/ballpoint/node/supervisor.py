@@ -130,7 +130,8 @@ def stop(config: NodeConfig) -> Stopped:
     ran = _stop_supervisor(config.run)
     namespaces.unshare(CLONE_NEWNS)
     mount.mount("none", "/", flags=mount.MS_REC | mount.MS_PRIVATE)
-    left = config.run.exists() or any(slots.owned_by(f"{config.node_id}/"))
+    held = [*RUN_ROOT.glob(f"*/{config.node_id}"), *slots.owned_by(f"{config.node_id}/")]
+    left = config.run.exists() or held != []
     if left:
         asyncio.run(_clean(config))
     remove_tree(config.run)
