@@ -44,15 +44,24 @@ class Opened(NamedTuple):
     digest: bytes
 
 
-def seal(kind: Kind, header: msgspec.Struct, body: Sequence[bytes | bytearray | memoryview]) -> bytes:
+def seal(
+    kind: Kind, header: T, body: Sequence[bytes | bytearray | memoryview], decoder: msgspec.msgpack.Decoder[T]
+) -> bytes:
     """The bytes of an object.
 
     Args:
         body: pieces of the body, in order.
+        decoder: what a reader will expect of the header.
+
+    Raises:
+        InternalError: no reader would take this header.
     """
     encoded = _ENCODER.encode(header)
-    if len(encoded) >= 1 << 32:
-        raise InternalError(f"a {_NAMES[kind]}'s header has {len(encoded)} bytes, too many for its length field")
+    try:
+        # Types are not checked where a header is made, and what is stored under a create-only name stays.
+        decoder.decode(encoded)
+    except msgspec.DecodeError as error:
+        raise InternalError(f"the header of a {_NAMES[kind]} would not be read: {error}") from error
     whole = b"".join([_PREFIX.pack(MAGIC, kind, VERSION, len(encoded)), *body, encoded])
     return whole + blake3(whole).digest()
 
@@ -91,6 +100,11 @@ def unseal(kind: Kind, data: bytes, key: str) -> Opened:
     if length > end - BODY_START:
         raise damaged(key, f"its header is said to have {length} bytes, and there are {end - BODY_START}")
     return Opened(view[end - length : end], view[BODY_START : end - length], digest)
+
+
+def digest_of(data: bytes) -> bytes:
+    """The hash that an object carries: 32 bytes by which a commit is known to the one behind it."""
+    return data[-DIGEST_BYTES:]
 
 
 def read_header(decoder: msgspec.msgpack.Decoder[T], header: memoryview, key: str) -> T:
