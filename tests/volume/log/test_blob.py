@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from uuid import UUID
 
 import pytest
 import zstandard
@@ -18,6 +19,7 @@ from ballpoint.volume.log.blob import (
     Piece,
     Reference,
     decode_blob,
+    decode_block,
     describe_blocks,
     encode_blob,
     hash_of,
@@ -27,6 +29,7 @@ from tests.volume.log.damage import cut, flipped
 from tests.volume.log.strategies import pack_names, pieces
 
 KEY = "some/key"
+PACK = PackName(UUID(int=1), 1, 1, bytes(16))
 contents = st.one_of(st.binary(min_size=1), st.binary(min_size=1, max_size=64).map(lambda part: part * 64))
 
 
@@ -115,6 +118,19 @@ def test_a_frame_that_says_less_than_it_holds_or_nothing_is_refused() -> None:
     liar = stored[:5] + bytes(2) + stored[7:]
     with pytest.raises(CorruptError, match="cannot be read"):
         decoded(Blob(liar, ZSTD, hash_of(content)), liar)
+
+
+def test_a_block_has_its_full_length_or_is_damage() -> None:
+    content = b"word" * (BLOCK_BYTES // 4)
+    for wrong, right in ((content, True), (content[1:], False), (content + b"w", False)):
+        blob = encode_blob(wrong)
+        place = Reference.to(PACK, Piece(7, len(blob.stored), blob.flags, blob.hash))
+        if right:
+            assert decode_block(blob.stored, place, 2) == content
+            continue
+        with pytest.raises(CorruptError) as error:
+            decode_block(blob.stored, place, 2)
+        assert PACK.key in error.value.message and describe_blocks(2) in error.value.message
 
 
 def test_an_empty_content_cannot_be_stored() -> None:

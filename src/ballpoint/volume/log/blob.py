@@ -128,6 +128,23 @@ def decode_blob(stored: bytes | memoryview, piece: Piece, *, limit: int, key: st
     return content
 
 
+def decode_block(stored: bytes | memoryview, place: Reference | Inline, block: int) -> bytes:
+    """The content of a block: 64 KiB.
+
+    Args:
+        stored: what was read where `place` says.
+        block: its number, for the error.
+
+    Raises:
+        CorruptError: it is not what was written.
+    """
+    key, touched = place.holder.key, describe_blocks(block)
+    content = decode_blob(stored, place.piece, limit=BLOCK_BYTES, key=key, touched=touched)
+    if len(content) != BLOCK_BYTES:
+        raise damaged(key, f"the blob at {place.piece.offset} of its body is no block; {touched} cannot be read")
+    return content
+
+
 def describe_blocks(first: int, count: int = 1) -> str:
     """Blocks in words, and where on the disk they are."""
     blocks = f"block {first}" if count == 1 else f"blocks {first} to {first + count - 1}"
