@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from ballpoint.core import ids
 from ballpoint.store.directory import DirectoryStore
 from ballpoint.store.store import Store
+from ballpoint.store.url import open_store
+from tests.store import servers
+
+
+@pytest.fixture(scope="session")
+def credentials() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in servers.ENVIRONMENT.items():
+            environment.setenv(name, value)
+        yield
+
+
+@pytest.fixture(scope="session")
+def seaweedfs(credentials: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with servers.seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(scope="session")
+def moto(credentials: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with servers.moto(tmp_path_factory.mktemp("moto")) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(scope="session")
+def rclone(credentials: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with servers.rclone(tmp_path_factory.mktemp("rclone")) as endpoint:
+        yield endpoint
 
 
 @pytest.fixture
@@ -16,8 +45,23 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path / "objects"
 
 
-@pytest.fixture(params=["directory"])
+def opened(name: str, request: pytest.FixtureRequest, directory: Path) -> Store:
+    """An empty store of that name."""
+    if name == "directory":
+        return DirectoryStore(directory)
+    return open_store(servers.store_url(request.getfixturevalue(name), ids.new_uuid()))
+
+
+@pytest.fixture(params=["directory", "seaweedfs", "moto"])
 async def store(request: pytest.FixtureRequest, directory: Path) -> AsyncIterator[Store]:
-    made = DirectoryStore(directory)
+    made = opened(request.param, request, directory)
+    yield made
+    await made.close()
+
+
+@pytest.fixture(params=["directory", "moto"])
+async def byte_ordered(request: pytest.FixtureRequest, directory: Path) -> AsyncIterator[Store]:
+    """Stores that do not list directory by directory, as SeaweedFS does."""
+    made = opened(request.param, request, directory)
     yield made
     await made.close()

@@ -35,7 +35,10 @@ Items = list[Item]
 
 
 class Store(Protocol):
-    """Objects by key. Every call has a deadline of its own. No key goes on below another: beside `a/b`, no `a/b/c`.
+    """Objects by key. Every call has a deadline of its own.
+
+    No key goes on below another: beside `a/b`, no `a/b/c`. Nor does one go on beside a directory with `-` or `.`, which
+    sort before `/`: beside `a/b`, no `a-c`. Servers that keep directories list those in another order.
 
     What was answered is durable, and seen by every call that begins afterwards, of whomever. Any call may raise
     UnavailableError; where it changes something, only UnknownOutcomeError leaves open whether it did.
@@ -72,7 +75,7 @@ class Store(Protocol):
         """Objects whose keys begin with `prefix`, by rising keys.
 
         Args:
-            after: only greater keys.
+            after: only greater keys; a key of the store, as a rule, or "".
             limit: at most so many, and at most LIST_MAX; fewer only where there are no more.
         """
         ...

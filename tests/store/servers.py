@@ -1,0 +1,106 @@
+"""Object stores of others, on loopback: a real one (SeaweedFS), a fast one (moto), and one that ignores conditions."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.support.waiting import eventually
+
+BUCKET, ACCESS_KEY, SECRET_KEY = "ballpoint", "test-key", "test-secret-never-shown"
+ENVIRONMENT = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
+_BIN = Path(sys.executable).parent
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that were free at once, for programs that cannot be told to choose one."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports: list[int] = [made.getsockname()[1] for made in sockets]
+    for made in sockets:
+        made.close()
+    return ports
+
+
+@contextmanager
+def seaweedfs(directory: Path) -> Iterator[str]:
+    """The endpoint of a SeaweedFS below `directory`. It makes buckets as they are named."""
+    identity = {"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}
+    actions = ["Admin", "Read", "List", "Tagging", "Write"]
+    config = directory / "s3.json"
+    config.write_text(json.dumps({"identities": [{"name": "test", "credentials": [identity], "actions": actions}]}))
+    s3, s3_grpc, master, master_grpc, volume, volume_grpc, filer, filer_grpc = free_ports(8)
+    options = [
+        f"-dir={directory}",
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        f"-master.port={master}",
+        f"-master.port.grpc={master_grpc}",
+        "-master.volumeSizeLimitMB=64",
+        f"-volume.port={volume}",
+        f"-volume.port.grpc={volume_grpc}",
+        "-volume.max=0",
+        f"-filer.port={filer}",
+        f"-filer.port.grpc={filer_grpc}",
+        "-s3",
+        f"-s3.config={config}",
+        f"-s3.port={s3}",
+        f"-s3.port.grpc={s3_grpc}",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+    ]
+    with _running([str(_BIN / "weed"), "server", *options], directory / "log", s3) as endpoint:
+        yield endpoint
+
+
+@contextmanager
+def moto(directory: Path) -> Iterator[str]:
+    """The endpoint of a moto with the bucket in it. It takes every signature."""
+    (port,) = free_ports(1)
+    argv = [str(_BIN / "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
+    with _running(argv, directory / "log", port) as endpoint:
+        urllib.request.urlopen(urllib.request.Request(f"{endpoint}/{BUCKET}", method="PUT"), timeout=60).close()
+        yield endpoint
+
+
+@contextmanager
+def rclone(directory: Path) -> Iterator[str]:
+    """The endpoint of an rclone, which takes no notice of If-None-Match."""
+    (port,) = free_ports(1)
+    (directory / "objects" / BUCKET).mkdir(parents=True)
+    argv = [str(_BIN / "rclone"), "serve", "s3", "--config", "", "--addr", f"127.0.0.1:{port}"]
+    argv += ["--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", str(directory / "objects")]
+    with _running(argv, directory / "log", port) as endpoint:
+        yield endpoint
+
+
+def store_url(endpoint: str, prefix: str = "", bucket: str = BUCKET) -> str:
+    return f"s3://{bucket}/{prefix}?endpoint={endpoint}&region=us-east-1"
+
+
+@contextmanager
+def _running(argv: list[str], log: Path, port: int) -> Iterator[str]:
+    endpoint = f"http://127.0.0.1:{port}"
+    with log.open("wb") as output, subprocess.Popen(argv, stdout=output, stderr=output) as server:
+        try:
+
+            def answers() -> bool:
+                assert server.poll() is None, log.read_text()
+                try:
+                    urllib.request.urlopen(endpoint, timeout=10).close()
+                except urllib.error.HTTPError as answer:
+                    answer.close()
+                except OSError:
+                    return False
+                return True
+
+            eventually(answers, 120)
+            yield endpoint
+        finally:
+            server.kill()
