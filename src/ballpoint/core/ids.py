@@ -25,6 +25,11 @@ def new_secret() -> str:
     return secrets.token_urlsafe(32)
 
 
+def new_put_id() -> bytes:
+    """128 random bits, which tell a commit from any other that was tried under its name."""
+    return secrets.token_bytes(16)
+
+
 def new_instance_id() -> str:
     """Eight random hexadecimal digits: short, because an interface name has room for 15 characters (IFNAMSIZ)."""
     return secrets.token_hex(INSTANCE_ID_LENGTH // 2)

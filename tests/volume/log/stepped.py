@@ -166,16 +166,30 @@ class Schedule:
             if each.changes and self.chance.random() < 0.5:
                 self._late.append(each)
 
-    async def finish(self, process: str) -> Any:
-        """Let one process run to its end, alone, with nothing going wrong."""
+    async def finish(self, process: str, of: str | None = None) -> Any:
+        """Let one process run to its end, with nothing going wrong, while all others stand still.
+
+        Args:
+            of: whose store it uses, where that is another's.
+        """
         task = self.tasks[process]
         while not task.done():
             await self.settle()
-            for each in [each for each in self.waiting if each.process == process]:
+            for each in [each for each in self.waiting if each.process == (of or process)]:
                 self.waiting.remove(each)
                 self._happen(each)
             await self.settle()
         return task.result()
+
+    async def until_change(self, process: str) -> None:
+        """Let one process go on until it asks for a change, which does not happen yet."""
+        while True:
+            await self.settle()
+            (each,) = [each for each in self.waiting if each.process == process]
+            if each.changes:
+                return
+            self.waiting.remove(each)
+            self._happen(each)
 
     @staticmethod
     def _happen(each: Waiting) -> None:

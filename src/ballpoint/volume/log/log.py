@@ -1,0 +1,331 @@
+"""The log of one volume as one process sees it: read, taken over, written, trimmed (docs/volume-format.md)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final
+from uuid import UUID
+
+from ballpoint.core import ids
+from ballpoint.core.clock import SYSTEM_CLOCK, Clock
+from ballpoint.core.errors import CorruptError, FencedError, InternalError, NotFoundError
+from ballpoint.store.settle import create_settled
+from ballpoint.store.store import LIST_MAX, Store
+from ballpoint.volume.log.blob import Blob, Reference
+from ballpoint.volume.log.changes import Changes
+from ballpoint.volume.log.commit import Closed, Commit, Kind, Previous, State, decode_commit, encode_commit
+from ballpoint.volume.log.envelope import digest_of
+from ballpoint.volume.log.keys import NUMBER_MAX, CommitName, commits_prefix, parse_commit
+
+# A late writer must find them for ever.
+_STAY: Final = frozenset({"seal", "delete", "abandoned"})
+_DEAD: Final = frozenset({"delete", "abandoned"})
+_EVERYTHING: Final = Closed(NUMBER_MAX, NUMBER_MAX)
+
+
+@dataclass
+class View:
+    """What a volume is, after its log was read up to `head`.
+
+    Attributes:
+        lineage: the volume's.
+        head: the newest commit; digest: the hash of its envelope.
+        kind: of the newest commit.
+        complete: the newest commit that names everything; state: what it names. None of a fork that was abandoned.
+        changes: of the disk since then, oldest first.
+        settings: of the sprite, the newest.
+        trashed: as in State, the newest.
+        closed: up to which pack of the volume all are referred to, or garbage.
+        count: commits until now.
+    """
+
+    lineage: UUID
+    head: CommitName
+    digest: bytes
+    kind: Kind
+    complete: CommitName | None = None
+    state: State | None = None
+    changes: list[Changes] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    trashed: int | None = None
+    closed: Closed = Closed(0, 0)
+    count: int = 0
+
+    @property
+    def dead(self) -> bool:
+        """Whether the volume is closed for good."""
+        return self.kind in _DEAD
+
+    @property
+    def next(self) -> CommitName:
+        """Where the next commit goes; after a seal, a new epoch begins."""
+        if self.kind == "seal":
+            return CommitName(self.head.volume, self.head.epoch + 1, 1)
+        return CommitName(self.head.volume, self.head.epoch, self.head.number + 1)
+
+    def apply(self, commit: Commit, digest: bytes) -> None:
+        """Go on to the commit after `head`."""
+        self.head, self.digest, self.kind = commit.name, digest, commit.kind
+        self.count += 1
+        self.closed = max(self.closed, commit.closed)
+        if commit.state is not None:
+            self.complete, self.state = commit.name, commit.state
+            self.changes = []
+            self.settings, self.trashed, self.count = commit.state.settings, commit.state.trashed, commit.state.count
+        elif commit.kind == "seal":
+            self.closed = Closed(commit.name.epoch, NUMBER_MAX)
+        elif commit.kind == "data":
+            self.changes.append(commit.changes)
+        elif commit.kind == "settings":
+            assert commit.settings is not None
+            self.settings = commit.settings
+        elif commit.kind in ("trash", "untrash"):
+            self.trashed = commit.time if commit.kind == "trash" else None
+        elif commit.kind in _DEAD:
+            self.closed = _EVERYTHING
+
+
+async def read(store: Store, volume: UUID) -> View | None:
+    """Read a volume's log: from its head down to a commit that names everything. None where it has no commit.
+
+    Raises:
+        CorruptError: a commit is damaged, or gone although the log has not changed since.
+        ConflictError: one was made by a later version.
+    """
+    trouble: tuple[CommitName, CommitName] | None = None
+    while True:
+        page = await store.list(commits_prefix(volume), limit=1)
+        if not page:
+            return None
+        head = parse_commit(page[0].key)
+        found = await _chain(store, head)
+        if isinstance(found, CommitName):
+            # It was trimmed between the listing and now, and the log has another head; or it is lost.
+            if trouble == (head, found):
+                raise CorruptError(
+                    f"{found.key} is not there, and {head.key} needs it", hint="look at the store and its copies"
+                )
+            trouble = (head, found)
+            continue
+        (first, digest), *others = reversed(found)
+        view = View(first.lineage, first.name, digest, first.kind)
+        for each in ((first, digest), *others):
+            view.apply(*each)
+        return view
+
+
+async def _chain(store: Store, head: CommitName) -> list[tuple[Commit, bytes]] | CommitName:
+    """The commits from `head` down to one that names everything, with their hashes; or the name of one that is gone."""
+    chain: list[tuple[Commit, bytes]] = []
+    name, expected = head, b""
+    while True:
+        try:
+            data = await store.get(name.key)
+        except NotFoundError:
+            return name
+        if expected and digest_of(data) != expected:
+            return name
+        commit = decode_commit(data, name)
+        chain.append((commit, digest_of(data)))
+        if commit.state is not None or commit.previous is None:
+            return chain
+        expected = commit.previous.digest
+        name = CommitName(name.volume, commit.previous.epoch, commit.previous.number)
+
+
+async def begin(
+    store: Store, volume: UUID, lineage: UUID, state: State, *, writer: str, clock: Clock = SYSTEM_CLOCK
+) -> bool:
+    """Write a volume's first commit. Idempotent only within one call: False where the volume has one already.
+
+    Raises:
+        UnknownOutcomeError: it may be there now, or come later.
+    """
+    name = CommitName(volume, 1, 1)
+    commit = Commit(
+        name=name,
+        lineage=lineage,
+        put_id=ids.new_put_id(),
+        writer=writer,
+        time=_milliseconds(clock),
+        previous=None,
+        kind="root",
+        closed=Closed(0, 0),
+        changes=Changes(name),
+        state=state,
+    )
+    return await create_settled(store, name.key, encode_commit(commit), clock=clock)
+
+
+class Writer:
+    """The one process that may write a volume's log, until another takes it over. Made by `take_over`.
+
+    Attributes:
+        view: the volume after the last commit that is known to be there.
+        epoch: of its commits and packs.
+    """
+
+    def __init__(self, store: Store, view: View, writer: str, clock: Clock) -> None:
+        self._store = store
+        self._writer = writer
+        self._clock = clock
+        self._one = asyncio.Lock()
+        self._pending: tuple[Commit, bytes] | None = None
+        self._fenced = False
+        self._stay: set[CommitName] = set()
+        self.view = view
+        self.epoch = view.next.epoch
+
+    @classmethod
+    async def take_over(cls, store: Store, volume: UUID, *, writer: str, clock: Clock = SYSTEM_CLOCK) -> Writer | None:
+        """Seal what is there: whoever wrote until now can write no more.
+
+        A crash before the seal leaves nothing, after it an epoch without commits.
+
+        Args:
+            writer: who this is, for people.
+
+        Returns:
+            None where the volume has no log, or is closed for good.
+
+        Raises:
+            UnknownOutcomeError: the seal may be there now, or come later.
+            CorruptError, ConflictError: as `read`.
+        """
+        while True:
+            view = await read(store, volume)
+            if view is None or view.dead:
+                return None
+            seal = _commit(view, "seal", writer, clock, closed=view.closed)
+            data = encode_commit(seal)
+            if not await create_settled(store, seal.name.key, data, clock=clock):
+                continue  # somebody else was first
+            (highest,) = await store.list(commits_prefix(volume), limit=1)
+            if highest.key != seal.name.key:
+                continue  # it stands where a commit was trimmed, and seals nothing
+            view.apply(seal, digest_of(data))
+            return cls(store, view, writer, clock)
+
+    async def commit(
+        self,
+        kind: Kind,
+        *,
+        closed: Closed | None = None,
+        blocks: Iterable[tuple[int, Reference | Blob | None]] = (),
+        settings: dict[str, Any] | None = None,
+        state: State | None = None,
+    ) -> CommitName:
+        """Write the next commit. What it refers to is stored already.
+
+        Args:
+            closed: up to which pack of this volume all are referred to by now, or garbage; None: as before.
+            blocks: changes of the disk, for `data`: as `Changes.of`.
+            settings: for `settings`.
+            state: for commits that name everything; its `count` is of this commit.
+
+        Raises:
+            FencedError: another process has taken the volume over; nothing of this process will ever be in its log.
+            UnknownOutcomeError: it may be there now, or come later; the next call finds out before it writes.
+        """
+        async with self._one:
+            await self._settle()
+            name = self.view.next
+            commit = _commit(
+                self.view,
+                kind,
+                self._writer,
+                self._clock,
+                closed=closed or self.view.closed,
+                changes=Changes.of(name, blocks),
+                settings=settings,
+                state=state,
+            )
+            self._pending = commit, encode_commit(commit)
+            await self._settle()
+            return name
+
+    async def settle(self) -> None:
+        """Find out what became of a commit whose outcome is not known. Errors as `commit`."""
+        async with self._one:
+            await self._settle()
+
+    async def _settle(self) -> None:
+        if self._fenced:
+            raise FencedError(f"volume {self.view.head.volume} has another writer")
+        if self._pending is None:
+            return
+        commit, data = self._pending
+        if not await create_settled(self._store, commit.name.key, data, clock=self._clock):
+            self._fenced = True
+            raise FencedError(
+                f"volume {commit.name.volume} has another writer", hint="what is local and not committed is kept aside"
+            )
+        self._pending = None
+        self.view.apply(commit, digest_of(data))
+
+    async def trim(self) -> int:
+        """Delete commits that no reader needs any more. Idempotent; a crash leaves some of them.
+
+        Returns:
+            How many were deleted.
+
+        Raises:
+            UnknownOutcomeError: some may be there still.
+        """
+        if self.view.complete is None:
+            raise InternalError("a volume that is closed for good is not trimmed")
+        prefix, after = commits_prefix(self.view.head.volume), self.view.complete.key
+        deleted = 0
+        while page := await self._store.list(prefix, after=after):
+            doomed = [name for name in (parse_commit(item.key) for item in page) if not await self._stays(name)]
+            await self._store.delete([name.key for name in doomed])
+            deleted += len(doomed)
+            after = page[-1].key
+            if len(page) < LIST_MAX:
+                break
+        return deleted
+
+    async def _stays(self, name: CommitName) -> bool:
+        if name in self._stay:
+            return True
+        try:
+            kind = decode_commit(await self._store.get(name.key), name).kind
+        except NotFoundError:
+            return True  # gone already
+        if kind in _STAY:
+            self._stay.add(name)
+            return True
+        return False
+
+
+def _commit(
+    view: View,
+    kind: Kind,
+    writer: str,
+    clock: Clock,
+    *,
+    closed: Closed,
+    changes: Changes | None = None,
+    settings: dict[str, Any] | None = None,
+    state: State | None = None,
+) -> Commit:
+    name = view.next
+    return Commit(
+        name=name,
+        lineage=view.lineage,
+        put_id=ids.new_put_id(),
+        writer=writer,
+        time=_milliseconds(clock),
+        previous=Previous(view.head.epoch, view.head.number, view.digest),
+        kind=kind,
+        closed=closed,
+        changes=changes or Changes(name),
+        settings=settings,
+        state=state,
+    )
+
+
+def _milliseconds(clock: Clock) -> int:
+    return round(clock.now().timestamp() * 1000)
