@@ -28,9 +28,9 @@ LOST_REQUEST = Fate(forward=False, answer="none")
 SILENCE = Fate(forward=False, answer="never")
 
 
-def says(status: int, code: str = "", *, forward: bool = False) -> Fate:
+def says(status: int, code: str = "", message: str = "on purpose", *, forward: bool = False) -> Fate:
     """An answer of our own, as S3 gives it."""
-    body = f"<Error><Code>{code}</Code><Message>on purpose</Message></Error>"
+    body = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
     head = f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\nConnection: close\r\n"
     # Azure has the word in a header, too.
     return Fate(forward, f"{head}x-ms-error-code: {code}\r\n\r\n{body}")

@@ -196,5 +196,5 @@ class RemoteStore:
 
     def _fail(self, what: str, trouble: Trouble, *, unknown: bool) -> NoReturn:
         kind = UnknownOutcomeError if unknown else InvalidError if trouble.wrong else UnavailableError
-        # Without its cause, whose text has URLs, which may be signed.
+        # Without its cause, which quotes the server, as servers do signatures.
         raise kind(f"{self._name}: {what}: {trouble.reason}", hint=trouble.hint) from None

@@ -23,7 +23,7 @@ class Trouble:
     """A failed request.
 
     Attributes:
-        reason: for people. Never what obstore said as a whole: it has URLs, which may be signed.
+        reason: for people. Never what obstore said as a whole: it quotes the server, and servers quote signatures.
         status: of HTTP; None if there was no answer.
         code: the word in S3's, GCS's or Azure's error body, or "".
         wrong: obstore refused to make a request of it.
