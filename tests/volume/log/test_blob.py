@@ -80,8 +80,9 @@ def test_every_cut_is_found_also_where_its_length_was_recorded(content: bytes) -
     for bad in cut(blob.stored):
         for length in (len(blob.stored), len(bad)):
             piece = Piece(7, length, blob.flags, blob.hash)
-            with pytest.raises(CorruptError, match="block 5 cannot be read"):
+            with pytest.raises(CorruptError, match="block 5 cannot be read") as error:
                 decode_blob(bad, piece, limit=BLOCK_BYTES, key=KEY, touched="block 5")
+            assert (f"{len(bad)} bytes of {length}" in error.value.message) == (length != len(bad))
 
 
 def test_another_content_is_not_taken_for_this_one() -> None:

@@ -69,6 +69,11 @@ def test_changes_come_back_with_what_is_inline() -> None:
     assert decode_blob(stored, inside.piece, limit=BLOCK_BYTES, key=NAME.key, touched="") == b"inside"
 
 
+def test_changes_may_be_holes_alone() -> None:
+    changes = Changes.of(NAME, [(5, None)])
+    assert list(decode_commit(encode_commit(data_commit(changes=changes)), NAME).changes) == [Change(5, None)]
+
+
 def test_every_flipped_bit_and_every_cut_is_found() -> None:
     for bad in (*flipped(encode_commit(data_commit())), *cut(encode_commit(data_commit()))):
         with pytest.raises(CorruptError) as error:
@@ -103,6 +108,7 @@ DIGEST = bytes(32)
     "values",
     [
         {"previous": None},
+        {"previous": None, "changes": Changes(NAME), "kind": "root", "state": STATE},
         {"name": FIRST, "changes": Changes(FIRST)},
         {"previous": Previous(2, 1, DIGEST)},
         {"previous": Previous(1, 2, DIGEST)},

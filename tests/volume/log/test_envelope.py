@@ -81,6 +81,13 @@ def test_a_version_that_never_was_is_damage() -> None:
         envelope.unseal(PACK, forged(bytes(never)), KEY)
 
 
+def test_somebody_elses_object_is_no_envelope() -> None:
+    data = bytearray(sealed(PACK, HEADER, [b"body"]))
+    data[:6] = b"BALLPX"
+    with pytest.raises(CorruptError, match="does not begin as an object of Ballpoint"):
+        envelope.unseal(PACK, forged(bytes(data)), KEY)
+
+
 def test_one_kind_is_not_taken_for_another() -> None:
     for kind, other in ((COMMIT, PACK), (PACK, MEMBER), (MEMBER, COMMIT)):
         with pytest.raises(CorruptError, match="and not a"):

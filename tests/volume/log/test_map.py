@@ -206,6 +206,19 @@ def test_a_page_that_is_changed_for_ever_does_not_grow() -> None:
     assert used < 4 * PAGE_BLOCKS * PACK.size
 
 
+def test_a_pack_is_not_found_across_two_others() -> None:
+    # In memory the names stand one behind the other: of these, the third has the bytes of the first two, one byte on.
+    first = PackName(UUID(bytes=b"\1" + bytes(range(15))), 3 << 8, 4 << 8, b"\0" + bytes(range(15)))
+    second = PackName(VOLUME, 1, 1, bytes(16))
+    across = PackName(UUID(bytes=bytes(range(15)) + b"\0"), 3, 4, bytes(range(15)) + b"\1")
+    for order in ((first, second, across), (across, first, second, across)):
+        page = Page()
+        for index, pack in enumerate(order):
+            page[index] = Reference.to(pack, PIECE)
+        assert [place.holder for _, place in page] == list(order)
+        assert Page.decode(page.encode(), 3, KEY).encode() == page.encode()
+
+
 def test_what_is_missing_is_neither_read_nor_changed() -> None:
     shelf, mapped = Shelf(), Map()
     mapped[5] = Reference.to(HOME, PIECE)

@@ -86,7 +86,9 @@ def test_a_pack_is_not_taken_for_another() -> None:
         assert other.key in error.value.message
 
 
-@pytest.mark.parametrize("places", [[(1, 3)], [(0, 3)], [(0, 5)], [(0, 2), (1, 3)], [(0, 1), (2, 2)], []])
+@pytest.mark.parametrize(
+    "places", [[(1, 3)], [(0, 3)], [(0, 5)], [(0, 2), (1, 3)], [(0, 1), (0, 3)], [(1, 3), (0, 1)], []]
+)
 def test_blobs_that_do_not_fill_the_body_are_damage(places: list[tuple[int, int]]) -> None:
     def forge(blobs: list[tuple[int, int]]) -> bytes:
         entries = tuple(Entry(offset, length, PLAIN, bytes(16), "block") for offset, length in blobs)
