@@ -245,6 +245,16 @@ def test_what_is_missing_is_neither_read_nor_changed() -> None:
     assert mapped[0] == mapped[there] == Reference.to(HOME, PIECE)
 
 
+def test_a_page_that_was_emptied_is_none_of_the_roots() -> None:
+    shelf, mapped = Shelf(), Map()
+    mapped[5] = mapped[PAGE_BLOCKS] = Reference.to(HOME, PIECE)
+    shelf.put_pages(mapped)
+    mapped[5] = None
+    shelf.put_pages(mapped)
+    assert set(decode_root(mapped.encode_root(), KEY)) == {1}
+    assert mapped.missing([5]) == {} and mapped[5] is None
+
+
 def test_a_page_that_is_loaded_twice_keeps_its_changes() -> None:
     shelf, mapped = Shelf(), Map()
     mapped[5] = Reference.to(HOME, PIECE)
