@@ -35,7 +35,10 @@ async def test_what_is_created_is_there(store: Store) -> None:
 
 async def test_an_empty_object_is_one(store: Store) -> None:
     assert await store.create("empty", b"")
-    assert await store.get("empty") == b""
+    for length in (None, 0, 10):
+        assert await store.get("empty", 0, length) == b""
+    with pytest.raises(InvalidError):
+        await store.get("empty", 1, 1)
     assert not await store.create("empty", b"not")
 
 
