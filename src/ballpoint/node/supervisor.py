@@ -135,7 +135,7 @@ def stop(config: NodeConfig) -> Stopped:
     if left:
         asyncio.run(_clean(config))
     remove_tree(config.run)
-    left = drop_devices(config.node_id, RUN_ROOT) or left
+    drop_devices(config.node_id, RUN_ROOT)
     if ran:
         return "stopped"
     return "removed" if left else "nothing"
