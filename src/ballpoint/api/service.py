@@ -7,9 +7,13 @@ from typing import Protocol
 
 from ballpoint.core.types import Caller
 from ballpoint.node.views import (
+    CheckpointView,
+    DiskView,
     EventView,
+    NewFork,
     NewSprite,
     Privileges,
+    Progress,
     SpriteChanges,
     SpritePage,
     SpriteView,
@@ -71,3 +75,69 @@ class NodeService(Protocol):
 
     async def clear_privileges(self, caller: Caller, name: str) -> None:
         """Go back to the default privileges. Idempotent."""
+
+
+class DiskService(Protocol):
+    """What a node does with the states of sprites' disks. What `NodeService` says of its verbs holds for these, too.
+
+    The verbs that return `Progress` raise what refuses them before the first item; what fails later they raise in
+    place of the next, or tell in an item of kind `error`. The last item of a success is of kind `complete`. The
+    iterator is closed when its reader goes away, and the verb goes on.
+    """
+
+    def checkpoint(self, caller: Caller, name: str, *, comment: str, wait_durable: bool) -> AsyncIterator[Progress]:
+        """Keep the disk's present state under the next id. Not idempotent: each call makes one.
+
+        With `wait_durable` it is complete once the store has it, else once this host has. After a crash half-way it is
+        there whole or not at all.
+        """
+
+    def restore(self, caller: Caller, name: str, checkpoint_id: str) -> AsyncIterator[Progress]:
+        """Give the sprite the disk of that checkpoint, and start it over it.
+
+        The disk it has until then is kept in an automatic checkpoint.
+        Not idempotent, as each call replaces what is there. After a failure or a crash half-way the sprite has either
+        disk, whole.
+
+        Raises:
+            NotFoundError: there is no such checkpoint.
+            ConflictError: another restore of the sprite is under way.
+        """
+
+    async def checkpoints(self, caller: Caller, name: str, *, include_auto: bool) -> list[CheckpointView]:
+        """The sprite's checkpoints, oldest first; automatic ones only with `include_auto`."""
+
+    async def get_checkpoint(self, caller: Caller, name: str, checkpoint_id: str) -> CheckpointView:
+        """One checkpoint, also an automatic one.
+
+        Raises:
+            NotFoundError: there is no such checkpoint.
+        """
+
+    async def forget(self, caller: Caller, name: str, checkpoint_id: str) -> None:
+        """Drop a checkpoint; room that nothing else uses is freed later. A second call finds none.
+
+        Raises:
+            NotFoundError: there is no such checkpoint.
+            ConflictError: the disk came from it last.
+        """
+
+    async def fork(self, caller: Caller, name: str, request: NewFork) -> SpriteView:
+        """Make a sprite whose disk begins as that of `name`, and return it ready for its first command.
+
+        Not idempotent. After a crash half-way the new sprite is finished or gone; the other one is never changed.
+
+        Raises:
+            NotFoundError: there is no such checkpoint.
+            ConflictError: the new name is taken.
+        """
+
+    async def sync(self, caller: Caller, name: str) -> DiskView:
+        """Wait until the store has everything that was written to the disk before the call. Idempotent.
+
+        Raises:
+            UnavailableError: the store does not take it in time; what was written stays here and is tried again.
+        """
+
+    async def disk(self, caller: Caller, name: str) -> DiskView:
+        """Where the disk is, and how far the store is behind it. Wakes nothing and asks the store nothing."""

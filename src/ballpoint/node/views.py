@@ -12,6 +12,9 @@ Health = Literal["ok", "degraded"]
 UrlAuth = Literal["sprite", "public"]
 PrivateAccess = Literal["admins", "org_users"]
 Profile = Literal["", "minimal", "standard", "privileged"]
+CheckpointHealth = Literal["", "mount_failed"]
+ProgressKind = Literal["info", "error", "complete"]
+DiskPlace = Literal["local", "partly", "store"]
 
 
 class SpriteConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,3 +163,73 @@ class Privileges(msgspec.Struct, frozen=True, kw_only=True):
     profile: Profile = ""
     devices: tuple[str, ...] = ()
     no_new_privileges: bool = False
+
+
+class CheckpointView(msgspec.Struct, frozen=True, kw_only=True):
+    """A state of a sprite's disk that is kept.
+
+    Attributes:
+        id: `v0`, `v1`, ... in the order of their making, or `auto-...`; never used again for another state.
+        comment: what its maker said of it; empty where nothing was said.
+        is_auto: made by the node itself, before it replaced that state.
+        durable: whether it is in the store, so that it outlives this host.
+        source_id: checkpoint that the disk had last come from when this one was made; None where it had from none.
+        health: empty while it can be read; `mount_failed` where it cannot be shown inside the sprite.
+        history: checkpoints whose state went before this one, oldest first, up to `source_id`.
+    """
+
+    id: str
+    create_time: datetime
+    comment: str
+    is_auto: bool
+    durable: bool
+    source_id: str | None = None
+    health: CheckpointHealth = ""
+    history: tuple[str, ...] = ()
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """A step of a verb that takes its time.
+
+    Attributes:
+        kind: `info` where there is more to come; `complete` and `error` are the last, after success and failure.
+        data: a sentence for people, with the new checkpoint's id where one was made.
+    """
+
+    kind: ProgressKind
+    data: str
+    time: datetime
+
+
+class NewFork(msgspec.Struct, frozen=True, kw_only=True):
+    """A request for a sprite whose disk begins as another's.
+
+    Attributes:
+        name: of the new sprite; already checked by `core.ids.check_name`.
+        checkpoint: state of the other's disk to begin with; None takes the present one, by an automatic checkpoint.
+    """
+
+    name: str
+    checkpoint: str | None = None
+
+
+class DiskView(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a sprite's disk is, and how much of it would survive its host.
+
+    Attributes:
+        place: `local`, whole on this host; `partly`, while it is being fetched; `store`, only there.
+        bytes_written: bytes of it that hold anything.
+        bytes_stored: bytes that its objects take in the store, those shared with its forks included.
+        checkpoints: how many it has, automatic ones included.
+        lag_seconds: for how long its oldest change that the store lacks has waited; None where the store lacks nothing.
+        durable_at: when the latest state in the store was taken; None where the store holds none.
+        size: bytes it can hold.
+    """
+
+    place: DiskPlace
+    bytes_written: int
+    bytes_stored: int
+    checkpoints: int
+    lag_seconds: float | None
+    durable_at: datetime | None
+    size: int
