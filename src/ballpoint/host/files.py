@@ -5,9 +5,12 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from ballpoint.host import filesystem
 
 
 def fsync_directory(path: Path) -> None:
@@ -61,9 +64,28 @@ def flocked(path: Path) -> Iterator[None]:
 
 
 def remove_tree(path: Path) -> bool:
-    """Remove `path` and all below it, not crossing symbolic links. Returns whether it was there."""
+    """Remove `path` and all below it, also immutable files, not crossing symbolic links. Returns whether it was."""
+
+    def retry(remove: Callable[[str], object], name: str, failure: tuple[Any, BaseException, Any]) -> None:
+        if not isinstance(failure[1], PermissionError) or remove is not os.unlink:
+            raise failure[1]
+        remove_file(Path(name))
+
     try:
-        shutil.rmtree(path)
+        shutil.rmtree(path, onerror=retry)
     except FileNotFoundError:
         return False
     return True
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file, also an immutable one. Idempotent."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        filesystem.set_immutable(fd, False)
+    finally:
+        os.close(fd)
+    path.unlink(missing_ok=True)

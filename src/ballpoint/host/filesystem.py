@@ -1,7 +1,8 @@
-"""File-system ioctls: reflinks, freezing, trimming, extent hints (ioctl_ficlonerange(2), fs.h, fiemap.h)."""
+"""File-system calls: reflinks, freezing, trimming, extent hints, flags (ioctl_ficlonerange(2), syncfs(2), fs.h)."""
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -9,11 +10,16 @@ import struct
 from pathlib import Path
 
 from ballpoint.host import mount
+from ballpoint.host.libc import libc
 
 _FICLONE = 0x40049409
 _FIFREEZE = 0xC0045877
 _FITHAW = 0xC0045878
 _FITRIM = 0xC0185879
+_FS_IOC_GETFLAGS = 0x80086601
+_FS_IOC_SETFLAGS = 0x40086602
+_FS_IOC_GETVERSION = 0x80087601
+_FS_IMMUTABLE_FL = 0x10
 _FS_IOC_FSGETXATTR = 0x801C581F
 _FS_IOC_FSSETXATTR = 0x401C5820
 # struct fsxattr: fsx_xflags fsx_extsize fsx_nextents fsx_projid fsx_cowextsize fsx_pad[8]
@@ -52,6 +58,29 @@ def set_cowextsize(fd: int, size: int) -> None:
     flags, extsize, extents, project, _, padding = _FSXATTR.unpack(state)
     changed = _FSXATTR.pack(flags | _FS_XFLAG_COWEXTSIZE, extsize, extents, project, size, padding)
     fcntl.ioctl(fd, _FS_IOC_FSSETXATTR, bytearray(changed))
+
+
+def set_immutable(fd: int, immutable: bool) -> None:
+    """Let nobody write to, rename or unlink the file `fd`, not even root (chattr(1), +i); or let everybody again."""
+    flags = ctypes.c_long(0)
+    fcntl.ioctl(fd, _FS_IOC_GETFLAGS, flags)
+    wanted = flags.value | _FS_IMMUTABLE_FL if immutable else flags.value & ~_FS_IMMUTABLE_FL
+    if wanted != flags.value:
+        fcntl.ioctl(fd, _FS_IOC_SETFLAGS, ctypes.c_long(wanted))
+
+
+def generation(fd: int) -> int:
+    """What tells the file `fd` from an earlier one that had the same inode number."""
+    number = ctypes.c_long(0)
+    fcntl.ioctl(fd, _FS_IOC_GETVERSION, number)
+    return number.value & 0xFFFFFFFF
+
+
+def syncfs(fd: int) -> None:
+    """Write everything out that is dirty in the file system of `fd`."""
+    if libc.syncfs(fd) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), "syncfs")
 
 
 def fifreeze(fd: int) -> bool:

@@ -82,13 +82,18 @@ def backed() -> dict[tuple[int, int], str]:
     return found
 
 
+def identity(path: Path) -> tuple[int, int]:
+    """By what a file is known as the backing of a device, whatever it is called: (st_dev, st_ino)."""
+    stat = path.stat()
+    return stat.st_dev, stat.st_ino
+
+
 def find_by_backing(path: Path) -> str | None:
     """The device `path` is attached to, known by the file's device and inode; None where there is none."""
     try:
-        stat = path.stat()
+        return backed().get(identity(path))
     except FileNotFoundError:
         return None
-    return backed().get((stat.st_dev, stat.st_ino))
 
 
 def _backing(device: str) -> tuple[int, int] | None:
@@ -121,18 +126,20 @@ class Attachments:
 
     def attach(self, path: Path) -> tuple[str, int]:
         """As `loop.attach`; the device is known from now on."""
-        stat = path.stat()
+        file = identity(path)
         device, fd = attach(path)
-        self._devices[stat.st_dev, stat.st_ino] = device
+        self._devices[file] = device
         return device, fd
 
     def find(self, path: Path) -> str | None:
         """The device `path` is attached to; None where there is none (any more)."""
         try:
-            stat = path.stat()
+            return self.find_file(identity(path))
         except FileNotFoundError:
             return None
-        file = stat.st_dev, stat.st_ino
+
+    def find_file(self, file: tuple[int, int]) -> str | None:
+        """As `find`, of the file that `identity` gave: it may have another name by now, or none."""
         device = self._devices.get(file)
         # It goes by itself with its last user, and its number to the next who attaches something.
         if device is not None and _backing(device) != file:
@@ -143,6 +150,10 @@ class Attachments:
     def wait_released(self, path: Path, timeout: float) -> None:
         """`loop.wait_released` of the device of `path`."""
         _wait(lambda: self.find(path), path, timeout)
+
+    def wait_file_released(self, file: tuple[int, int], path: Path, timeout: float) -> None:
+        """As `wait_released`, of the file that `identity` gave; `path` is what the error calls it."""
+        _wait(lambda: self.find_file(file), path, timeout)
 
 
 def hold_devices(node_id: str, root: Path) -> None:

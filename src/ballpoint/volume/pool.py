@@ -1,6 +1,7 @@
 """The volume pool of a node: where disk images live, share extents, and are attached from.
 
-Layout below DATA/pool (docs/volume-layout.md): templates/KEY.img, volumes/ID/{disk.img,volume.json}, staging/, trash/.
+Layout below DATA/pool (docs/volume-layout.md): templates/KEY.img, staging/, trash/,
+volumes/ID/{disk.img,volume.json,record.json,snapshots/}.
 A volume exists from the rename out of staging/ to the rename into trash/; both directories are emptied at the start.
 """
 
@@ -26,6 +27,8 @@ from ballpoint.core.errors import (
 )
 from ballpoint.host import filesystem, loop, mount, process, staging
 from ballpoint.host.files import fsync_directory, remove_tree, try_flock
+from ballpoint.volume import snapshots
+from ballpoint.volume.record import Record, write_record
 
 _GIB = 1 << 30
 _MIB = 1 << 20
@@ -73,12 +76,14 @@ class AttachedVolume:
 
     Attributes:
         id: the volume's.
+        image: where its image was when it was attached; another one may have taken the name since.
         mount: descriptor of the whole ext4 root.
         device: its loop device.
     """
 
     def __init__(self, volume_id: str, image: Path, mount_fd: int, device: str, attachments: loop.Attachments) -> None:
         self._attachments = attachments
+        self._file = loop.identity(image)
         self.id = volume_id
         self.image = image
         self.mount = mount_fd
@@ -93,7 +98,7 @@ class AttachedVolume:
         if self.mount >= 0:
             staging.close(self.mount)
             self.mount = -1
-        self._attachments.wait_released(self.image, timeout)
+        self._attachments.wait_file_released(self._file, self.image, timeout)
 
     def release(self) -> None:
         """Let go of this process's descriptor only; the sprite goes on using the disk."""
@@ -234,38 +239,103 @@ class VolumePool:
             NotFoundError: there is no such template.
             UnavailableError: the pool is full.
         """
-        _check_id(volume_id)
         _check_id(template)
+        source = self.root / "templates" / f"{template}.img"
+        if not source.exists():
+            raise NotFoundError(f"there is no template {template}")
+        self._create(volume_id, source, meta, lambda staged: None)
+
+    def fork(self, volume_id: str, *, of: str, sequence: int, record: Record) -> None:
+        """Make a volume of a snapshot of another, which becomes its own first snapshot, too. It shares all blocks.
+
+        Args:
+            of: id of the other volume.
+            sequence: of its snapshot.
+            record: of the new volume, whose `sequence` its first snapshot gets.
+
+        Raises:
+            CorruptError: the snapshot is not there; others as `create`.
+        """
+        source = snapshots.path_of(self.directory(of), sequence)
+        if not source.exists():
+            raise CorruptError(f"the snapshot {source} is not there", hint="the pool has lost a file")
+
+        def complete(staged: Path) -> None:
+            snapshots.clone(source, staged, record.sequence)
+            snapshots.keep(staged, record.sequence)
+            write_record(staged, record)
+
+        self._create(volume_id, source, self.meta(of), complete)
+
+    def _create(self, volume_id: str, source: Path, meta: dict[str, str], complete: Callable[[Path], None]) -> None:
+        _check_id(volume_id)
         self.require_room()
         final = self.volumes_directory / volume_id
         if final.exists():
             raise ConflictError(f"volume {volume_id} exists")
-        try:
-            source = os.open(self.root / "templates" / f"{template}.img", os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError as error:
-            raise NotFoundError(f"there is no template {template}") from error
         staged = self.root / "staging" / volume_id
-        try:
-            remove_tree(staged)
-            staged.mkdir()
-            target = os.open(staged / "disk.img", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            try:
-                filesystem.set_cowextsize(target, 4096)
-                filesystem.ficlone(source, target)
-            finally:
-                os.close(target)
+        remove_tree(staged)
+        staged.mkdir()
+        with _room():
+            _clone_disk(source, staged / "disk.img")
+            complete(staged)
             with (staged / "volume.json").open("w") as file:
                 json.dump({"format": _FORMAT, **meta}, file)
                 file.flush()
                 os.fsync(file.fileno())  # the clone with it: XFS writes its log in order, up to this file's entries
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise _full() from error
-            raise
-        finally:
-            os.close(source)
         staged.rename(final)
         fsync_directory(self.volumes_directory)
+
+    # ---- another image for a volume ----
+
+    def stage(self, volume_id: str, sequence: int) -> Path:
+        """An image that may become the disk of a volume: a clone of one of its snapshots. The next start removes it.
+
+        Raises:
+            UnavailableError: the pool is full.
+            CorruptError: the snapshot is not there.
+        """
+        self.require_room()
+        staged = self.root / "staging" / f"{volume_id}.img"
+        source = snapshots.path_of(self.directory(volume_id), sequence)
+        if not source.exists():
+            raise CorruptError(f"the snapshot {source} is not there", hint="the pool has lost a file")
+        self._attachments.wait_released(staged, _DETACH_SECONDS)
+        staged.unlink(missing_ok=True)
+        with _room():
+            _clone_disk(source, staged)
+        with staged.open("rb") as file:
+            os.fsync(file.fileno())
+        return staged
+
+    def attach_staged(self, volume_id: str, staged: Path) -> AttachedVolume:
+        """Mount a staged image, beside the volume's own that may be attached."""
+        with self._attaching:
+            return self._attach(volume_id, staged)
+
+    def replace_disk(self, volume_id: str, staged: Path) -> None:
+        """Let a staged image be the disk of a volume. What used the old one goes on using that, under no name.
+
+        A crash leaves the one or the other.
+        """
+        staged.rename(self.directory(volume_id) / "disk.img")
+        fsync_directory(self.directory(volume_id))
+
+    def is_local(self, volume_id: str) -> bool:
+        """Whether the disk of a volume is here, and not in the store only."""
+        return (self.directory(volume_id) / "disk.img").exists()
+
+    def directory(self, volume_id: str) -> Path:
+        """Where everything of a volume is kept.
+
+        Raises:
+            NotFoundError: there is no such volume.
+        """
+        _check_id(volume_id)
+        directory = self.volumes_directory / volume_id
+        if not directory.is_dir():
+            raise NotFoundError(f"there is no volume {volume_id}")
+        return directory
 
     def attach(self, volume_id: str) -> AttachedVolume:
         """Mount a volume.
@@ -328,7 +398,7 @@ class VolumePool:
             ConflictError: a later version of this program made it.
             CorruptError: it cannot be read.
         """
-        return _description(self._image(volume_id).parent)
+        return _description(self.directory(volume_id))
 
     def shortfall(self) -> int:
         """As the function `shortfall`; 0 where the pool needs no file."""
@@ -364,10 +434,9 @@ class VolumePool:
         return PoolUsage(total, free, soft=min(2 * hard, total // 2), hard=hard)
 
     def _image(self, volume_id: str) -> Path:
-        _check_id(volume_id)
-        image = self.volumes_directory / volume_id / "disk.img"
+        image = self.directory(volume_id) / "disk.img"
         if not image.exists():
-            raise NotFoundError(f"there is no volume {volume_id}")
+            raise NotFoundError(f"the disk of volume {volume_id} is not here", hint="it is in the store only")
         return image
 
     def _attach(self, volume_id: str, image: Path) -> AttachedVolume:
@@ -389,6 +458,29 @@ def shortfall(data: Path) -> int:
     except FileNotFoundError:
         return 0
     return max(0, stat.st_size - stat.st_blocks * 512 - filesystem.free_bytes(data))
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise _full() from error
+        raise
+
+
+def _clone_disk(source: Path, target: Path) -> None:
+    from_fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        to_fd = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            filesystem.set_cowextsize(to_fd, 4096)
+            filesystem.ficlone(from_fd, to_fd)
+        finally:
+            os.close(to_fd)
+    finally:
+        os.close(from_fd)
 
 
 def _full() -> UnavailableError:

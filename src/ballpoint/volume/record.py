@@ -1,0 +1,194 @@
+"""What a node keeps beside a disk: the record of its checkpoints, and of how far its log has come.
+
+It lies in the pool's own file system, beside the snapshots it names, and is replaced as a whole: a database elsewhere
+would not be ordered with them (docs/volume-layout.md).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final, Literal
+from uuid import UUID
+
+import msgspec
+
+from ballpoint.core.errors import ConflictError, CorruptError, NotFoundError
+from ballpoint.host.files import write_atomically
+
+_NAME: Final = "record.json"
+# A higher one says that a later version of this program must be asked.
+_FORMAT: Final = 1
+
+
+class Base(msgspec.Struct, frozen=True, kw_only=True):
+    """The snapshot that the log's newest state of the disk was made from.
+
+    Attributes:
+        sequence: of the snapshot.
+        inode, generation: of its file: another one of that name is no base.
+        epoch, number: the commit.
+    """
+
+    sequence: int
+    inode: int
+    generation: int
+    epoch: int
+    number: int
+
+
+class Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """A checkpoint.
+
+    Attributes:
+        id: `v0`, `v1`, ... in the order of creation, or `auto-...`.
+        time: milliseconds since 1970.
+        comment: the user's.
+        auto: nobody asked for it.
+        image: digest of the standard image below the disk.
+        sequence: of its snapshot; None where that is only in the store.
+        durable: it is in the log.
+        source: the checkpoint that the disk came from when this one was made; None where it came from none.
+    """
+
+    id: str
+    time: int
+    comment: str
+    auto: bool
+    image: str
+    sequence: int | None
+    durable: bool
+    source: str | None = None
+
+
+class Operation(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that has been done here and is not in the log yet.
+
+    Attributes:
+        kind: `checkpoint`: one was made; `restore`: the disk became one; `forget`: one was deleted.
+        id: of the checkpoint.
+        sequence: of its snapshot, for `checkpoint` and `restore`.
+    """
+
+    kind: Literal["checkpoint", "restore", "forget"]
+    id: str
+    sequence: int = 0
+
+
+class Origin(msgspec.Struct, frozen=True, kw_only=True):
+    """What a fork was made from, until its log begins.
+
+    Attributes:
+        volume: in the log.
+        checkpoint: its id.
+        sequence: of the fork's own snapshot of it.
+    """
+
+    volume: UUID
+    checkpoint: str
+    sequence: int
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """The record of one volume.
+
+    Attributes:
+        volume: its name in the log.
+        lineage: its name in the store.
+        size: apparent size of the disk in bytes.
+        image: digest of the standard image below the disk.
+        epoch: the last one of the log that this node wrote in; 0 where the log has not begun.
+        origin: of a fork whose log has not begun.
+        sequence: the last one given to a snapshot.
+        base: None where nothing is known of the disk's difference from the log.
+        snapshot_mtime_ns: when the disk was last written before the newest snapshot that is in the log.
+        snapshot_time: when that was made, in milliseconds since 1970: up to then everything is in the store.
+        settings: hash of the sprite's settings in the log, hexadecimal.
+        checkpoints: oldest first.
+        next: number of the next checkpoint that is asked for.
+        current: id of the checkpoint that the disk was last restored from, or forked from.
+        pending: what is not in the log yet, in order.
+        bytes_written, bytes_stored: what went into the log since the volume is here, as it was and as it is stored.
+    """
+
+    volume: UUID
+    lineage: UUID
+    size: int
+    image: str
+    epoch: int = 0
+    origin: Origin | None = None
+    sequence: int = 0
+    base: Base | None = None
+    snapshot_mtime_ns: int = 0
+    snapshot_time: int = 0
+    settings: str = ""
+    checkpoints: tuple[Kept, ...] = ()
+    next: int = 0
+    current: str | None = None
+    pending: tuple[Operation, ...] = ()
+    bytes_written: int = 0
+    bytes_stored: int = 0
+
+    @property
+    def snapshots(self) -> set[int]:
+        """The sequences of all snapshots that are needed."""
+        found = {each.sequence for each in self.checkpoints if each.sequence is not None}
+        found.update(each.sequence for each in self.pending if each.sequence)
+        if self.base is not None:
+            found.add(self.base.sequence)
+        if self.origin is not None:
+            found.add(self.origin.sequence)
+        return found
+
+    def checkpoint(self, checkpoint_id: str) -> Kept:
+        """
+        Raises:
+            NotFoundError: there is none of that id.
+        """
+        for each in self.checkpoints:
+            if each.id == checkpoint_id:
+                return each
+        raise NotFoundError(
+            f"there is no checkpoint {checkpoint_id[:80]!r}", hint="checkpoint list shows those there are"
+        )
+
+    def with_checkpoint(self, changed: Kept) -> Record:
+        """This record with a checkpoint replaced by a changed one of the same id."""
+        replaced = tuple(changed if each.id == changed.id else each for each in self.checkpoints)
+        return msgspec.structs.replace(self, checkpoints=replaced)
+
+
+class _Stored(msgspec.Struct, frozen=True):
+    format: int
+    record: msgspec.Raw
+
+
+def read_record(directory: Path) -> Record:
+    """The record of the volume in `directory`.
+
+    Raises:
+        NotFoundError: it has none.
+        ConflictError: a later version of this program wrote it.
+        CorruptError: it is damaged.
+    """
+    file = directory / _NAME
+    try:
+        stored = msgspec.json.decode(file.read_bytes(), type=_Stored)
+        if stored.format > _FORMAT:
+            raise ConflictError(
+                f"the record of volume {directory.name} has the format {stored.format}, and this version knows"
+                f" {_FORMAT} at most",
+                hint="start the later version that wrote it",
+            )
+        return msgspec.json.decode(stored.record, type=Record)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"volume {directory.name} has no record") from error
+    except (OSError, msgspec.DecodeError) as error:
+        raise CorruptError(
+            f"{file} is damaged: {error}", hint="docs/volume-layout.md says what belongs there"
+        ) from error
+
+
+def write_record(directory: Path, record: Record) -> None:
+    """Replace the record. Durable when it returns; a crash leaves the old one."""
+    stored = _Stored(_FORMAT, msgspec.Raw(msgspec.json.encode(record)))
+    write_atomically(directory / _NAME, msgspec.json.encode(stored), 0o600)
