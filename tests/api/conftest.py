@@ -15,7 +15,7 @@ from .double import NodeDouble, caller_header
 def served() -> tuple[NodeDouble, FastAPI]:
     """One application for all tests, as it keeps no state, and the node behind it."""
     node = NodeDouble()
-    return node, make_app(node)
+    return node, make_app(node, node)
 
 
 @pytest.fixture

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import builtins
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,10 +14,14 @@ import msgspec
 from ballpoint.core.errors import ConflictError, InvalidError, NotFoundError
 from ballpoint.core.types import Caller
 from ballpoint.node.views import (
+    CheckpointView,
     Counts,
+    DiskView,
     EventView,
+    NewFork,
     NewSprite,
     Privileges,
+    Progress,
     SpriteChanges,
     SpritePage,
     SpriteView,
@@ -32,14 +38,15 @@ def caller_header(caller: Caller = ALICE) -> dict[str, str]:
 
 
 class NodeDouble:
-    """Implements `NodeService`.
+    """Implements `NodeService` and `DiskService`.
 
     Attributes:
         failure: raised by every verb while it is set.
         asked: each verb's name and arguments, in order.
-        more: wakes `follow`ing readers of events; a False in it ends them.
-        late_failure: raised after the first event.
-        open_streams: event iterators that were begun and not closed; `closed` is set when one is closed.
+        more: wakes `follow`ing readers of events, and while `slow` is set lets a checkpoint or restore come to its
+            end; a False in it breaks them off.
+        late_failure: raised after the first event, and after the first step of a checkpoint or restore.
+        open_streams: iterators that were begun and not closed; `closed` is set when one is closed.
     """
 
     def __init__(self) -> None:
@@ -49,11 +56,13 @@ class NodeDouble:
         """Forget everything."""
         self.sprites: dict[tuple[str, str], SpriteView] = {}
         self.policies: dict[tuple[str, str], Privileges] = {}
+        self.checkpoints_of: dict[tuple[str, str], list[CheckpointView]] = {}
         self.requests: list[NewSprite] = []
         self.failure: Exception | None = None
         self.late_failure: Exception | None = None
         self.asked: list[tuple[str, Any]] = []
         self.more: asyncio.Queue[bool] = asyncio.Queue()
+        self.slow = False
         self.open_streams = 0
         self.closed = asyncio.Event()
         self.counts = Counts(running=1, warm=2, cold=3)
@@ -132,6 +141,18 @@ class NodeDouble:
         self._meet("restart")
         return self._find(caller, name)
 
+    async def sleep(self, caller: Caller, name: str) -> SpriteView:
+        self._meet("sleep")
+        return self._change(caller, name, status="cold")
+
+    async def wake(self, caller: Caller, name: str) -> SpriteView:
+        self._meet("wake")
+        return self._change(caller, name, status="running")
+
+    def _change(self, caller: Caller, name: str, **fields: Any) -> SpriteView:
+        view = self.sprites[caller.org_id, name] = msgspec.structs.replace(self._find(caller, name), **fields)
+        return view
+
     async def events(self, caller: Caller, name: str, *, follow: bool) -> AsyncIterator[EventView]:
         self._meet("events", follow=follow)
         self._find(caller, name)
@@ -167,3 +188,96 @@ class NodeDouble:
         self._meet("clear_privileges")
         self._find(caller, name)
         self.policies.pop((caller.org_id, name), None)
+
+    async def checkpoint(
+        self, caller: Caller, name: str, *, comment: str, wait_durable: bool
+    ) -> AsyncIterator[Progress]:
+        self._meet("checkpoint", comment=comment, wait_durable=wait_durable)
+        self._find(caller, name)
+        made = self._checkpoints(caller, name)
+        view = CheckpointView(
+            id=f"v{len(made)}",
+            create_time=START,
+            comment=comment,
+            is_auto=False,
+            durable=wait_durable,
+            source_id=made[-1].id if made else None,
+            history=tuple(each.id for each in made),
+        )
+        made.append(view)
+        async with aclosing(self._steps("the disk is kept", f"{name} has the checkpoint {view.id}")) as steps:
+            async for step in steps:
+                yield step
+
+    async def restore(self, caller: Caller, name: str, checkpoint_id: str) -> AsyncIterator[Progress]:
+        self._meet("restore", checkpoint_id=checkpoint_id)
+        self._checkpoint(caller, name, checkpoint_id)
+        async with aclosing(self._steps("the disk is there", f"{name} runs from {checkpoint_id}")) as steps:
+            async for step in steps:
+                yield step
+
+    async def _steps(self, first: str, last: str) -> AsyncGenerator[Progress]:
+        self.open_streams += 1
+        try:
+            yield Progress(kind="info", data=first, time=START)
+            if self.late_failure is not None:
+                raise self.late_failure
+            if not self.slow or await self.more.get():
+                yield Progress(kind="complete", data=last, time=START + timedelta(seconds=1))
+        finally:
+            self.open_streams -= 1
+            self.closed.set()
+
+    def _checkpoints(self, caller: Caller, name: str) -> builtins.list[CheckpointView]:
+        self._find(caller, name)
+        return self.checkpoints_of.setdefault((caller.org_id, name), [])
+
+    async def checkpoints(self, caller: Caller, name: str, *, include_auto: bool) -> builtins.list[CheckpointView]:
+        self._meet("checkpoints", include_auto=include_auto)
+        return [each for each in self._checkpoints(caller, name) if include_auto or not each.is_auto]
+
+    async def get_checkpoint(self, caller: Caller, name: str, checkpoint_id: str) -> CheckpointView:
+        self._meet("get_checkpoint", checkpoint_id=checkpoint_id)
+        return self._checkpoint(caller, name, checkpoint_id)
+
+    def _checkpoint(self, caller: Caller, name: str, checkpoint_id: str) -> CheckpointView:
+        for each in self._checkpoints(caller, name):
+            if each.id == checkpoint_id:
+                return each
+        raise NotFoundError(f"there is no checkpoint {checkpoint_id!r}", hint="checkpoint list shows those there are")
+
+    async def forget(self, caller: Caller, name: str, checkpoint_id: str) -> None:
+        self._meet("forget", checkpoint_id=checkpoint_id)
+        found = self._checkpoint(caller, name, checkpoint_id)
+        made = self._checkpoints(caller, name)
+        if found is made[-1]:
+            raise ConflictError(f"{checkpoint_id} is in use", hint="make another first", code="in_use")
+        made.remove(found)
+
+    async def fork(self, caller: Caller, name: str, request: NewFork) -> SpriteView:
+        self._meet("fork", request=request)
+        self._find(caller, name)
+        if request.checkpoint is not None:
+            self._checkpoint(caller, name, request.checkpoint)
+        if (caller.org_id, request.name) in self.sprites:
+            raise ConflictError("the name is taken", hint="choose another", code="sprite_exists")
+        return self.put(request.name, caller)
+
+    async def sync(self, caller: Caller, name: str) -> DiskView:
+        self._meet("sync")
+        return self._disk(caller, name, lag_seconds=None)
+
+    async def disk(self, caller: Caller, name: str) -> DiskView:
+        self._meet("disk")
+        return self._disk(caller, name, lag_seconds=4.25)
+
+    def _disk(self, caller: Caller, name: str, *, lag_seconds: float | None) -> DiskView:
+        return DiskView(
+            place="partly",
+            bytes_written=3 << 30,
+            bytes_stored=5 << 20,
+            checkpoints=len(self._checkpoints(caller, name)),
+            lag_seconds=lag_seconds,
+            durable_at=START,
+            size=100 << 30,
+        )

@@ -10,7 +10,17 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
-from ballpoint.api.bodies import CreateSprite, Privileges, Sprite, UpdateSprite
+from ballpoint.api.bodies import (
+    Checkpoint,
+    CreateSprite,
+    Disk,
+    NewCheckpoint,
+    NewFork,
+    Privileges,
+    Progress,
+    Sprite,
+    UpdateSprite,
+)
 from ballpoint.api.docs_page import render_docs
 from ballpoint.api.errors import ErrorBody
 
@@ -138,6 +148,7 @@ def test_the_guide_names_every_route_and_key(app: FastAPI) -> None:
     for path, methods in app.openapi()["paths"].items():
         for method in methods:
             assert f"{method.upper()} {path}" in guide
-    for body in (CreateSprite, UpdateSprite, Sprite, Privileges, ErrorBody):
+    bodies = (CreateSprite, UpdateSprite, Sprite, Privileges, NewCheckpoint, Checkpoint, Progress, NewFork, Disk)
+    for body in (*bodies, ErrorBody):
         for name, field in body.model_fields.items():
             assert f"`{field.alias or name}`" in guide

@@ -39,22 +39,31 @@ KINDS: list[type[BallpointError]] = [
 ]
 
 
-def operations() -> Iterator[tuple[str, str]]:
-    for path, methods in make_app(NodeDouble()).openapi()["paths"].items():
-        for method in methods:
-            yield method.upper(), path
+def _operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    node = NodeDouble()
+    for path, methods in make_app(node, node).openapi()["paths"].items():
+        for method, operation in methods.items():
+            yield method.upper(), path, operation
 
 
-OPERATIONS = list(operations())
-WITH_BODY = [(method, path) for method, path in OPERATIONS if method in ("PUT", "POST") and "restart" not in path]
+OPERATIONS = [(method, path) for method, path, _ in _operations()]
+WITH_BODY = [(method, path) for method, path, operation in _operations() if "requestBody" in operation]
+NEEDING_BODY = [
+    (method, path) for method, path, operation in _operations() if operation.get("requestBody", {}).get("required")
+]
 every_operation = pytest.mark.parametrize(("method", "path"), OPERATIONS)
 every_body = pytest.mark.parametrize(("method", "path"), WITH_BODY)
+every_needed_body = pytest.mark.parametrize(("method", "path"), NEEDING_BODY)
+
+
+def filled(path: str) -> str:
+    return path.format(name="web", checkpoint="v0")
 
 
 async def ask(client: httpx2.AsyncClient, method: str, path: str, **how: Any) -> httpx2.Response:
     if (method, path) in WITH_BODY and "content" not in how:
         how["json"] = {"name": "web"}
-    return await client.request(method, path.format(name="web"), **how)
+    return await client.request(method, filled(path), **how)
 
 
 def shaped(answer: httpx2.Response, status: int, error: str) -> ErrorBody:
@@ -81,6 +90,16 @@ def test_the_document_has_every_route_of_the_contract() -> None:
         ("PUT", "/v1/sprites/{name}"),
         ("DELETE", "/v1/sprites/{name}"),
         ("POST", "/v1/sprites/{name}/restart"),
+        ("POST", "/v1/sprites/{name}/sleep"),
+        ("POST", "/v1/sprites/{name}/wake"),
+        ("POST", "/v1/sprites/{name}/checkpoint"),
+        ("GET", "/v1/sprites/{name}/checkpoints"),
+        ("GET", "/v1/sprites/{name}/checkpoints/{checkpoint}"),
+        ("DELETE", "/v1/sprites/{name}/checkpoints/{checkpoint}"),
+        ("POST", "/v1/sprites/{name}/checkpoints/{checkpoint}/restore"),
+        ("POST", "/v1/sprites/{name}/fork"),
+        ("POST", "/v1/sprites/{name}/sync"),
+        ("GET", "/v1/sprites/{name}/disk"),
         ("GET", "/v1/sprites/{name}/events"),
         ("GET", "/v1/sprites/{name}/logs"),
         ("GET", "/v1/sprites/{name}/policy/privileges"),
@@ -153,7 +172,7 @@ async def test_an_unknown_sprite_is_404(client: httpx2.AsyncClient, method: str,
 
 @every_operation
 async def test_a_wrong_method_is_405(client: httpx2.AsyncClient, method: str, path: str) -> None:
-    answer = await client.request("PATCH", path.format(name="web"))
+    answer = await client.request("PATCH", filled(path))
     shaped(answer, 405, "method_not_allowed")
     assert method in answer.headers["allow"]
 
@@ -191,8 +210,18 @@ async def test_a_body_that_is_no_json_is_400(
 
 
 @every_body
-@pytest.mark.parametrize("content", [b"", b"[]", b"null", b"7", b'"text"'])
+@pytest.mark.parametrize("content", [b"[]", b"7", b'"text"'])
 async def test_a_body_that_is_no_object_is_422(
+    client: httpx2.AsyncClient, node: NodeDouble, method: str, path: str, content: bytes
+) -> None:
+    body = shaped(await ask(client, method, path, content=content), 422, "invalid")
+    assert body.errors
+    assert node.asked == []
+
+
+@every_needed_body
+@pytest.mark.parametrize("content", [b"", b"null"])
+async def test_no_body_where_one_is_needed_is_422(
     client: httpx2.AsyncClient, node: NodeDouble, method: str, path: str, content: bytes
 ) -> None:
     body = shaped(await ask(client, method, path, content=content), 422, "invalid")
@@ -225,7 +254,7 @@ async def test_a_body_at_the_limit_is_read(client: httpx2.AsyncClient) -> None:
 async def test_a_length_that_is_none_is_400(app: FastAPI, method: str, path: str, length: str) -> None:
     headers = {**caller_header(), "Content-Length": length}
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://node") as client:
-        answer = await client.request(method, path.format(name="web"), headers=headers)
+        answer = await client.request(method, filled(path), headers=headers)
     shaped(answer, 400, "invalid")
 
 

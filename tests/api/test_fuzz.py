@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from typing import Any
+from unicodedata import category
 
 import httpx2
 from hypothesis import given, settings
@@ -21,18 +22,21 @@ LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | TEXT
 ANYTHING = st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner), max_leaves=12)
 KEYS = st.sampled_from(
     ["name", "config", "environment", "url_settings", "labels", "clear_labels", "wait_for_capacity", "runtime",
-     "ram_mb", "ramMB", "cpus", "auth", "private_access", "profile", "devices", "noNewPrivileges"]
+     "ram_mb", "ramMB", "cpus", "auth", "private_access", "profile", "devices", "noNewPrivileges", "comment",
+     "checkpoint"]
 )  # fmt: skip
 NEAR = st.dictionaries(KEYS, ANYTHING | st.dictionaries(KEYS, ANYTHING) | st.lists(TEXT))
 ROUTES = [
     ("POST", "/v1/sprites"),
     ("PUT", "/v1/sprites/web"),
     ("POST", "/v1/sprites/web/policy/privileges"),
+    ("POST", "/v1/sprites/web/checkpoint"),
+    ("POST", "/v1/sprites/web/fork"),
 ]
 
 
 NODE = NodeDouble()
-APP = make_app(NODE)
+APP = make_app(NODE, NODE)
 
 
 def send(method: str, path: str, content: bytes) -> httpx2.Response:
@@ -48,13 +52,13 @@ def check(route: tuple[str, str], content: bytes) -> None:
     NODE.reset()
     NODE.put("web")
     answer = send(*route, content)
-    assert answer.status_code in (200, 201, 204, 400, 409, 422)
+    assert answer.status_code in (200, 201, 204, 400, 404, 409, 422)
     if answer.status_code >= 400:
         body = answer.json()
         assert isinstance(body["error"], str)
         assert isinstance(body["message"], str)
         answer.content.decode()
-        assert NODE.asked == [] or answer.status_code == 409
+        assert NODE.asked == [] or answer.status_code in (404, 409)
 
 
 @given(st.sampled_from(ROUTES), ANYTHING | NEAR)
@@ -67,6 +71,24 @@ def test_any_json_is_accepted_or_refused(route: tuple[str, str], body: Any) -> N
 @settings(deadline=None)
 def test_any_bytes_are_accepted_or_refused(route: tuple[str, str], content: bytes) -> None:
     check(route, content)
+
+
+@given(TEXT | st.text("a\t\n\r\x9b"), st.sampled_from(["", "?wait=durable"]))
+@settings(deadline=None)
+def test_a_comment_that_is_accepted_is_what_the_checkpoint_has(comment: str, query: str) -> None:
+    NODE.reset()
+    NODE.put("web")
+    answer = send("POST", f"/v1/sprites/web/checkpoint{query}", json.dumps({"comment": comment}).encode())
+    if answer.status_code == 200:
+        (made,) = NODE.checkpoints_of["o1", "web"]
+        assert made.comment == comment
+        assert made.durable is bool(query)
+        assert all(category(each) != "Cc" or each in "\t\n" for each in comment)
+        (listed,) = send("GET", "/v1/sprites/web/checkpoints", b"").json()
+        assert listed["comment"] == comment
+    else:
+        assert answer.status_code == 422
+        assert NODE.asked == []
 
 
 @given(st.from_regex(r"[a-z0-9-]{1,50}", fullmatch=True), st.lists(st.text("abc", min_size=1)), st.booleans())

@@ -10,9 +10,10 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 from sprites import SpriteConfig, SpritesClient, URLSettings
-from sprites.exceptions import NotFoundError, SpriteError
+from sprites.exceptions import APIError, NotFoundError, SpriteError
 from starlette.types import Receive, Scope, Send
 
+from ballpoint.core.errors import UnavailableError
 from ballpoint.node import views
 
 from .double import START, NodeDouble, caller_header
@@ -69,3 +70,29 @@ async def test_a_taken_name(sdk: SpritesClient, node: NodeDouble) -> None:
     node.put("web")
     with pytest.raises(SpriteError, match="sprite_exists"):
         await asyncio.to_thread(sdk.create_sprite, "web")
+
+
+async def test_checkpoints(sdk: SpritesClient, node: NodeDouble) -> None:
+    node.put("web")
+    sprite = sdk.sprite("web")
+    steps = list(await asyncio.to_thread(sprite.create_checkpoint, "before the upgrade"))
+    assert [step.type for step in steps] == ["info", "complete"]
+    assert "v0" in (steps[-1].data or "")
+    assert [step.type for step in await asyncio.to_thread(sprite.create_checkpoint)] == ["info", "complete"]
+    found = await asyncio.to_thread(sprite.list_checkpoints)
+    assert [(each.id, each.create_time, each.comment, each.history) for each in found] == [
+        ("v0", START, "before the upgrade", []),
+        ("v1", START, "", ["v0"]),
+    ]
+    assert [each.id for each in await asyncio.to_thread(sprite.list_checkpoints, "v1")] == ["v1"]
+    assert (await asyncio.to_thread(sprite.get_checkpoint, "v0")) == found[0]
+    with pytest.raises(NotFoundError):
+        await asyncio.to_thread(sprite.get_checkpoint, "v7")
+    steps = list(await asyncio.to_thread(sprite.restore_checkpoint, "v0"))
+    assert [step.type for step in steps] == ["info", "complete"]
+    node.late_failure = UnavailableError("the store is away", hint="ask again")
+    (_, last) = await asyncio.to_thread(sprite.restore_checkpoint, "v0")
+    assert (last.type, last.error, last.data) == ("error", "the store is away", None)
+    with pytest.raises(APIError) as refused:
+        await asyncio.to_thread(sprite.restore_checkpoint, "v7")
+    assert refused.value.status_code == 404

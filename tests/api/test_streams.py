@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 from collections.abc import AsyncIterator
+from datetime import datetime
 from pathlib import Path
 
 import httpx2
@@ -13,9 +15,12 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from ballpoint.core.errors import UnavailableError
+from ballpoint.api.streams import progress_lines
+from ballpoint.core.clock import rfc3339
+from ballpoint.core.errors import BallpointError, ConflictError, CorruptError, UnavailableError
+from ballpoint.node.views import Progress
 
-from .double import NodeDouble, caller_header
+from .double import START, NodeDouble, caller_header
 
 EVENTS = "/v1/sprites/web/events"
 
@@ -130,3 +135,62 @@ async def test_an_error_after_the_first_line_cuts_the_connection(
                 seen += piece
     assert json.loads(seen)["kind"] == "created"
     assert node.open_streams == 0
+
+
+@pytest.mark.parametrize("below", ["/checkpoint", "/checkpoints/v0/restore"])
+async def test_a_step_is_told_when_it_is_made(remote: httpx2.AsyncClient, node: NodeDouble, below: str) -> None:
+    node.put("web")
+    await remote.post("/v1/sprites/web/checkpoint")
+    node.slow = True
+    async with remote.stream("POST", f"/v1/sprites/web{below}") as answer:
+        lines = answer.aiter_lines()
+        assert json.loads(await anext(lines))["type"] == "info"
+        node.more.put_nowait(True)
+        assert [json.loads(line)["type"] async for line in lines] == ["complete"]
+    assert node.open_streams == 0
+
+
+@pytest.mark.parametrize("kind", [ConflictError, CorruptError])
+async def test_an_error_after_the_first_step_is_the_last_line(
+    remote: httpx2.AsyncClient, node: NodeDouble, kind: type[BallpointError], caplog: pytest.LogCaptureFixture
+) -> None:
+    node.put("web")
+    node.late_failure = kind("it went wrong", hint="do this")
+    with caplog.at_level(logging.ERROR):
+        answer = await remote.post("/v1/sprites/web/checkpoint")
+    first, last = map(json.loads, answer.text.splitlines())
+    assert (answer.status_code, first["type"]) == (200, "info")
+    assert (last["type"], last["error"], last["hint"]) == ("error", "it went wrong", "do this")
+    assert datetime.fromisoformat(last["time"]).tzinfo is not None
+    request_id = answer.headers["x-request-id"]
+    assert ("request_id" in last, request_id in caplog.text) == (kind.status == 500, kind.status == 500)
+    assert last.get("request_id", request_id) == request_id
+    assert node.open_streams == 0
+
+
+async def test_a_defect_after_the_first_step_cuts_the_connection(remote: httpx2.AsyncClient, node: NodeDouble) -> None:
+    node.put("web")
+    node.late_failure = RuntimeError("a defect")
+    with pytest.raises(httpx2.RemoteProtocolError):
+        await remote.post("/v1/sprites/web/checkpoint")
+    assert node.open_streams == 0
+
+
+async def test_a_client_that_leaves_a_checkpoint_closes_the_source(
+    remote: httpx2.AsyncClient, node: NodeDouble
+) -> None:
+    node.put("web")
+    node.slow = True
+    async with remote.stream("POST", "/v1/sprites/web/checkpoint") as answer:
+        await anext(answer.aiter_lines())
+        assert node.open_streams == 1
+    await node.closed.wait()
+    assert node.open_streams == 0
+
+
+async def test_an_error_that_a_verb_tells_itself_is_an_error_line() -> None:
+    async def steps() -> AsyncIterator[Progress]:
+        yield Progress(kind="error", data="it went wrong", time=START)
+
+    (line,) = [json.loads(line) async for line in progress_lines(steps(), "r")]
+    assert line == {"type": "error", "error": "it went wrong", "time": rfc3339(START)}

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 
+from ballpoint.core.errors import ConflictError
 from ballpoint.core.types import Caller
 from ballpoint.node.logbook import Logbook
 from ballpoint.node.node import Node
@@ -61,8 +62,8 @@ async def node(tmp_path: Path) -> AsyncIterator[Node]:
     await registry.close()
 
 
-@pytest.mark.parametrize("how", ["anchor", "reboot", "halt", "signal 9"])
-async def test_the_end_of_one_start_does_not_end_the_next(node: Node, how: str) -> None:
+async def one_sprite(node: Node) -> tuple[Starts, Caller, Sprite]:
+    """Have a running sprite `one`."""
     starts = Starts()
     node.use(cast(Starter, starts), cast(Any, None))
     token = (await node.registry.create_token("acme", "of the test"))[0]
@@ -70,7 +71,14 @@ async def test_the_end_of_one_start_does_not_end_the_next(node: Node, how: str) 
     nothing: dict[str, Any] = {"environment": {}, "labels": [], "config": {}, "url_settings": {}}
     sprite = node.registry.new_sprite(caller, "one", sprite_id="s", volume_id="v", image_digest="d", **nothing)
     await node.registry.create_sprite(sprite, "created")
-    first = node.running[sprite.id] = await starts.start(sprite)
+    node.running[sprite.id] = await starts.start(sprite)
+    return starts, caller, sprite
+
+
+@pytest.mark.parametrize("how", ["anchor", "reboot", "halt", "signal 9"])
+async def test_the_end_of_one_start_does_not_end_the_next(node: Node, how: str) -> None:
+    starts, caller, sprite = await one_sprite(node)
+    first = node.running[sprite.id]
     restart = asyncio.create_task(node.restart(caller, "one"))
     await starts.stopping.acquire()
     if how == "anchor":
@@ -83,6 +91,30 @@ async def test_the_end_of_one_start_does_not_end_the_next(node: Node, how: str) 
     kinds = [event.kind for event in await node.registry.events(sprite.id, after=0)]
     assert kinds == ["created", "restarted", "restarted"]
     assert starts.ended[0] is first
+
+
+async def test_a_sleep_goes_to_its_end_and_a_wake_comes_after_it(node: Node) -> None:
+    starts, caller, sprite = await one_sprite(node)
+    first = node.running[sprite.id]
+    sleep = asyncio.create_task(node.sleep(caller, "one"))
+    await starts.stopping.acquire()
+    sleep.cancel()  # its client has gone
+    wake = asyncio.create_task(node.wake(caller, "one"))
+    starts.let.set()
+    assert (await wake).status == "running"
+    assert starts.ended == [first]
+    assert node.running[sprite.id] is not first
+    kinds = [event.kind for event in await node.registry.events(sprite.id, after=0)]
+    assert kinds == ["created", "cold", "running"]
+
+
+async def test_a_sprite_whose_removal_failed_half_way_is_not_put_to_sleep(node: Node) -> None:
+    starts, caller, sprite = await one_sprite(node)
+    await node.registry.set_state(sprite.id, "deleting", kind="deleting", cause="a test")
+    with pytest.raises(ConflictError):
+        await node.sleep(caller, "one")
+    assert starts.ended == []
+    assert (await node.registry.sprite_by_id(sprite.id)).state == "deleting"
 
 
 @pytest.mark.parametrize("alive", [True, False])

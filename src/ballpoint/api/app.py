@@ -14,13 +14,14 @@ from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
 
 from ballpoint import __version__
-from ballpoint.api.bodies import Event
+from ballpoint.api.bodies import Event, Progress
+from ballpoint.api.checkpoints import add_checkpoint_routes
 from ballpoint.api.docs_page import render_docs
 from ballpoint.api.errors import add_error_handlers
 from ballpoint.api.guard import LIVENESS_PATH, Guard
 from ballpoint.api.organization import add_organization_routes
 from ballpoint.api.policy import add_policy_routes
-from ballpoint.api.service import NodeService
+from ballpoint.api.service import DiskService, NodeService
 from ballpoint.api.sprites import add_sprite_routes
 
 _DESCRIPTION = """\
@@ -48,15 +49,20 @@ class ControlApi(FastAPI):
         if not self.openapi_schema:
             document = super().openapi()
             components = document["components"]
-            components["schemas"]["Event"] = Event.model_json_schema(mode="serialization")
+            for line in (Event, Progress):
+                components["schemas"][line.__name__] = line.model_json_schema(mode="serialization")
             token = {"type": "http", "scheme": "bearer", "description": "`org/orgid/tokenid/value`"}
             components["securitySchemes"] = {"token": token}
             document["security"] = [{"token": []}]
         return super().openapi()
 
 
-def make_app(node: NodeService) -> FastAPI:
-    """The ASGI application that answers for `node`."""
+def make_app(node: NodeService, disks: DiskService | None = None) -> FastAPI:
+    """The ASGI application that answers for `node`.
+
+    Args:
+        disks: answers for the states of its sprites' disks; where it is None, the routes for them are not found.
+    """
     app = ControlApi(
         title="Ballpoint",
         version=__version__,
@@ -69,6 +75,8 @@ def make_app(node: NodeService) -> FastAPI:
     app.add_middleware(Guard)
     add_error_handlers(app)
     add_sprite_routes(app, node)
+    if disks is not None:
+        add_checkpoint_routes(app, disks)
     add_policy_routes(app, node)
     add_organization_routes(app, node)
 

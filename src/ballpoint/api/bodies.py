@@ -22,6 +22,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from ballpoint.api.parameters import CheckpointId
 from ballpoint.core.clock import rfc3339
 from ballpoint.core.errors import InvalidError
 from ballpoint.core.ids import NAME_MAX, check_name
@@ -31,6 +32,8 @@ from ballpoint.node import views
 MAX_ENVIRONMENT_STRING = 32 * 4096
 MAX_LABELS = 64
 MAX_DEVICES = 64
+# A checkpoint's comment comes back in one line of a stream, for which a client takes 64 KiB.
+MAX_COMMENT = 1024
 
 
 def _sprite_name(name: str) -> str:
@@ -62,6 +65,7 @@ SpriteName = Annotated[
 ]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Labels = Annotated[list[Label], Field(max_length=MAX_LABELS)]
+Comment = Annotated[str, StringConstraints(max_length=MAX_COMMENT, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$")]
 VariableName = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^=\x00]*$")]
 VariableValue = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
 Environment = Annotated[dict[VariableName, VariableValue], AfterValidator(_environment)]
@@ -271,3 +275,68 @@ class Privileges(_Request):
             devices=tuple(self.devices or ()),
             no_new_privileges=bool(self.no_new_privileges),
         )
+
+
+class NewCheckpoint(_Request):
+    """A checkpoint to make."""
+
+    comment: Comment | None = Field(
+        None, description="What it is for; tabs and line feeds are its only control characters."
+    )
+
+
+class Checkpoint(_Response):
+    """A state of a sprite's disk that is kept."""
+
+    id: str = Field(description="`v0`, `v1`, ... in the order of their making, or `auto-...`.")
+    create_time: Timestamp
+    comment: str
+    is_auto: bool = Field(description="Made by the node itself, before it replaced that state.")
+    durable: bool = Field(description="Whether the store has it, so that it outlives this host.")
+    source_id: str | None = Field(description="The checkpoint that the disk had last come from.")
+    health: views.CheckpointHealth = Field(
+        description="Empty while it can be read; `mount_failed` where it cannot be shown inside the sprite."
+    )
+    history: list[str] = Field(description="Checkpoints whose states went before this one, oldest first.")
+
+
+class Progress(BaseModel):
+    """A step of a verb that takes its time: one line of the stream.
+
+    The last line is of type `complete` or `error`; a stream without it was cut by a failure.
+    """
+
+    type: views.ProgressKind
+    data: str | None = Field(None, description="A sentence for people, with the new checkpoint's id; not in an error.")
+    error: str | None = Field(None, description="What went wrong, as a sentence; in an error only.")
+    hint: str | None = Field(None, description="What to do about the error; absent where there is nothing to add.")
+    request_id: str | None = Field(None, description="With an internal error: what to look for in the node's log.")
+    time: Timestamp
+
+
+class NewFork(_Request):
+    """A sprite to make whose disk begins as another's."""
+
+    name: SpriteName
+    checkpoint: CheckpointId | None = Field(
+        None, description="The other's checkpoint to begin with; else its present state, which is kept as one."
+    )
+
+    def request(self) -> views.NewFork:
+        return views.NewFork(name=self.name, checkpoint=self.checkpoint)
+
+
+class Disk(_Response):
+    """Where a sprite's disk is, and how much of it would survive its host. Sizes are in bytes."""
+
+    place: views.DiskPlace = Field(
+        description="`local`: whole on the host; `partly`: being fetched; `store`: only there."
+    )
+    size: int = Field(description="What it can hold.")
+    bytes_written: int = Field(description="How much of it holds anything.")
+    bytes_stored: int = Field(description="What it takes in the store, with what it shares with its forks.")
+    checkpoints: int = Field(description="How many there are, automatic ones included.")
+    lag_seconds: float | None = Field(
+        description="How long its oldest change that the store lacks has waited; null where the store lacks nothing."
+    )
+    durable_at: Timestamp | None = Field(description="When the latest state in the store was taken.")

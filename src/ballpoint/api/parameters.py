@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from fastapi import Path
@@ -14,11 +15,12 @@ from ballpoint.core.errors import InvalidError, NotFoundError
 from ballpoint.core.ids import check_name
 from ballpoint.core.types import Caller
 
+_CHECKPOINT_ID = re.compile(r"[A-Za-z0-9.:_-]{1,64}")
 _DESCRIPTIONS = {
     400: "The request is wrong: a body that is no JSON, a bad continuation token, a device that is not offered.",
     401: "No token, or one that is unknown or revoked.",
-    404: "The organization has no such sprite.",
-    409: "The name is taken.",
+    404: "The organization has no such sprite, or the sprite no such checkpoint.",
+    409: "The name is taken, or what the request names is in use.",
     413: "The body is larger than 1 MiB.",
     422: "The body or a parameter fails a check; `errors` lists each.",
     500: "The node failed; `request_id` finds the reason in its log.",
@@ -56,3 +58,16 @@ def _existing_form(name: str) -> str:
 
 
 SpriteOf = Annotated[str, AfterValidator(_existing_form), Path(description="The sprite's name.")]
+
+
+def _existing_checkpoint(checkpoint_id: str) -> str:
+    """An id that no checkpoint can have is a checkpoint that is not there."""
+    if not _CHECKPOINT_ID.fullmatch(checkpoint_id):
+        raise NotFoundError(
+            f"there is no checkpoint {checkpoint_id[:80]!r}", hint="checkpoint list shows those there are"
+        )
+    return checkpoint_id
+
+
+CheckpointId = Annotated[str, AfterValidator(_existing_checkpoint)]
+CheckpointOf = Annotated[CheckpointId, Path(description="The checkpoint's id.")]

@@ -53,6 +53,12 @@ class NodeService(Protocol):
     async def restart(self, caller: Caller, name: str) -> SpriteView:
         """Give the sprite a fresh instance over its disk, also where disk or agent no longer answer. Idempotent."""
 
+    async def sleep(self, caller: Caller, name: str) -> SpriteView:
+        """End the sprite's processes and keep its disk. Idempotent: one that is cold stays so."""
+
+    async def wake(self, caller: Caller, name: str) -> SpriteView:
+        """Start the sprite from its disk where it does not run. Idempotent."""
+
     def events(self, caller: Caller, name: str, *, follow: bool) -> AsyncIterator[EventView]:
         """The sprite's events, oldest first; with `follow` also those to come, until the sprite is destroyed.
 

@@ -1,4 +1,4 @@
-"""The routes of sprites: making, finding, changing, restarting, watching and destroying them."""
+"""The routes of sprites: making, finding, changing, stopping, starting, watching and destroying them."""
 
 from __future__ import annotations
 
@@ -76,6 +76,16 @@ def add_sprite_routes(app: FastAPI, node: NodeService) -> None:
         """Start a sprite afresh from its disk. Processes and memory are lost; a degraded sprite is mended."""
         sprite = await node.restart(caller_of(request), name)
         return Restarted(sprite_name=sprite.name, machine_id=sprite.id, message=f"{sprite.name} has restarted")
+
+    @app.post("/v1/sprites/{name}/sleep", tags=TAGS, responses=errors(404, 409, 503))
+    async def sleep_sprite(request: Request, name: SpriteOf) -> Sprite:
+        """Stop a sprite. Its disk stays, processes and memory are lost; the next command in it starts it again."""
+        return Sprite.model_validate(await node.sleep(caller_of(request), name))
+
+    @app.post("/v1/sprites/{name}/wake", tags=TAGS, responses=errors(404, 409, 503))
+    async def wake_sprite(request: Request, name: SpriteOf) -> Sprite:
+        """Start a sprite from its disk where it does not run."""
+        return Sprite.model_validate(await node.wake(caller_of(request), name))
 
     @app.get(
         "/v1/sprites/{name}/events",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
@@ -10,8 +11,11 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ballpoint.core.clock import rfc3339
-from ballpoint.node.views import EventView
+from ballpoint.core.clock import SYSTEM_CLOCK, rfc3339
+from ballpoint.core.errors import BallpointError
+from ballpoint.node.views import EventView, Progress
+
+log = logging.getLogger(__name__)
 
 
 class StreamedResponse(Response):
@@ -80,6 +84,32 @@ async def event_lines(events: AsyncIterator[EventView]) -> AsyncGenerator[bytes]
     finally:
         if isinstance(events, AsyncGenerator):
             await events.aclose()
+
+
+async def progress_lines(steps: AsyncIterator[Progress], request_id: str) -> AsyncGenerator[bytes]:
+    """Each step as one line of JSON, and an error after the first as the last line, since the status is sent by then.
+
+    Closes `steps` when it is closed itself.
+    """
+    started = False
+    try:
+        async for step in steps:
+            started = True
+            told = "error" if step.kind == "error" else "data"
+            yield msgspec.json.encode({"type": step.kind, told: step.data, "time": rfc3339(step.time)}) + b"\n"
+    except BallpointError as error:
+        if not started:
+            raise
+        line = {"type": "error", "error": error.message, "time": rfc3339(SYSTEM_CLOCK.now())}
+        if error.hint is not None:
+            line["hint"] = error.hint
+        if error.status == 500:
+            log.error("request %s: %s", request_id, error, exc_info=error)
+            line["request_id"] = request_id
+        yield msgspec.json.encode(line) + b"\n"
+    finally:
+        if isinstance(steps, AsyncGenerator):
+            await steps.aclose()
 
 
 async def _cancel_on_disconnect(receive: Receive, task: asyncio.Task[None]) -> None:

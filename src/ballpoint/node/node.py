@@ -160,6 +160,25 @@ class Node:
             await self._stop(sprite_id, cause)
             return self._view(await self._start(sprite_id, "restarted", cause))
 
+    async def sleep(self, caller: Caller, name: str) -> SpriteView:
+        sprite = await self.registry.sprite(caller.org_id, name)
+        cause = f"put to sleep with token {caller.token_id}"
+        return await self._to_the_end(self._sleep(sprite.id, cause), f"sleep {name}")
+
+    async def _sleep(self, sprite_id: str, cause: str) -> SpriteView:
+        async with self._lock(sprite_id):
+            sprite = await self.registry.sprite_by_id(sprite_id)
+            if sprite.state == "deleting":
+                raise ConflictError(f"the sprite {sprite.name!r} is being destroyed")
+            if sprite_id in self.running:
+                await self._stop(sprite_id, cause)
+                sprite = await self.registry.set_state(sprite_id, "cold", kind="cold", cause=cause)
+            return self._view(sprite)
+
+    async def wake(self, caller: Caller, name: str) -> SpriteView:
+        await self.touch(caller, name, f"woken with token {caller.token_id}")
+        return await self.get(caller, name)
+
     async def events(self, caller: Caller, name: str, *, follow: bool) -> AsyncIterator[EventView]:
         sprite = await self.registry.sprite(caller.org_id, name)
         after = 0
