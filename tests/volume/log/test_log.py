@@ -59,7 +59,7 @@ class World:
         self.schedule.start("begin", begin(
             self.schedule.store("begin"), VOLUME, LINEAGE, state({"made": []}, 1), writer="begin", clock=CLOCK
         ))  # fmt: skip
-        assert await self.schedule.finish("begin")
+        assert await self.schedule.finish("begin") is not None
 
     async def writer(self, name: str) -> None:
         store = self.schedule.store(name)

@@ -10,18 +10,20 @@ from uuid import UUID
 
 from ballpoint.core import ids
 from ballpoint.core.clock import SYSTEM_CLOCK, Clock
-from ballpoint.core.errors import CorruptError, FencedError, InternalError, NotFoundError
+from ballpoint.core.errors import ConflictError, CorruptError, FencedError, InternalError, NotFoundError
 from ballpoint.store.settle import create_settled
 from ballpoint.store.store import LIST_MAX, Store
 from ballpoint.volume.log.blob import Blob, Reference
 from ballpoint.volume.log.changes import Changes
 from ballpoint.volume.log.commit import Closed, Commit, Kind, Previous, State, decode_commit, encode_commit
 from ballpoint.volume.log.envelope import digest_of
-from ballpoint.volume.log.keys import NUMBER_MAX, CommitName, commits_prefix, parse_commit
+from ballpoint.volume.log.keys import NUMBER_MAX, CommitName, PackName, commits_prefix, parse_commit
+from ballpoint.volume.log.pack import PackBuilder
 
 # A late writer must find them for ever.
 _STAY: Final = frozenset({"seal", "delete", "abandoned"})
 _DEAD: Final = frozenset({"delete", "abandoned"})
+_NOTHING: Final = Closed(0, 0)
 _EVERYTHING: Final = Closed(NUMBER_MAX, NUMBER_MAX)
 
 
@@ -32,7 +34,9 @@ class View:
     Attributes:
         lineage: the volume's.
         head: the newest commit; digest: the hash of its envelope.
+        put_id: of the newest commit, which no other commit has.
         kind: of the newest commit.
+        time: of the newest commit, in milliseconds since 1970 by its writer's clock; for people.
         complete: the newest commit that names everything; state: what it names. None of a fork that was abandoned.
         changes: of the disk since then, oldest first.
         settings: of the sprite, the newest.
@@ -44,14 +48,27 @@ class View:
     lineage: UUID
     head: CommitName
     digest: bytes
+    put_id: bytes
     kind: Kind
+    time: int
     complete: CommitName | None = None
     state: State | None = None
     changes: list[Changes] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     trashed: int | None = None
-    closed: Closed = Closed(0, 0)
+    closed: Closed = _NOTHING
     count: int = 0
+
+    @classmethod
+    def of(cls, first: Commit, digest: bytes) -> View:
+        """The volume after `first`, a commit that names everything or closes the volume for good.
+
+        Args:
+            digest: the hash of its envelope.
+        """
+        view = cls(first.lineage, first.name, digest, first.put_id, first.kind, first.time)
+        view.apply(first, digest)
+        return view
 
     @property
     def dead(self) -> bool:
@@ -67,7 +84,8 @@ class View:
 
     def apply(self, commit: Commit, digest: bytes) -> None:
         """Go on to the commit after `head`."""
-        self.head, self.digest, self.kind = commit.name, digest, commit.kind
+        self.head, self.digest, self.put_id = commit.name, digest, commit.put_id
+        self.kind, self.time = commit.kind, commit.time
         self.count += 1
         self.closed = max(self.closed, commit.closed)
         if commit.state is not None:
@@ -109,11 +127,27 @@ async def read(store: Store, volume: UUID) -> View | None:
                 )
             trouble = (head, found)
             continue
-        (first, digest), *others = reversed(found)
-        view = View(first.lineage, first.name, digest, first.kind)
-        for each in ((first, digest), *others):
+        first, *others = reversed(found)
+        view = View.of(*first)
+        for each in others:
             view.apply(*each)
         return view
+
+
+class OutdatedError(ConflictError):
+    """The log has gone on since it was read, and what it named then is not there any more: read it again."""
+
+
+async def missing(store: Store, view: View, pack: PackName, touched: str) -> CorruptError | OutdatedError:
+    """The error that says why a pack is not there that `view` reaches: the log has gone on since, or it is lost.
+
+    Args:
+        touched: what cannot be read without it.
+    """
+    now = await read(store, view.head.volume)
+    if now is not None and now.digest != view.digest:
+        return OutdatedError(f"the log of volume {view.head.volume} has gone on, and {pack.key} is not in it any more")
+    return CorruptError(f"{pack.key} is not there; {touched} cannot be read", hint="look at the store and its copies")
 
 
 async def _chain(store: Store, head: CommitName) -> list[tuple[Commit, bytes]] | CommitName:
@@ -136,12 +170,29 @@ async def _chain(store: Store, head: CommitName) -> list[tuple[Commit, bytes]] |
 
 
 async def begin(
-    store: Store, volume: UUID, lineage: UUID, state: State, *, writer: str, clock: Clock = SYSTEM_CLOCK
-) -> bool:
-    """Write a volume's first commit. Idempotent only within one call: False where the volume has one already.
+    store: Store,
+    volume: UUID,
+    lineage: UUID,
+    state: State,
+    *,
+    writer: str,
+    closed: Closed = _NOTHING,
+    clock: Clock = SYSTEM_CLOCK,
+) -> Writer | None:
+    """Write a volume's first commit. Whoever makes it is the writer of epoch 1, and needs not take over.
+
+    Its member record is there already (`fork.join`), and what `state` refers to is stored.
+
+    Args:
+        state: the whole volume; its count is 1.
+        writer: who this is, for people.
+        closed: the last pack of the volume that was stored for this commit.
+
+    Returns:
+        None where somebody was first: then the volume is to be taken over, if it is not closed for good.
 
     Raises:
-        UnknownOutcomeError: it may be there now, or come later.
+        UnknownOutcomeError: it may be there now, or come later: take the volume over.
     """
     name = CommitName(volume, 1, 1)
     commit = Commit(
@@ -149,21 +200,24 @@ async def begin(
         lineage=lineage,
         put_id=ids.new_put_id(),
         writer=writer,
-        time=_milliseconds(clock),
+        time=milliseconds(clock),
         previous=None,
         kind="root",
-        closed=Closed(0, 0),
+        closed=closed,
         changes=Changes(name),
         state=state,
     )
-    return await create_settled(store, name.key, encode_commit(commit), clock=clock)
+    data = encode_commit(commit)
+    if not await create_settled(store, name.key, data, clock=clock):
+        return None
+    return Writer(store, View.of(commit, digest_of(data)), writer, clock)
 
 
 class Writer:
-    """The one process that may write a volume's log, until another takes it over. Made by `take_over`.
+    """The one process that may write a volume's log, until another takes it over. Made by `begin` and `take_over`.
 
     Attributes:
-        view: the volume after the last commit that is known to be there.
+        view: the volume after the last commit that is known to be there; its head's name, put-id and hash are there.
         epoch: of its commits and packs.
     """
 
@@ -177,6 +231,8 @@ class Writer:
         self._stay: set[CommitName] = set()
         self.view = view
         self.epoch = view.next.epoch
+        # Above those that were stored before `begin`; a seal closes every pack of an older epoch.
+        self._uploads = view.closed.upload if view.closed.epoch == self.epoch else 0
 
     @classmethod
     async def take_over(cls, store: Store, volume: UUID, *, writer: str, clock: Clock = SYSTEM_CLOCK) -> Writer | None:
@@ -207,6 +263,12 @@ class Writer:
                 continue  # it stands where a commit was trimmed, and seals nothing
             view.apply(seal, digest_of(data))
             return cls(store, view, writer, clock)
+
+    def new_pack(self) -> PackBuilder:
+        """A pack to be filled and stored. Each is above all earlier ones of the epoch, as `closed` demands."""
+        self._uploads += 1
+        name = PackName(self.view.head.volume, self.epoch, self._uploads, ids.new_put_id())
+        return PackBuilder(name, self.view.lineage)
 
     async def commit(
         self,
@@ -317,7 +379,7 @@ def _commit(
         lineage=view.lineage,
         put_id=ids.new_put_id(),
         writer=writer,
-        time=_milliseconds(clock),
+        time=milliseconds(clock),
         previous=Previous(view.head.epoch, view.head.number, view.digest),
         kind=kind,
         closed=closed,
@@ -327,5 +389,6 @@ def _commit(
     )
 
 
-def _milliseconds(clock: Clock) -> int:
+def milliseconds(clock: Clock) -> int:
+    """The time, as commits and members have it."""
     return round(clock.now().timestamp() * 1000)
