@@ -21,6 +21,7 @@ def test_the_unit_leaves_sprites_alone() -> None:
     unit.read_string(unit_text(_NODE))
     service = unit["Service"]
     assert service["ExecStart"] == f"{sys.executable} -m ballpoint.cli serve --config /srv/one/node.toml"
+    assert service["EnvironmentFile"] == "-/srv/one/store.env"
     assert service["Type"] == "notify"
     assert (service["KillMode"], service["OOMPolicy"]) == ("process", "continue")
     assert (service["Delegate"], service["TasksMax"], service["Restart"]) == ("yes", "infinity", "on-failure")

@@ -18,6 +18,7 @@ from ballpoint.host.requirements import INSTALLED_FILE, MODULES_FILE, SYSCTL_FIL
 from ballpoint.image.catalogue import Image
 from ballpoint.image.uses import Uses
 from tests.cli.command import COMMAND, OWN_SETTINGS, Terminal, ballpoint
+from tests.store import servers
 from tests.support.host import traces
 from tests.support.nodes import CACHE, TestNode
 
@@ -223,3 +224,21 @@ def test_down_says_what_it_did(own_node: TestNode) -> None:
         f"the node in {own_node.data} was dead already: removed what it had left; its sprites are cold\n"
     )
     assert own_node.down() == nothing
+
+
+def test_a_node_is_given_the_credentials_of_its_store(place: Place, tmp_path: Path) -> None:
+    """Nothing but the environment has them; a store that is asked without refuses."""
+    server = tmp_path / "server"
+    server.mkdir()
+    with servers.seaweedfs(server) as endpoint:
+        store = ("--store", servers.store_url(endpoint, "node"))
+        refused = place.up("--no-console", *store)
+        assert refused.returncode != 0 and "it says 403" in refused.stderr
+        up = ballpoint(
+            place.home, "up", *place.options, "--no-console", *store, inside=OWN_SETTINGS, **servers.ENVIRONMENT
+        )
+        assert up.returncode == 0 and _GREETING in up.stdout, up.stderr
+        place.down()
+    log = (place.data / "node.log").read_text()
+    for text in (refused.stderr, up.stderr, log):
+        assert servers.SECRET_KEY not in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from ballpoint.core import ids
 from ballpoint.core.errors import InvalidError
 from ballpoint.store.directory import DirectoryStore
 from ballpoint.store.remote import RemoteStore
-from ballpoint.store.url import open_store, redacted
+from ballpoint.store.url import check_url, directory_of, open_store, redacted, variables
 from tests.store import servers
 
 SECRET = "hunter2"
@@ -69,9 +70,10 @@ async def test_the_others(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
         "gs://bucket?region=here",
     ],
 )
-def test_what_names_no_store_is_refused(url: str) -> None:
+@pytest.mark.parametrize("take", [open_store, check_url])
+def test_what_names_no_store_is_refused(url: str, take: Callable[[str], object]) -> None:
     with pytest.raises(InvalidError) as caught:
-        open_store(url)
+        take(url)
     assert "Traceback" not in str(caught.value)
 
 
@@ -88,9 +90,10 @@ def test_what_names_no_store_is_refused(url: str) -> None:
         f"file://user:{SECRET}@localhost/objects",
     ],
 )
-def test_a_credential_is_refused_and_not_shown(url: str) -> None:
+@pytest.mark.parametrize("take", [open_store, check_url])
+def test_a_credential_is_refused_and_not_shown(url: str, take: Callable[[str], object]) -> None:
     with pytest.raises(InvalidError) as caught:
-        open_store(url)
+        take(url)
     assert caught.value.hint and "environment" in caught.value.hint
     assert SECRET not in str(caught.value)
     assert SECRET not in redacted(url)
@@ -112,8 +115,8 @@ def test_what_cannot_be_read_is_not_shown_either(url: str) -> None:
         "az://container/prefix?account=someone",
     ],
 )
-def test_what_holds_no_secret_is_shown_whole(url: str) -> None:
-    assert redacted(url) == url
+def test_what_holds_no_secret_is_taken_and_shown_whole(url: str) -> None:
+    assert check_url(url) == redacted(url) == url
 
 
 def test_what_the_environment_lacks_is_said_without_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,3 +125,19 @@ def test_what_the_environment_lacks_is_said_without_what_it_has(monkeypatch: pyt
         with pytest.raises(InvalidError, match="environment") as caught:
             open_store(url)
         assert SECRET not in str(caught.value)
+
+
+def test_a_child_is_given_what_its_store_is_opened_with_and_no_more() -> None:
+    environment = {
+        "AWS_SECRET_ACCESS_KEY": "1",
+        "GOOGLE_SERVICE_ACCOUNT": "2",
+        "AZURE_STORAGE_ACCOUNT_KEY": "3",
+        "PATH": "4",
+    }
+    given = {url: set(variables(url, environment).values()) for url in ("s3://b", "gs://b", "az://b", "file:///b")}
+    assert given == {"s3://b": {"1"}, "gs://b": {"2"}, "az://b": {"3"}, "file:///b": set()}
+
+
+def test_a_directory_is_told_from_the_others(tmp_path: Path) -> None:
+    assert directory_of(f"file://{tmp_path}/some%20objects") == tmp_path / "some objects"
+    assert directory_of("s3://bucket/prefix") is None

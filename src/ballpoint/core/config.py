@@ -48,6 +48,7 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             blank is refused.
         disk_gb: apparent size of a new volume.
         pool_gb: size of the loop-backed volume pool, where the data directory is not a reflink XFS; 0 chooses.
+        store: URL of the object store that keeps the disks (store.md); None takes the directory `store` in `data`.
     """
 
     data: Path = DEFAULT_DATA
@@ -70,6 +71,7 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     reserve_mb: int = 128
     disk_gb: int = 100
     pool_gb: int = 0
+    store: str | None = None
 
     @property
     def node_id(self) -> str:
@@ -83,6 +85,11 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     def run(self) -> Path:
         """Directory of the node's sockets and instances; gone after a reboot, as they are."""
         return RUN_ROOT / self.node_id
+
+    @property
+    def store_url(self) -> str:
+        """`store`, or where it is by default."""
+        return self.store or (self.data.resolve() / "store").as_uri()
 
     @property
     def listen_address(self) -> tuple[str, int]:

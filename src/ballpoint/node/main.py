@@ -40,6 +40,7 @@ from ballpoint.node.running import Starter
 from ballpoint.node.standby.pool import Pool
 from ballpoint.node.standby.spares import MOST as SPARES_MOST
 from ballpoint.node.standby.spares import Spares
+from ballpoint.node.storage import Storage
 from ballpoint.node.watch.health import Health
 from ballpoint.node.watch.images import Images
 from ballpoint.node.watch.space import Space
@@ -74,6 +75,8 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
         registry = await Registry.open(registry_url(config))
         stack.push_async_callback(registry.close)
         await _import_token(registry, config)
+        storage = await Storage.open(config)
+        stack.push_async_callback(storage.close)
 
         catalogue = Catalogue(config.cache)
         images = Images(config, registry)

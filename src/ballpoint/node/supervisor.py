@@ -39,6 +39,7 @@ from ballpoint.registry.registry import Registry
 from ballpoint.runtime.container.programs import ensure_programs
 from ballpoint.runtime.container.runtime import ContainerRuntime
 from ballpoint.runtime.container.zygote import zygote_command
+from ballpoint.store import url
 from ballpoint.volume.pool import VolumePool
 
 log = logging.getLogger("supervisor")
@@ -385,7 +386,8 @@ class _Supervisor:
             sys.executable, "-m", "ballpoint.api", str(self._config.run / _CONFIG),
             f"--ready-fd={ready}", f"--edge-uid={_EDGE_UID}",
         ]  # fmt: skip
-        return process.start(command, pass_fds=[ready], env=mirrors.variables())
+        environment = {**mirrors.variables(), **url.variables(self._config.store_url)}
+        return process.start(command, pass_fds=[ready], env=environment)
 
     def _start_edge(self) -> process.Child:
         fd = self._listener.fileno()

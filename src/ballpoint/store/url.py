@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -21,6 +23,7 @@ if TYPE_CHECKING:  # they are in obstore's stubs alone
 
 FORMS = "file:///DIR, s3://BUCKET[/PREFIX][?endpoint=URL&region=NAME], gs://BUCKET[/PREFIX], az://CONTAINER[/PREFIX]"
 
+_VARIABLES = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
 _SETTINGS = {"file": set[str](), "s3": {"endpoint", "region"}, "gs": set[str](), "az": {"account", "endpoint"}}
 # What all three allow, and more: the provider has the last word.
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,220}[A-Za-z0-9]")
@@ -44,15 +47,34 @@ def open_store(url: str) -> Store:
     parts, settings = _split(url)
     if parts.scheme == "file":
         return DirectoryStore(_directory(url, parts))
-    if not _BUCKET.fullmatch(parts.netloc):
-        _refuse(url, "has no bucket's name")
-    prefix = parts.path.removeprefix("/").removesuffix("/")
-    if len(prefix) > _PREFIX_MAX:
-        _refuse(url, f"has a prefix of more than {_PREFIX_MAX} characters")
-    if prefix:
-        check_key(prefix)
     name = redacted(url)
-    return RemoteStore(_objects(name, parts, settings), name, prefix)
+    return RemoteStore(_objects(name, parts, settings), name, _prefix(url, parts))
+
+
+def check_url(url: str) -> str:
+    """`url`, if it has one of FORMS; then it holds no credential, and may be stored and shown as it is.
+
+    Raises:
+        InvalidError: it has not.
+    """
+    parts, _ = _split(url)
+    if parts.scheme == "file":
+        _directory(url, parts)
+    else:
+        _prefix(url, parts)
+    return url
+
+
+def directory_of(url: str) -> Path | None:
+    """The directory that a `file:` URL of FORMS names; None of another kind."""
+    parts, _ = _split(url)
+    return _directory(url, parts) if parts.scheme == "file" else None
+
+
+def variables(url: str, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Those of `environment` that the store of `url` is opened with, for a child process that gets no others."""
+    prefix = _VARIABLES.get(urlsplit(url).scheme)
+    return {name: value for name, value in environment.items() if prefix is not None and name.startswith(prefix)}
 
 
 def redacted(url: str) -> str:
@@ -107,6 +129,16 @@ def _directory(url: str, parts: SplitResult) -> Path:
     if parts.netloc not in ("", "localhost") or not path.startswith("/") or "\0" in path:
         _refuse(url, "does not name a directory of this host by its whole path")
     return Path(path)
+
+
+def _prefix(url: str, parts: SplitResult) -> str:
+    """What all keys begin with, without the slash behind it."""
+    if not _BUCKET.fullmatch(parts.netloc):
+        _refuse(url, "has no bucket's name")
+    prefix = parts.path.removeprefix("/").removesuffix("/")
+    if len(prefix) > _PREFIX_MAX:
+        _refuse(url, f"has a prefix of more than {_PREFIX_MAX} characters")
+    return check_key(prefix) if prefix else ""
 
 
 def _objects(name: str, parts: SplitResult, settings: dict[str, str]) -> ObjectStore:

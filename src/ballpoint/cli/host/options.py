@@ -38,6 +38,7 @@ _OPTIONS = [
     click.option("--reserve-mb", type=int, help="Memory that stays free; with less, no sprite is made [128]."),
     click.option("--disk-gb", type=int, help="Apparent size of a new disk [100]."),
     click.option("--pool-gb", type=int, help="Size of the volume pool's file [most of what is free]."),
+    click.option("--store", metavar="URL", help="Object store that keeps the disks [the directory `store` in --data]."),
 ]
 
 
@@ -51,7 +52,13 @@ def node_options(command: F) -> F:
 def config_from(options: dict[str, Any], base: NodeConfig | None = None) -> NodeConfig:
     """The configuration that a command's options and its file give; `base` stands in for the defaults."""
     flags = {**options, "egress_allow": options["egress_allow"] or None}
-    return load_config(flags.pop("config_file"), base, **flags)
+    config = load_config(flags.pop("config_file"), base, **flags)
+    if config.store is not None:
+        from ballpoint.store.url import check_url
+
+        # Before it is written or shown anywhere: it may hold a credential.
+        check_url(config.store)
+    return config
 
 
 def data_option(command: F) -> F:

@@ -26,10 +26,16 @@ def admin_token_file(config: NodeConfig) -> Path:
     return config.data / "admin.token"
 
 
+def environment_file(config: NodeConfig) -> Path:
+    """Where a node's unit finds the credentials of its store: written by the operator, if at all."""
+    return config.data.absolute() / "store.env"
+
+
 def unit_text(config: NodeConfig) -> str:
     """The unit, running the interpreter this program runs with."""
     template = (resources.files("ballpoint.cli.host") / UNIT).read_text()
-    return template.replace("@COMMAND@", f"{sys.executable} -m ballpoint.cli {_arguments(config)}")
+    command = f"{sys.executable} -m ballpoint.cli {_arguments(config)}"
+    return template.replace("@COMMAND@", command).replace("@ENVIRONMENT@", str(environment_file(config)))
 
 
 def _arguments(config: NodeConfig) -> str:

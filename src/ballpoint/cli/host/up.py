@@ -21,6 +21,7 @@ from ballpoint.host import logfile, notify, process
 from ballpoint.host.files import write_atomically
 from ballpoint.host.requirements import install_packages, load_modules, missing_packages, raise_sysctls
 from ballpoint.image import mirrors
+from ballpoint.store import url
 from ballpoint.volume.pool import shortfall
 
 FIRST_SPRITE = "first"
@@ -163,7 +164,7 @@ def _start_here(config: NodeConfig) -> None:
             stdout=stream.fileno(),
             stderr=stream.fileno(),
             new_session=True,
-            env={**mirrors.variables(), notify.VARIABLE: listener.address},
+            env={**mirrors.variables(), **url.variables(config.store_url), notify.VARIABLE: listener.address},
         )
         if listener.wait(child, _START_SECONDS):
             return
