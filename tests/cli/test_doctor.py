@@ -20,11 +20,13 @@ from ballpoint.cli.host.attempt import attempt, probe
 from ballpoint.cli.host.checks import MINIMUM_KERNEL, TRIED_KERNELS, Check, Finding, checks, controllers
 from ballpoint.cli.main import cli
 from ballpoint.core.config import NodeConfig
-from ballpoint.core.errors import UnavailableError
+from ballpoint.core.errors import InvalidError, UnavailableError
 from ballpoint.host import process
 from ballpoint.host.cgroup import Hierarchies
 from ballpoint.host.filesystem import fifreeze, fithaw
 from ballpoint.host.requirements import SYSCTLS
+from ballpoint.node.storage import Memory, write_memory
+from ballpoint.store.deployment import new_deployment
 
 # For what must happen. Seconds.
 _DEADLINE = 60
@@ -318,6 +320,41 @@ def test_a_pool_that_promises_more_than_there_is(tmp_path: Path) -> None:
     state, found, mend = module.pool_space(tmp_path)
     assert (state, str(tmp_path) in str(mend)) == ("warning", True)
     assert "more than is free" in found
+
+
+def test_a_store_that_is_tried(tmp_path: Path) -> None:
+    (tmp_path / "objects").mkdir()
+    (tmp_path / "file").write_text("in the way")
+    good, bad = (NodeConfig(data=tmp_path, store=(tmp_path / name).as_uri()) for name in ("objects", "file"))
+    assert module.object_store(good).state == "ok"
+    finding = module.object_store(bad)
+    assert finding.state == "missing" and "cannot be used" in finding.found and "docs/store.md" in str(finding.mend)
+    write_memory(tmp_path, Memory(new_deployment(), str(bad.store), settled=True))
+    assert module.object_store(bad).state == "warning"
+
+
+def test_a_store_that_the_first_start_makes_is_not_made(tmp_path: Path) -> None:
+    finding = module.object_store(NodeConfig(data=tmp_path))
+    assert finding.state == "ok" and str(tmp_path / "store") in finding.found
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_tries_the_store_that_the_node_was_told_or_that_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[str | None] = []
+
+    def record(config: NodeConfig) -> list[Check]:
+        asked.append(config.store)
+        return [Check("thing", "ok", "seen")]
+
+    monkeypatch.setattr(module, "checks", record)
+    (tmp_path / "node.toml").write_text('store = "file:///told"\n')
+    cli.main(["doctor", "--data", str(tmp_path)], standalone_mode=False)
+    cli.main(["doctor", "--data", str(tmp_path), "--store", "file:///asked"], standalone_mode=False)
+    assert asked == ["file:///told", "file:///asked"]
+    with pytest.raises(InvalidError, match="password"):
+        cli.main(["doctor", "--store", "s3://user:word@bucket"], standalone_mode=False)
 
 
 def test_kvm_is_never_believed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

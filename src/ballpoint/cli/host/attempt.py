@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ballpoint.core.errors import UnavailableError
 from ballpoint.host import process
@@ -19,7 +19,9 @@ _KILL_SECONDS = 2.0
 stuck: list[process.Child] = []
 
 
-def attempt(command: Sequence[str], *, seconds: float, mend: str | None = None) -> str:
+def attempt(
+    command: Sequence[str], *, seconds: float, mend: str | None = None, env: Mapping[str, str] | None = None
+) -> str:
     """Run `command` and return the last line it printed.
 
     Unlike `process.run`, it comes back in time also when the child waits in the kernel where no signal reaches it.
@@ -27,13 +29,14 @@ def attempt(command: Sequence[str], *, seconds: float, mend: str | None = None) 
     Args:
         seconds: deadline.
         mend: command that mends what fails; becomes the error's hint.
+        env: variables that it gets beside those of `process.base_environment`.
 
     Raises:
         UnavailableError: the command failed, and the message is its last line; or it did not end in time.
     """
     with tempfile.TemporaryFile() as output:
         try:
-            child = process.start(command, stdout=output.fileno(), stderr=output.fileno(), new_session=True)
+            child = process.start(command, stdout=output.fileno(), stderr=output.fileno(), new_session=True, env=env)
         except FileNotFoundError as error:
             raise UnavailableError(f"{command[0]} is not installed", hint=mend) from error
         try:
@@ -49,9 +52,15 @@ def attempt(command: Sequence[str], *, seconds: float, mend: str | None = None) 
     return lines[-1] if lines else ""
 
 
-def probe(name: str, *arguments: str, seconds: float = _PROBE_SECONDS, mend: str | None = None) -> str:
+def probe(
+    name: str,
+    *arguments: str,
+    seconds: float = _PROBE_SECONDS,
+    mend: str | None = None,
+    env: Mapping[str, str] | None = None,
+) -> str:
     """`attempt` one of the `probes`."""
-    return attempt([sys.executable, "-m", _PROBES, name, *arguments], seconds=seconds, mend=mend)
+    return attempt([sys.executable, "-m", _PROBES, name, *arguments], seconds=seconds, mend=mend, env=env)
 
 
 def _end(child: process.Child) -> None:

@@ -27,6 +27,7 @@ MINIMUM_KERNEL = (6, 1)
 TRIED_KERNELS = ((6, 1), (6, 18))
 _KVM_SECONDS = 2.0
 _MAKE_SECONDS = 60.0
+_STORE_SECONDS = 120.0
 # mkfs.xfs refuses less than 300 MB; all of it stays a hole but for the metadata.
 _XFS_BYTES = 320 << 20
 _EXT4_BYTES = 16 << 20
@@ -158,6 +159,25 @@ def pool_space(data: Path) -> Finding:
     return Finding("ok", "there is room for all that the pool may take")
 
 
+def object_store(config: NodeConfig) -> Finding:
+    """Try the store, with the credentials in the environment, for all that a node asks of one."""
+    from ballpoint.node.storage import read_memory
+    from ballpoint.store import url
+
+    place = url.directory_of(config.store_url)
+    if place is not None and not place.exists():
+        return Finding("ok", f"none yet: a node's first start makes {place}")
+    memory = read_memory(config.data)
+    name, variables = url.redacted(config.store_url), url.variables(config.store_url)
+    try:
+        probe("store", config.store_url, seconds=_STORE_SECONDS, env=variables)
+    except UnavailableError as error:
+        mend = "correct --store, or the credentials in the environment: docs/store.md"
+        # A node that has used it starts without.
+        return Finding("warning" if memory is not None and memory.settled else "missing", error.message, mend)
+    return Finding("ok", f"{name} does what it must")
+
+
 def cgroups(mountinfo: str | None = None) -> Finding:
     """Make a group with limits and a device policy.
 
@@ -253,6 +273,7 @@ def checks(config: NodeConfig) -> list[Check]:
         "overlay of mapped ids": overlay_idmap,
         "XFS reflinks": lambda: reflink(config.data),
         "pool space": lambda: pool_space(config.data),
+        "object store": lambda: object_store(config),
         "cgroups": cgroups,
         "network": network,
         "firewall": firewall,

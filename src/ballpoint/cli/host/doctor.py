@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import click
@@ -15,14 +16,21 @@ _MARKS = {"ok": "ok     ", "optional": "-      ", "warning": "warning", "missing
 
 @click.command()
 @data_option
+@click.option("--store", metavar="URL", help="Object store to try [the node's].")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def doctor(data: Path | None, as_json: bool) -> int:
+def doctor(data: Path | None, store: str | None, as_json: bool) -> int:
     """Check what the host must offer, and say what mends what is missing. Exits with 1 where a node cannot work."""
     import msgspec
 
     from ballpoint.cli.host.checks import checks
+    from ballpoint.cli.host.unit import config_file
+    from ballpoint.store.url import check_url
 
-    found = checks(load_config(None, data=data or DEFAULT_DATA))
+    config = load_config(None, data=data or DEFAULT_DATA)
+    written = config_file(config)
+    if os.access(written, os.R_OK):
+        config = load_config(written, data=config.data)
+    found = checks(config if store is None else msgspec.structs.replace(config, store=check_url(store)))
     if as_json:
         click.echo(json.dumps(msgspec.to_builtins(found), indent=2))
     else:

@@ -6,6 +6,7 @@ what does not work. Everything made goes with the process, or is taken away befo
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import fcntl
 import mmap
@@ -201,6 +202,21 @@ def _user_namespace(others: int) -> int:
         os.close(pidfd)
 
 
+def store(url: str) -> None:
+    """What a node asks of a store before it first uses it."""
+    from ballpoint.store.probe import probe as try_store
+    from ballpoint.store.url import open_store
+
+    async def work() -> None:
+        opened = open_store(url)
+        try:
+            await try_store(opened)
+        finally:
+            await opened.close()
+
+    asyncio.run(work())
+
+
 def _own_mounts() -> None:
     """Let what is mounted go with this process."""
     namespaces.unshare(CLONE_NEWNS)
@@ -229,7 +245,7 @@ def _map(source: int, ids: int) -> int:
 
 
 _PROBES: dict[str, Callable[..., str | None]] = {
-    probe.__name__: probe for probe in (userns, sandbox, attach, erofs, overlay, reflink, cgroup, network, kvm)
+    probe.__name__: probe for probe in (userns, sandbox, attach, erofs, overlay, reflink, cgroup, network, kvm, store)
 }
 
 
