@@ -162,22 +162,23 @@ async def test_fork_answers_201_with_the_new_sprite(
 
 
 @pytest.mark.parametrize(
-    ("body", "status"),
+    ("body", "status", "asks"),
     [
-        ({"name": "web"}, 409),
-        ({"name": "copy", "checkpoint": "v7"}, 404),
-        ({"name": "copy", "checkpoint": ""}, 404),
-        ({"name": "copy", "checkpoint": "v0\n"}, 404),
-        ({"name": "copy", "checkpoint": 0}, 422),
-        ({"name": "Copy"}, 422),
-        ({}, 422),
+        ({"name": "web"}, 409, True),
+        ({"name": "copy", "checkpoint": "v7"}, 404, True),
+        ({"name": "copy", "checkpoint": ""}, 404, False),
+        ({"name": "copy", "checkpoint": "v0\n"}, 404, False),
+        ({"name": "copy", "checkpoint": 0}, 422, False),
+        ({"name": "Copy"}, 422, False),
+        ({}, 422, False),
     ],
 )
 async def test_a_bad_fork_is_refused(
-    client: httpx2.AsyncClient, node: NodeDouble, body: dict[str, Any], status: int
+    client: httpx2.AsyncClient, node: NodeDouble, body: dict[str, Any], status: int, asks: bool
 ) -> None:
     await made(client, node, "one")
     assert (await client.post(f"{WEB}/fork", json=body)).status_code == status
+    assert (node.asked[-1][0] == "fork") is asks
     assert list(node.sprites) == [("o1", "web")]
 
 

@@ -194,3 +194,21 @@ async def test_an_error_that_a_verb_tells_itself_is_an_error_line() -> None:
 
     (line,) = [json.loads(line) async for line in progress_lines(steps(), "r")]
     assert line == {"type": "error", "error": "it went wrong", "time": rfc3339(START)}
+
+
+async def test_a_stream_that_is_closed_closes_its_source_at_once() -> None:
+    closed = False
+
+    async def steps() -> AsyncIterator[Progress]:
+        nonlocal closed
+        try:
+            while True:
+                yield Progress(kind="info", data="a step", time=START)
+        finally:
+            closed = True
+
+    source = steps()  # held, so that no garbage collector closes it
+    stream = progress_lines(source, "r")
+    await anext(stream)
+    await stream.aclose()
+    assert closed
