@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ballpoint.core.errors import ConflictError, InvalidError, NotFoundError
 from ballpoint.core.types import Caller
@@ -35,6 +36,16 @@ START = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 def caller_header(caller: Caller = ALICE) -> dict[str, str]:
     """What the edge says of `caller`."""
     return {"X-Ballpoint-Caller": msgspec.json.encode(caller).decode()}
+
+
+def behind_edge(app: ASGIApp) -> ASGIApp:
+    """`app` with the edge's part played: every request comes from Alice."""
+
+    async def edge(scope: Scope, receive: Receive, send: Send) -> None:
+        caller = [(name.lower().encode(), value.encode()) for name, value in caller_header().items()]
+        await app({**scope, "headers": [*scope["headers"], *caller]}, receive, send)
+
+    return edge
 
 
 class NodeDouble:

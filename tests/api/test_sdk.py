@@ -11,22 +11,17 @@ import uvicorn
 from fastapi import FastAPI
 from sprites import SpriteConfig, SpritesClient, URLSettings
 from sprites.exceptions import APIError, NotFoundError, SpriteError
-from starlette.types import Receive, Scope, Send
 
 from ballpoint.core.errors import UnavailableError
 from ballpoint.node import views
 
-from .double import START, NodeDouble, caller_header
+from .double import START, NodeDouble, behind_edge
 
 
 @pytest.fixture
 async def sdk(app: FastAPI, node: NodeDouble) -> AsyncIterator[SpritesClient]:
-    async def edge(scope: Scope, receive: Receive, send: Send) -> None:
-        caller = [(name.lower().encode(), value.encode()) for name, value in caller_header().items()]
-        await app({**scope, "headers": [*scope["headers"], *caller]}, receive, send)
-
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(edge, http="httptools", lifespan="off", log_config=None))
+    server = uvicorn.Server(uvicorn.Config(behind_edge(app), http="httptools", lifespan="off", log_config=None))
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(server.serve(sockets=[listener]))
         port = listener.getsockname()[1]

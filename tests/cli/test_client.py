@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -139,6 +140,16 @@ def test_destroy_asks_and_takes_no_for_an_answer(home: Path, sprite: str) -> Non
     assert terminal.end() == 1
     assert f"{sprite} stays".encode() in terminal.said
     assert ballpoint(home, "info", sprite).returncode == 0
+
+
+def test_sleep_and_wake(home: Path, sprite: str) -> None:
+    def status() -> str:
+        return str(json.loads(ballpoint(home, "info", sprite, "--json").stdout)["status"])
+
+    assert ballpoint(home, "sleep", sprite).stdout == f"put {sprite} to sleep\n"
+    assert status() == "cold"
+    assert ballpoint(home, "-s", sprite, "wake").stdout == f"woke {sprite}\n"
+    assert status() == "running"
 
 
 def test_use_selects_for_a_directory_and_those_below(home: Path, sprite: str, tmp_path: Path) -> None:

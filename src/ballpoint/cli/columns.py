@@ -1,8 +1,8 @@
-"""Lists on a terminal or in a pipe: one heading, one line for each thing, columns that two spaces part."""
+"""Lists on a terminal or in a pipe: one line for each thing, columns that two spaces part."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import click
 
@@ -13,6 +13,25 @@ def show(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     widths = [max(len(line[column]) for line in lines) for column in range(len(heading))]
     for line in lines:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def facts(of: Mapping[str, str]) -> None:
+    """Print what is known of one thing, a line for each word. What is empty is a `-`."""
+    width = max(map(len, of))
+    for word, value in of.items():
+        click.echo(f"{word.ljust(width)}  {value or '-'}")
+
+
+def size(count: int) -> str:
+    """Bytes, as people read them."""
+    if count < 1024:
+        return f"{count} B"
+    value = count / 1024
+    for unit in ("KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
 
 
 def moment(text: str) -> str:

@@ -14,6 +14,7 @@ from ballpoint.core.errors import BallpointError, InvalidError
 
 # name -> (module below ballpoint.cli, attribute)
 _COMMANDS = {
+    "checkpoint": ("client.checkpoints", "checkpoint"),
     "console": ("client.exec_command", "console"),
     "create": ("client.sprites", "create"),
     "destroy": ("client.sprites", "destroy"),
@@ -21,17 +22,22 @@ _COMMANDS = {
     "down": ("host.down", "down"),
     "events": ("client.sprites", "events"),
     "exec": ("client.exec_command", "exec_"),
+    "fork": ("client.checkpoints", "fork"),
     "image": ("host.image", "image"),
     "info": ("client.sprites", "info"),
     "list": ("client.sprites", "list_"),
     "login": ("client.login", "login"),
     "logs": ("client.sprites", "logs"),
     "restart": ("client.sprites", "restart"),
+    "restore": ("client.checkpoints", "restore"),
     "serve": ("host.serve", "serve"),
+    "sleep": ("client.sprites", "sleep"),
+    "sync": ("client.checkpoints", "sync"),
     "token": ("host.token", "token"),
     "uninstall": ("host.down", "uninstall"),
     "up": ("host.up", "up"),
     "use": ("client.sprites", "use"),
+    "wake": ("client.sprites", "wake"),
 }
 _ALIASES = {"ls": "list", "x": "exec", "c": "console"}
 _UNKNOWN_COMMAND = 2

@@ -51,9 +51,9 @@ class Api:
             return response.json()
         return response.text or None
 
-    def lines(self, path: str, **arguments: Any) -> Iterator[dict[str, Any]]:
+    def lines(self, method: str, path: str, **arguments: Any) -> Iterator[dict[str, Any]]:
         """Objects of an NDJSON stream, as they come."""
-        with self._told(), self._client.stream("GET", path, timeout=None, **arguments) as response:
+        with self._told(), self._client.stream(method, path, timeout=None, **arguments) as response:
             if response.status_code >= 400:
                 raise error_of(response.status_code, response.read())
             for line in response.iter_lines():

@@ -1,4 +1,4 @@
-"""create, list, info, use, restart, events, logs, destroy."""
+"""create, list, info, use, restart, sleep, wake, events, logs, destroy."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import click
 from ballpoint.cli import columns
 from ballpoint.cli.client import settings
 from ballpoint.cli.client.exec_command import open_console, parse_environment
-from ballpoint.cli.client.http import api, sprite_name, sprite_path
+from ballpoint.cli.client.http import Api, api, sprite_name, sprite_path
 from ballpoint.cli.client.names import new_name
-from ballpoint.core.errors import InvalidError
+from ballpoint.core.errors import InvalidError, NotFoundError
 
 _PAGE = 50
 
@@ -81,10 +81,12 @@ def _status(sprite: dict[str, Any]) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def info(ctx: click.Context, name: str | None, as_json: bool) -> None:
-    """Show a sprite."""
-    sprite = api(ctx).call("GET", sprite_path(sprite_name(ctx, name)))
+    """Show a sprite, where its disk is, and how far the store is behind it."""
+    node, wanted = api(ctx), sprite_name(ctx, name)
+    sprite = node.call("GET", sprite_path(wanted))
+    disk = _disk(node, wanted)
     if as_json:
-        click.echo(json.dumps(sprite, indent=2))
+        click.echo(json.dumps({**sprite, "disk": disk}, indent=2))
         return
     shown = {
         "name": sprite["name"],
@@ -99,9 +101,24 @@ def info(ctx: click.Context, name: str | None, as_json: bool) -> None:
     shown["image"] = (sprite.get("version") or "")[:16]
     if sprite["labels"]:
         shown["labels"] = ", ".join(sprite["labels"])
-    width = max(map(len, shown))
-    for key, value in shown.items():
-        click.echo(f"{key.ljust(width)}  {value}")
+    if disk is not None:
+        lag = disk["lag_seconds"]
+        shown["disk"] = disk["place"]
+        shown["written"] = f"{columns.size(disk['bytes_written'])} of {columns.size(disk['size'])}"
+        shown["stored"] = columns.size(disk["bytes_stored"])
+        shown["checkpoints"] = str(disk["checkpoints"])
+        shown["durability lag"] = "none" if lag is None else f"{lag:.1f} s"
+        shown["durable state of"] = columns.moment(disk["durable_at"] or "")
+    columns.facts(shown)
+
+
+def _disk(node: Api, name: str) -> dict[str, Any] | None:
+    """What the node says of a sprite's disk; None where it knows no such route."""
+    try:
+        disk: dict[str, Any] = node.call("GET", sprite_path(name, "/disk"))
+    except NotFoundError:
+        return None
+    return disk
 
 
 @click.command()
@@ -139,13 +156,33 @@ def restart(ctx: click.Context, name: str | None) -> None:
 
 @click.command()
 @click.argument("name", required=False)
+@click.pass_context
+def sleep(ctx: click.Context, name: str | None) -> None:
+    """Stop a sprite and keep its disk; the next command in it starts it again."""
+    wanted = sprite_name(ctx, name)
+    api(ctx).call("POST", sprite_path(wanted, "/sleep"))
+    click.echo(f"put {wanted} to sleep")
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.pass_context
+def wake(ctx: click.Context, name: str | None) -> None:
+    """Start a sprite from its disk where it does not run."""
+    wanted = sprite_name(ctx, name)
+    api(ctx).call("POST", sprite_path(wanted, "/wake"))
+    click.echo(f"woke {wanted}")
+
+
+@click.command()
+@click.argument("name", required=False)
 @click.option("-f", "--follow", is_flag=True, help="Go on with what happens from now on.")
 @click.option("--json", "as_json", is_flag=True, help="Print NDJSON.")
 @click.pass_context
 def events(ctx: click.Context, name: str | None, follow: bool, as_json: bool) -> None:
     """Show what happened to a sprite, and why."""
     query = {"follow": "true"} if follow else {}
-    for event in api(ctx).lines(sprite_path(sprite_name(ctx, name), "/events"), params=query):
+    for event in api(ctx).lines("GET", sprite_path(sprite_name(ctx, name), "/events"), params=query):
         if as_json:
             click.echo(json.dumps(event))
         else:
