@@ -1,0 +1,1 @@
+"""Between a disk here and its log in the store."""

@@ -1,0 +1,255 @@
+"""An image of a disk, filled from the store: read by few large requests at a time, each block checked, holes kept.
+
+Nothing is written down of how far it came: whoever is interrupted begins anew, with an empty file in staging/, and
+gives the image its name once it is whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Final, NamedTuple
+from uuid import UUID
+
+from ballpoint.core.errors import CorruptError, InvalidError, NotFoundError
+from ballpoint.core.tasks import for_each
+from ballpoint.store.store import Store
+from ballpoint.volume.log.blob import BLOCK_BYTES, Inline, Reference, decode_block
+from ballpoint.volume.log.changes import PAGE_BLOCKS
+from ballpoint.volume.log.commit import State
+from ballpoint.volume.log.envelope import BODY_START, damaged
+from ballpoint.volume.log.keys import PackName
+from ballpoint.volume.log.log import OutdatedError, View, read
+from ballpoint.volume.log.map import Map
+from ballpoint.volume.log.mapped import PackGoneError, load_map, load_pages, open_map, stored_inline
+from ballpoint.volume.sync.reads import Read, describe, plan
+
+# In flight: 128 MiB with reads of 2 MiB. Where packs are small, they wait for the wire's latency together.
+AT_ONCE: Final = 64
+# The disk writes out while more is read, and not all of it at the end.
+_FLUSH_BYTES: Final = 64 * 1024 * 1024
+
+
+class Filled(NamedTuple):
+    """How far an image is, in bytes of the disk that are no holes."""
+
+    done: int
+    total: int
+
+
+Progress = Callable[[Filled], None]
+
+
+async def hydrate(
+    store: Store, volume: UUID, target: int, *, checkpoint: str | None = None, progress: Progress | None = None
+) -> View:
+    """Fill `target` with a volume's disk as its log has it, or with one of its checkpoints. Durable when it returns.
+
+    It takes at most 128 MiB for what was read, and about 60 bytes for each block that is no hole (8 MB for 8 GB). Where
+    it fails or is cancelled, what is in `target` is of no use.
+
+    Args:
+        target: descriptor of a file that is open for writing; what it has is replaced.
+        checkpoint: id of one; None: the disk.
+        progress: is told after each request.
+
+    Returns:
+        What the log was: the disk is the one after the commit `head`.
+
+    Raises:
+        NotFoundError: the volume has no log, is closed for good, or has no such checkpoint.
+        CorruptError: something is lost or damaged; it names the object and the blocks.
+        ConflictError: something was made by a later version.
+        UnavailableError: the store, in a way that it may repair.
+        OSError: `target` cannot be written to.
+    """
+    gone: set[PackName] = set()
+    while True:
+        view, state = await _read(store, volume)
+        try:
+            disk = await _map(store, view, state, checkpoint)
+            await fill(store, view, disk, target, progress=progress, gone=gone)
+        except OutdatedError:
+            continue
+        except PackGoneError as missing:
+            # Blocks may have been moved into another pack since; what the log still names after this is lost.
+            gone.add(missing.pack)
+            continue
+        return view
+
+
+async def fill(
+    store: Store,
+    view: View,
+    disk: Map,
+    target: int,
+    *,
+    progress: Progress | None = None,
+    gone: set[PackName] | None = None,
+) -> None:
+    """Fill `target` with the disk that a map describes; as `hydrate`, for whoever has the map.
+
+    Args:
+        view: whose map it is: its commits have the blocks that are inline.
+        disk: with all its pages.
+        gone: packs that are known not to be there.
+
+    Raises:
+        PackGoneError: a pack is not there: the log has gone on, or it is lost.
+        CorruptError, UnavailableError, OSError: as `hydrate`.
+    """
+    assert view.state is not None
+    todo = await asyncio.to_thread(plan, disk)
+    for pack in gone or ():
+        if lost := todo.of(pack):
+            raise CorruptError(
+                f"{pack.key} is not there; {describe(lost)} cannot be read", hint="look at the store and its copies"
+            )
+    if todo.end * BLOCK_BYTES > view.state.size + BLOCK_BYTES - 1:
+        raise damaged(view.head.key, f"the map has block {todo.end - 1}, of a disk of {view.state.size} bytes")
+    meter = _Meter(todo.blocks, progress)
+    async with _opened(target, view.state.size) as image:
+        inline = stored_inline(view)
+        await image.run(lambda: image.put_inline(todo.inline, inline))
+        meter.add(len(todo.inline))
+
+        async def fetch(part: Read) -> None:
+            data = await _get(store, part)
+            await image.run(lambda: image.put(part, data))
+            meter.add(len(part))
+            if meter.is_flush_due():
+                await image.run(image.flush)
+
+        await for_each(todo.reads, fetch, at_once=AT_ONCE)
+        await image.run(image.flush)
+
+
+async def _read(store: Store, volume: UUID) -> tuple[View, State]:
+    view = await read(store, volume)
+    if view is None or view.dead or view.state is None:
+        raise NotFoundError(f"the store has no volume {volume}", hint="it was deleted, or never saved")
+    return view, view.state
+
+
+async def _map(store: Store, view: View, state: State, checkpoint: str | None) -> Map:
+    if checkpoint is None:
+        disk = await load_map(store, view)
+    else:
+        disk = await open_map(store, view, _root(view, state, checkpoint))
+    await load_pages(store, view, disk, (number * PAGE_BLOCKS for number in disk.pages))
+    return disk
+
+
+def _root(view: View, state: State, checkpoint: str) -> Reference:
+    for each in state.checkpoints:
+        if each.id == checkpoint:
+            return each.root
+    raise NotFoundError(f"volume {view.head.volume} has no checkpoint {checkpoint[:80]!r} in the store")
+
+
+async def _get(store: Store, part: Read) -> bytes:
+    try:
+        return await store.get(part.pack.key, BODY_START + part.start, part.length)
+    except NotFoundError as error:
+        raise PackGoneError(part.pack) from error
+    except InvalidError as error:
+        raise damaged(
+            part.pack.key, f"it ends before byte {part.start} of its body; {describe(part.blocks())} cannot be read"
+        ) from error
+
+
+class _Meter:
+    """How far an image is."""
+
+    def __init__(self, blocks: int, progress: Progress | None) -> None:
+        self._total, self._done, self._flushed = blocks * BLOCK_BYTES, 0, 0
+        self._progress = progress
+
+    def add(self, blocks: int) -> None:
+        self._done += blocks * BLOCK_BYTES
+        if self._progress is not None:
+            self._progress(Filled(self._done, self._total))
+
+    def is_flush_due(self) -> bool:
+        """Whether enough was written since this was last true."""
+        if self._done - self._flushed < _FLUSH_BYTES:
+            return False
+        self._flushed = self._done
+        return True
+
+
+@asynccontextmanager
+async def _opened(target: int, size: int) -> AsyncIterator[_Image]:
+    """`target` as an image of holes, of `size` bytes, until its threads have ended."""
+    # One more than there are processors: one may wait for the disk.
+    threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)) + 1, "hydrate")
+    # Of its own, so that a thread that is still at work when the caller is cancelled once more writes to no other file.
+    fd = os.dup(target)
+
+    def end() -> None:
+        threads.shutdown(cancel_futures=True)
+        os.close(fd)
+
+    try:
+        image = _Image(fd, size, threads)
+        await image.run(image.clear)
+        yield image
+    finally:
+        await asyncio.get_running_loop().run_in_executor(None, end)
+
+
+class _Image:
+    """A file that threads write blocks into. `run` is for the event loop, the others for what it runs."""
+
+    def __init__(self, fd: int, size: int, threads: ThreadPoolExecutor) -> None:
+        self._fd = fd
+        self._size = size
+        self._threads = threads
+
+    async def run(self, work: Callable[[], None]) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def clear(self) -> None:
+        os.ftruncate(self._fd, 0)
+        os.ftruncate(self._fd, self._size)
+
+    def put_inline(self, blocks: list[tuple[int, Inline]], stored: Callable[[Inline], bytes]) -> None:
+        """Check and write blocks that are in commits."""
+        for block, place in blocks:
+            self._write(block, decode_block(stored(place), place, block))
+
+    def put(self, part: Read, data: bytes) -> None:
+        """Check and write the blocks of one request.
+
+        Raises:
+            CorruptError: some are not what was written; it names all of them.
+        """
+        view = memoryview(data)
+        bad: dict[int, CorruptError] = {}
+        for block, piece in part:
+            start = piece.offset - part.start
+            try:
+                content = decode_block(view[start : start + piece.length], Reference.to(part.pack, piece), block)
+            except CorruptError as error:
+                bad[block] = error
+            else:
+                self._write(block, content)
+        if len(bad) == 1:
+            raise next(iter(bad.values()))
+        if bad:
+            raise damaged(
+                part.pack.key, f"{len(bad)} of its blobs are not what was written; {describe(bad)} cannot be read"
+            )
+
+    def flush(self) -> None:
+        os.fdatasync(self._fd)
+
+    def _write(self, block: int, content: bytes) -> None:
+        position = block * BLOCK_BYTES
+        left = memoryview(content)[: self._size - position]
+        while left:
+            written = os.pwrite(self._fd, left, position)
+            left, position = left[written:], position + written
