@@ -49,10 +49,12 @@ class Waiting:
 
     Attributes:
         process: whose it is.
+        key: of the object, or what the keys of a listing begin with.
         changes: whether it changes anything.
     """
 
     process: str
+    key: str
     make: Callable[[], Any]
     changes: bool
     answer: asyncio.Future[Any]
@@ -66,27 +68,27 @@ class SteppedStore:
         self._process = process
 
     async def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
-        return bytes(await self._ask(lambda: self._schedule.objects.get(key, start, length), changes=False))
+        return bytes(await self._ask(key, lambda: self._schedule.objects.get(key, start, length), changes=False))
 
     async def put(self, key: str, data: bytes) -> None:
-        await self._ask(lambda: self._schedule.objects.put(key, data))
+        await self._ask(key, lambda: self._schedule.objects.put(key, data))
 
     async def create(self, key: str, data: bytes) -> bool:
-        return bool(await self._ask(lambda: self._schedule.objects.create(key, data)))
+        return bool(await self._ask(key, lambda: self._schedule.objects.create(key, data)))
 
     async def list(self, prefix: str, *, after: str = "", limit: int = LIST_MAX) -> Items:
-        found: Items = await self._ask(lambda: self._schedule.objects.list(prefix, after, limit), changes=False)
+        found: Items = await self._ask(prefix, lambda: self._schedule.objects.list(prefix, after, limit), changes=False)
         return found
 
     async def delete(self, keys: Collection[str]) -> None:
         for key in keys:  # a batch is no transaction
-            await self._ask(lambda key=key: self._schedule.objects.delete([key]))  # type: ignore[misc]
+            await self._ask(key, lambda key=key: self._schedule.objects.delete([key]))  # type: ignore[misc]
 
     async def close(self) -> None:
         pass
 
-    def _ask(self, make: Callable[[], Any], *, changes: bool = True) -> asyncio.Future[Any]:
-        waiting = Waiting(self._process, make, changes, asyncio.get_running_loop().create_future())
+    def _ask(self, key: str, make: Callable[[], Any], *, changes: bool = True) -> asyncio.Future[Any]:
+        waiting = Waiting(self._process, key, make, changes, asyncio.get_running_loop().create_future())
         self._schedule.waiting.append(waiting)
         return waiting.answer
 
@@ -181,15 +183,27 @@ class Schedule:
             await self.settle()
         return task.result()
 
-    async def until_change(self, process: str) -> None:
-        """Let one process go on until it asks for a change, which does not happen yet."""
+    async def until_change(self, process: str, of: str | None = None, key: str = "") -> None:
+        """Let one process go on until it asks for a change, which does not happen yet.
+
+        Args:
+            of: whose store it uses, where that is another's.
+            key: what the changed object's key begins with; changes of others happen.
+        """
         while True:
             await self.settle()
-            (each,) = [each for each in self.waiting if each.process == process]
-            if each.changes:
+            assert not self.tasks[process].done(), f"{process} has ended: {self.tasks[process]}"
+            mine = [each for each in self.waiting if each.process == (of or process)]
+            if any(each.changes and each.key.startswith(key) for each in mine):
                 return
-            self.waiting.remove(each)
-            self._happen(each)
+            for each in mine:
+                self.waiting.remove(each)
+                self._happen(each)
+
+    def let(self, each: Waiting) -> None:
+        """Let one operation happen, now."""
+        self.waiting.remove(each)
+        self._happen(each)
 
     @staticmethod
     def _happen(each: Waiting) -> None:

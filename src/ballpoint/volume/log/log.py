@@ -37,7 +37,7 @@ class View:
         put_id: of the newest commit, which no other commit has.
         kind: of the newest commit.
         time: of the newest commit, in milliseconds since 1970 by its writer's clock; for people.
-        complete: the newest commit that names everything; state: what it names. None of a fork that was abandoned.
+        complete: the newest commit that names everything; state: what it names. None where it is closed for good.
         changes: of the disk since then, oldest first.
         settings: of the sprite, the newest.
         trashed: as in State, the newest.
@@ -103,10 +103,13 @@ class View:
             self.trashed = commit.time if commit.kind == "trash" else None
         elif commit.kind in _DEAD:
             self.closed = _EVERYTHING
+            self.complete, self.state, self.changes = None, None, []
 
 
 async def read(store: Store, volume: UUID) -> View | None:
     """Read a volume's log: from its head down to a commit that names everything. None where it has no commit.
+
+    Of one that is closed for good only that is read, and nothing below needs to be there.
 
     Raises:
         CorruptError: a commit is damaged, or gone although the log has not changed since.
@@ -163,8 +166,9 @@ async def _chain(store: Store, head: CommitName) -> list[tuple[Commit, bytes]] |
             return name
         commit = decode_commit(data, name)
         chain.append((commit, digest_of(data)))
-        if commit.state is not None or commit.previous is None:
+        if commit.state is not None or commit.kind in _DEAD:
             return chain
+        assert commit.previous is not None
         expected = commit.previous.digest
         name = CommitName(name.volume, commit.previous.epoch, commit.previous.number)
 
@@ -337,29 +341,46 @@ class Writer:
             UnknownOutcomeError: some may be there still.
         """
         if self.view.complete is None:
-            raise InternalError("a volume that is closed for good is not trimmed")
-        prefix, after = commits_prefix(self.view.head.volume), self.view.complete.key
-        deleted = 0
-        while page := await self._store.list(prefix, after=after):
-            doomed = [name for name in (parse_commit(item.key) for item in page) if not await self._stays(name)]
-            await self._store.delete([name.key for name in doomed])
-            deleted += len(doomed)
-            after = page[-1].key
-            if len(page) < LIST_MAX:
-                break
-        return deleted
+            raise InternalError("a volume that is closed for good is trimmed by whoever collects its garbage")
+        return await trim(self._store, self.view.complete, self._stay)
 
-    async def _stays(self, name: CommitName) -> bool:
-        if name in self._stay:
-            return True
-        try:
-            kind = decode_commit(await self._store.get(name.key), name).kind
-        except NotFoundError:
-            return True  # gone already
-        if kind in _STAY:
-            self._stay.add(name)
-            return True
-        return False
+
+async def trim(store: Store, below: CommitName, stay: set[CommitName]) -> int:
+    """Delete the commits below one that names everything, or closes the volume for good. Idempotent.
+
+    Args:
+        stay: commits that are known to stay; more are added to it.
+
+    Returns:
+        How many were deleted.
+
+    Raises:
+        UnknownOutcomeError: some may be there still.
+    """
+    prefix, after = commits_prefix(below.volume), below.key
+    deleted = 0
+    while page := await store.list(prefix, after=after):
+        names = [parse_commit(item.key) for item in page]
+        doomed = [name for name in names if not await _stays(store, name, stay)]
+        await store.delete([name.key for name in doomed])
+        deleted += len(doomed)
+        after = page[-1].key
+        if len(page) < LIST_MAX:
+            break
+    return deleted
+
+
+async def _stays(store: Store, name: CommitName, stay: set[CommitName]) -> bool:
+    if name in stay:
+        return True
+    try:
+        kind = decode_commit(await store.get(name.key), name).kind
+    except NotFoundError:
+        return True  # gone already
+    if kind in _STAY:
+        stay.add(name)
+        return True
+    return False
 
 
 def _commit(

@@ -9,17 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 
 from ballpoint.core.errors import InternalError
-from ballpoint.volume.log.blob import Inline, Reference, decode_blob, hash_of
+from ballpoint.volume.log.blob import Inline, Reference, hash_of
 from ballpoint.volume.log.changes import BLOCKS_MAX, PAGE_BLOCKS, Change, Changes
 from ballpoint.volume.log.keys import CommitName, PackName
-from ballpoint.volume.log.page import (
-    PAGE_LIMIT,
-    ROOT_LIMIT,
-    Page,
-    decode_root,
-    describe_page,
-    encode_root,
-)
+from ballpoint.volume.log.page import Page, encode_root, read_page, read_root
 
 
 class Map:
@@ -49,9 +42,7 @@ class Map:
         Raises:
             CorruptError: it is not what was written.
         """
-        key = root.holder.key
-        content = decode_blob(stored, root.piece, limit=ROOT_LIMIT, key=key, touched="the whole disk")
-        return cls(decode_root(content, key))
+        return cls(read_root(stored, root))
 
     @property
     def pages(self) -> Mapping[int, Reference]:
@@ -74,10 +65,7 @@ class Map:
         """
         if not self._is_missing(number):
             return
-        at = self._stored[number]
-        key = at.holder.key
-        content = decode_blob(stored, at.piece, limit=PAGE_LIMIT, key=key, touched=describe_page(number))
-        self._loaded[number] = Page.decode(content, number, key)
+        self._loaded[number] = read_page(stored, self._stored[number], number)
 
     def __getitem__(self, block: int) -> Reference | Inline | None:
         """Where a block is; None: it is a hole.

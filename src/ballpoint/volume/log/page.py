@@ -8,7 +8,7 @@ from typing import Final
 from uuid import UUID
 
 from ballpoint.core.errors import InternalError
-from ballpoint.volume.log.blob import Inline, Piece, Reference, describe_blocks
+from ballpoint.volume.log.blob import Inline, Piece, Reference, decode_blob, describe_blocks
 from ballpoint.volume.log.changes import PAGE_BLOCKS, PAGES_MAX
 from ballpoint.volume.log.envelope import damaged
 from ballpoint.volume.log.keys import NUMBER_MAX, CommitName, PackName
@@ -183,6 +183,44 @@ def decode_root(content: bytes, key: str) -> dict[int, Reference]:
         pages[number] = Reference.to(packs[pack], Piece(offset, length, flags, digest))
         last = number
     return pages
+
+
+def read_root(stored: bytes | memoryview, root: Reference) -> dict[int, Reference]:
+    """Where the pages of a map are, by their numbers.
+
+    Args:
+        stored: what was read where `root` says.
+
+    Raises:
+        CorruptError: it is not what was written.
+    """
+    key = root.holder.key
+    return decode_root(decode_blob(stored, root.piece, limit=ROOT_LIMIT, key=key, touched="the whole disk"), key)
+
+
+def read_page(stored: bytes | memoryview, at: Reference, number: int) -> Page:
+    """A page of a map.
+
+    Args:
+        stored: what was read at `at`.
+        number: the page's, for errors.
+
+    Raises:
+        CorruptError: it is not what was written.
+    """
+    return Page.decode(_page_content(stored, at, number), number, at.holder.key)
+
+
+def read_page_packs(stored: bytes | memoryview, at: Reference, number: int) -> list[PackName]:
+    """The packs that hold blocks of a page, without looking at the blocks. Arguments and errors as `read_page`."""
+    packs, _ = _decode_packs(
+        _page_content(stored, at, number), at.holder.key, f"{describe_page(number)} cannot be read"
+    )
+    return packs
+
+
+def _page_content(stored: bytes | memoryview, at: Reference, number: int) -> bytes:
+    return decode_blob(stored, at.piece, limit=PAGE_LIMIT, key=at.holder.key, touched=describe_page(number))
 
 
 def describe_page(number: int) -> str:
