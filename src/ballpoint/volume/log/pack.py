@@ -16,8 +16,8 @@ from ballpoint.volume.log.keys import Id, Number, PackName
 
 PACK_BYTES: Final = 8 * 1024 * 1024
 # What the header and the envelope take at most, in MessagePack's longest forms: of one blob, and once.
-_BLOB_OVERHEAD: Final = 1 + 5 + 5 + 3 + (2 + 16) + (1 + 5)
-_PACK_OVERHEAD: Final = 256
+BLOB_OVERHEAD: Final = 1 + 5 + 5 + 3 + (2 + 16) + (1 + 5)
+PACK_OVERHEAD: Final = 256
 
 Kind = Literal["block", "page", "root"]
 
@@ -67,7 +67,7 @@ class PackBuilder:
 
     def fits(self, blob: Blob) -> bool:
         """Whether the pack has room for one more."""
-        overhead = _PACK_OVERHEAD + (len(self._entries) + 1) * _BLOB_OVERHEAD
+        overhead = PACK_OVERHEAD + (len(self._entries) + 1) * BLOB_OVERHEAD
         return self._length + len(blob.stored) + overhead <= PACK_BYTES
 
     def add(self, blob: Blob, kind: Kind) -> Reference:
