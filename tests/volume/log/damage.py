@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from blake3 import blake3
+
+from ballpoint.volume.log.envelope import DIGEST_BYTES
+
 
 def flipped(data: bytes) -> Iterator[bytes]:
     """`data` with one bit turned over: once for each of its bits."""
@@ -21,3 +25,10 @@ def cut(data: bytes) -> Iterator[bytes]:
         yield data[length + 1 :]
     yield data + b"\0"
     yield data + data
+
+
+def later(data: bytes) -> bytes:
+    """An object as the next version would have made it."""
+    changed = bytearray(data[:-DIGEST_BYTES])
+    changed[7] += 1  # docs/volume-format.md: the version is there in all of them
+    return bytes(changed) + blake3(changed).digest()

@@ -7,13 +7,12 @@ import os
 import random
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID
 
 import pytest
-from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,40 +27,12 @@ from ballpoint.volume.log.log import read
 from ballpoint.volume.log.mapped import load_map
 from ballpoint.volume.sync.hydrate import AT_ONCE, Filled, hydrate
 from ballpoint.volume.sync.reads import READ_MAX
+from tests.volume.log.damage import later
 from tests.volume.log.memory import MemoryStore
 from tests.volume.sync.disks import BLOCKS, ZEROS, KnownDisk, compressible, incompressible, read_image
+from tests.volume.sync.watched import WatchedStore
 
 VOLUME, LINEAGE = UUID(int=1), UUID(int=2)
-
-
-class WatchedStore(MemoryStore):
-    """A store that can be looked at, and that something may be done to before it answers.
-
-    Attributes:
-        before_get: is called before each read.
-        lengths: of the parts that were read.
-        most: reads that were under way at once.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.before_get: Callable[[str], Awaitable[None]] | None = None
-        self.lengths: list[int] = []
-        self.most = 0
-        self._now = 0
-
-    async def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
-        self._now += 1
-        self.most = max(self.most, self._now)
-        try:
-            if self.before_get is not None:
-                await self.before_get(key)
-            await asyncio.sleep(0)
-            data = await super().get(key, start, length)
-            self.lengths.append(len(data))
-            return data
-        finally:
-            self._now -= 1
 
 
 @contextmanager
@@ -349,9 +320,7 @@ async def test_a_lost_pack_is_told_of_although_the_log_goes_on(
 
 async def test_what_a_later_version_made_is_refused(store: WatchedStore, disk: KnownDisk, image: int) -> None:
     key = disk.writer.view.head.key
-    later = bytearray(store.data[key][:-32])
-    later[7] += 1
-    store.data[key] = bytes(later) + blake3(later).digest()
+    store.data[key] = later(store.data[key])
     with pytest.raises(ConflictError, match="later version"):
         await hydrate(store, VOLUME, image)
 
