@@ -68,7 +68,7 @@ async def test_out_of_descriptors(world: World, room: int) -> None:
 def test_a_process_nobody_could_watch_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spawn, "PROGRAM", "/bin/cat")
     before = descriptors().keys()
-    spawner = ContainerSpawner(Inner(os.getpid(), os.pidfd_open(os.getpid()), -1, None, None), [], KeptFds())
+    spawner = ContainerSpawner(Inner(os.getpid(), os.pidfd_open(os.getpid()), -1, None, None, None), [], KeptFds())
     read, write = os.pipe()
     null = os.open(os.devnull, os.O_RDWR)
     try:

@@ -122,7 +122,14 @@ def test_an_instance_that_died_before_anybody_listened_is_told_of(alive: bool) -
     told: list[Running] = []
     nothing = cast(Any, None)
     starter = Starter(
-        nothing, nothing, nothing, nothing, on_death=told.append, on_inner_exit=nothing, before_stop=nothing
+        nothing,
+        nothing,
+        nothing,
+        nothing,
+        on_death=told.append,
+        on_inner_exit=nothing,
+        on_question=nothing,
+        before_stop=nothing,
     )
     runtime = Runtime()
     runtime.alive = alive

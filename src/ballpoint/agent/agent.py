@@ -115,9 +115,10 @@ class Agent:
             os.close(fd)
         assert inner.parked is not None
         assert inner.console is not None
+        assert inner.api is not None
         fds = {name: inner.namespace(kind) for name, kind in _DEPOSITED_NAMESPACES.items()}
-        own = {"inner": inner.pidfd, "devpts": inner.devpts, "console": inner.console, "parked": inner.parked.fileno()}
-        anchor.keep({**fds, **own})
+        own = {"inner": inner.pidfd, "devpts": inner.devpts, "console": inner.console, "api": inner.api}
+        anchor.keep({**fds, **own, "parked": inner.parked.fileno()})
         for fd in fds.values():
             os.close(fd)
         self.state["inner_pid"] = inner.pid
@@ -127,7 +128,8 @@ class Agent:
         parked = self._anchor.get("parked")
         sock = None if parked is None else socket.socket(fileno=parked)
         pidfd, devpts = self._anchor.take("inner"), self._anchor.take("devpts")
-        inner = Inner(self.state["inner_pid"], pidfd, devpts, self._anchor.get("console"), sock)
+        console, api = self._anchor.get("console"), self._anchor.get("api")
+        inner = Inner(self.state["inner_pid"], pidfd, devpts, console, api, sock)
         if sock is not None:
             return inner, "parked"
         self._enter_pidns()

@@ -4,7 +4,12 @@ hello   {}                        -> {version, instance, nonce, sprite, phase, h
 claim   {sprite, environment, resolv_conf, targets, profile, no_new_privileges} + root mount, bind mounts  -> {}
 settings{environment?, profile?, no_new_privileges?}   -> {}
 ping    {}                                             -> {sessions}
-Notice to the node: {notice: "inner-exited", how}
+Notices to the node: {notice: "inner-exited", how}, {notice: "gone", question}
+
+And the agent's requests to its node, made for code inside the sprite (agent/inside.py):
+ask     {question, method, target, body}               -> {}, once all of the answer has been given by
+answer  {question, status, headers} or {question, data}, asked of the agent -> {taken}: false where nobody waits for it
+Bodies are bytes, each as the character of its number.
 """
 
 from __future__ import annotations
@@ -13,14 +18,18 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any
 
 from ballpoint.agent.agent import Agent
-from ballpoint.core.errors import ConflictError, InvalidError
+from ballpoint.agent.inside import Answer
+from ballpoint.core.errors import ConflictError, InvalidError, UnavailableError
 from ballpoint.core.peer import Peer
 
 # A node serves agents of its own version and of the one before (the hello says which).
 PROTOCOL_VERSION = 1
+# A restore copies nothing, but a sync may have gigabytes to send; the node's own deadlines are shorter.
+_ASK_SECONDS = 3600.0
 
 
 class Control:
@@ -30,7 +39,9 @@ class Control:
         listener.setblocking(False)
         self._listener = listener
         self._agent = agent
-        self._peers: set[Peer] = set()
+        self._peers: dict[Peer, None] = {}  # in the order of their coming
+        self._numbers = count(1)
+        self._questions: dict[int, Answer] = {}
         self._operations: dict[str, Callable[[dict[str, Any], list[int]], Any]] = {
             "hello": self._hello,
             "claim": self._claim,
@@ -44,15 +55,40 @@ class Control:
         for peer in list(self._peers):
             peer.notify({"notice": notice, **details})
 
+    async def ask(self, method: str, target: str, body: bytes, answer: Answer) -> None:
+        """Pass a request from inside to the node that came last.
+
+        Args:
+            answer: is given the parts of the response, one after the other, until this returns.
+
+        Raises:
+            UnavailableError: no node is connected, or the one asked has gone; InternalError: it failed.
+        """
+        if not self._peers:
+            raise UnavailableError("the node is not connected", hint="it is being started again: try again")
+        node = next(reversed(self._peers))
+        number = next(self._numbers)
+        self._questions[number] = answer
+        try:
+            text = body.decode("latin-1")
+            await node.call("ask", seconds=_ASK_SECONDS, question=number, method=method, target=target, body=text)
+        except asyncio.CancelledError:
+            node.notify({"notice": "gone", "question": number})
+            raise
+        finally:
+            del self._questions[number]
+
     def _accept(self) -> None:
         try:
             sock, _ = self._listener.accept()
         except BlockingIOError:
             return
-        peer = Peer(sock, serve=self._serve, on_close=lambda: self._peers.discard(peer))
-        self._peers.add(peer)
+        peer = Peer(sock, serve=self._serve, on_close=lambda: self._peers.pop(peer, None))
+        self._peers[peer] = None
 
     async def _serve(self, message: dict[str, Any], fds: list[int]) -> tuple[Any, Sequence[int]]:
+        if message["op"] == "answer":
+            return {"taken": await self._answer(message)}, ()
         operation = self._operations.get(message["op"])
         if operation is None:
             raise InvalidError(f"this agent knows no {message['op']!r}")
@@ -85,3 +121,12 @@ class Control:
 
     def _ping(self, message: dict[str, Any], fds: list[int]) -> tuple[Any, Sequence[int]]:
         return {"sessions": len(self._agent.sessions or ())}, ()
+
+    async def _answer(self, message: dict[str, Any]) -> bool:
+        answer = self._questions.get(message["question"])
+        if answer is None:
+            return False
+        if "status" in message:
+            answer.begin(message["status"], message["headers"])
+            return True
+        return await answer.write(message["data"].encode("latin-1"))

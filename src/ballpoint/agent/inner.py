@@ -27,14 +27,24 @@ class Inner:
         pid, pidfd: its init, as the agent's pid namespace numbers it.
         devpts: the container's devpts mount; terminals are opened below it, so no path in the sprite is walked.
         console: reading end of its /dev/console; None where it was made by an earlier version.
+        api: its listening socket, as /.sprite/api.sock; likewise.
         parked: the socket to the parked process; None once it runs.
     """
 
-    def __init__(self, pid: int, pidfd: int, devpts: int, console: int | None, parked: socket.socket | None) -> None:
+    def __init__(
+        self,
+        pid: int,
+        pidfd: int,
+        devpts: int,
+        console: int | None,
+        api: int | None,
+        parked: socket.socket | None,
+    ) -> None:
         self.pid = pid
         self.pidfd = pidfd
         self.devpts = devpts
         self.console = console
+        self.api = api
         self.parked = parked
         if parked is not None:
             # Also one that an earlier agent made: of its timeout, the descriptor tells only that it does not block.
@@ -76,8 +86,8 @@ class Inner:
         except BaseException:
             ours.close()
             raise
-        devpts, console = fds
-        return cls(pid, pidfd, devpts, console, ours)
+        devpts, console, api = fds
+        return cls(pid, pidfd, devpts, console, api, ours)
 
     def namespace(self, kind: str) -> int:
         """Descriptor of the container's namespace `kind` ("user", "net", "pid"...). The caller owns it."""

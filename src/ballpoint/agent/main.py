@@ -15,6 +15,7 @@ from ballpoint.agent.agent import Agent
 from ballpoint.agent.anchor import Anchor
 from ballpoint.agent.control import Control
 from ballpoint.agent.exec import ExecRoutes
+from ballpoint.agent.inside import InsideServer
 from ballpoint.agent.ringlog import CONTAINER, Ring, RingHandler
 from ballpoint.agent.server import Routes, serve
 from ballpoint.agent.session import Sessions
@@ -61,6 +62,8 @@ class _Main:
             log.info("taking an earlier agent's place, with %d sessions", len(sessions))
         console, memory = self._watches(agent)
         control = Control(socket.socket(fileno=self._anchor.take("control")), agent)
+        if agent.inner.api is not None:  # an instance of an earlier version has none
+            await InsideServer(control).start(socket.socket(fileno=agent.inner.api))
 
         routes = Routes()
         routes.serving = lambda: agent.phase == "running" and not agent.inner.stops()

@@ -35,8 +35,9 @@ _NOT_SERVING = {
     "retry_after_seconds": _RETRY_AFTER_SECONDS,
 }
 _REASONS = {
-    101: "Switching Protocols", 200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed",
-    503: "Service Unavailable",
+    101: "Switching Protocols", 200: "OK", 201: "Created", 204: "No Content", 400: "Bad Request", 404: "Not Found",
+    405: "Method Not Allowed", 409: "Conflict", 413: "Content Too Large", 422: "Unprocessable Content",
+    500: "Internal Server Error", 503: "Service Unavailable",
 }  # fmt: skip
 
 
@@ -65,12 +66,13 @@ class Request:
 
     Attributes:
         preamble: who calls, as the edge says.
-        path: decoded, without the query; query: as sent.
+        target: path and query as sent. path: decoded, without the query; query: as sent.
         headers: lower-case names; the last of equal ones.
     """
 
     def __init__(self, method: str, target: str, headers: dict[str, str], preamble: dict[str, Any]) -> None:
         path, _, self.query = target.partition("?")
+        self.target = target
         self.path = unquote(path)
         self.method = method
         self.headers = headers
@@ -92,14 +94,17 @@ class Connection(asyncio.Protocol):
     """One connection; parses its head, then passes bytes between the client and a handler.
 
     It has one request; what follows that is dropped. An end of what the client sends is the client's end.
+
+    Args:
+        preamble: who calls, where the connection itself says it; None reads it from the first line.
     """
 
-    def __init__(self, route: Route) -> None:
+    def __init__(self, route: Route, preamble: dict[str, Any] | None = None) -> None:
         self._route = route
         self._transport: asyncio.Transport | None = None
         self._fd = -1
-        self._parser: Any = None
-        self._preamble: dict[str, Any] | None = None
+        self._preamble = preamble
+        self._parser: Any = None if preamble is None else httptools.HttpRequestParser(self)
         self._buffer = b""
         self._target = b""
         self._headers: dict[str, str] = {}

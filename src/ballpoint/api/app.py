@@ -19,6 +19,7 @@ from ballpoint.api.checkpoints import add_checkpoint_routes
 from ballpoint.api.docs_page import render_docs
 from ballpoint.api.errors import add_error_handlers
 from ballpoint.api.guard import LIVENESS_PATH, Guard
+from ballpoint.api.inside import Inside, add_inside_routes
 from ballpoint.api.organization import add_organization_routes
 from ballpoint.api.policy import add_policy_routes
 from ballpoint.api.service import DiskService, NodeService
@@ -73,12 +74,14 @@ def make_app(node: NodeService, disks: DiskService | None = None) -> FastAPI:
         generate_unique_id_function=_operation_id,
     )
     app.add_middleware(Guard)
+    app.add_middleware(Inside)
     add_error_handlers(app)
     add_sprite_routes(app, node)
     if disks is not None:
         add_checkpoint_routes(app, disks)
     add_policy_routes(app, node)
     add_organization_routes(app, node)
+    add_inside_routes(app, node)
 
     @cache
     def docs_page() -> str:

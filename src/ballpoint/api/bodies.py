@@ -227,6 +227,21 @@ class Restarted(BaseModel):
     message: str
 
 
+class Info(BaseModel):
+    """What a sprite is told of itself.
+
+    Attributes:
+        version: of Ballpoint. image: digest of the standard image its disk belongs to.
+    """
+
+    name: str
+    id: str
+    org: str
+    sprite_url: str
+    version: str
+    image: str
+
+
 class Event(BaseModel):
     """Something that happened to a sprite: one line of the stream."""
 

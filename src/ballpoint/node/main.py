@@ -31,6 +31,7 @@ from ballpoint.image.catalogue import Catalogue
 from ballpoint.network.network import Network
 from ballpoint.network.resolver import Resolver
 from ballpoint.node.disks import Disks
+from ballpoint.node.inside import Inside
 from ballpoint.node.instances import Instances
 from ballpoint.node.logbook import Logbook
 from ballpoint.node.node import Node
@@ -109,6 +110,7 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
         guard = await asyncio.to_thread(PoolGuard, volumes)
         stack.callback(guard.close)
         space = Space(node, guard)
+        inside = Inside(registry)
         starter = Starter(
             pool,
             instances,
@@ -116,6 +118,7 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
             network,
             on_death=node.instance_died,
             on_inner_exit=node.inner_exited,
+            on_question=inside.answer,
             before_stop=space.release,
         )
         spares = Spares(disks, pool, min(config.pool, SPARES_MOST))
@@ -137,7 +140,9 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
         routing = Routing(node, config.run)
         routing.start(edge_uid)
         stack.callback(routing.close)
-        server = _ApiServer(make_app(node), config.run / "api.sock", edge_uid)
+        app = make_app(node)
+        inside.open(app)
+        server = _ApiServer(app, config.run / "api.sock", edge_uid)
         tasks.start(server.serve_here(), "control API")
         if config.pool:
             await _first_blank(pool)

@@ -16,6 +16,7 @@ from ballpoint.node.disks import BINDS, Disks
 from ballpoint.node.instances import Instance, Instances
 from ballpoint.node.standby.pool import Pool
 from ballpoint.registry.records import Sprite
+from ballpoint.runtime.container.questions import Question
 from ballpoint.volume.pool import AttachedVolume
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class Starter:
     Args:
         on_death: called with a running sprite whose instance has died under it.
         on_inner_exit: called with a running sprite and how its inner container ended.
+        on_question: answers what code inside a running sprite asks.
         before_stop: awaited with the volume's id before its processes are ended.
     """
 
@@ -66,6 +68,7 @@ class Starter:
         *,
         on_death: Callable[[Running], None],
         on_inner_exit: Callable[[Running, str], None],
+        on_question: Callable[[Running, Question], Awaitable[None]],
         before_stop: Callable[[str], Awaitable[None]],
     ) -> None:
         self._pool = pool
@@ -74,6 +77,7 @@ class Starter:
         self._network = network
         self._on_death = on_death
         self._on_inner_exit = on_inner_exit
+        self._on_question = on_question
         self._before_stop = before_stop
 
     async def start(self, sprite: Sprite, volume: AttachedVolume | None = None, *, patient: bool = False) -> Running:
@@ -122,6 +126,7 @@ class Starter:
         runtime = running.instance.runtime
         runtime.on_death = lambda: self._on_death(running)
         runtime.on_inner_exit = lambda how: self._on_inner_exit(running, how)
+        runtime.on_question = lambda question: self._on_question(running, question)
         if not runtime.alive:
             self._on_death(running)
 

@@ -8,14 +8,14 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
 from ballpoint.agent import ringlog
 from ballpoint.core import peer
-from ballpoint.core.errors import ConflictError, InternalError, UnavailableError
+from ballpoint.core.errors import ConflictError, InternalError, InvalidError, UnavailableError
 from ballpoint.core.peer import Peer
 from ballpoint.core.tasks import Tasks
 from ballpoint.host import namespaces, prctl
@@ -23,6 +23,7 @@ from ballpoint.host.cgroup import Cgroup, Limits
 from ballpoint.host.files import remove_tree, write_atomically
 from ballpoint.runtime.container import rootfs
 from ballpoint.runtime.container.locker import Locker
+from ballpoint.runtime.container.questions import Question
 from ballpoint.runtime.container.rootfs import Bind
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class ContainerInstance:
         phase: `parked`, `running` or `dead`, as the agent said last.
         on_death: called once when the anchor, and with it the instance, has died.
         on_inner_exit: called with how the inner container ended.
+        on_question: answers what code inside asks; cancelled when the agent dies.
     """
 
     def __init__(self, surroundings: Surroundings, instance_id: str, uid_base: int, nonce: str) -> None:
@@ -85,6 +87,8 @@ class ContainerInstance:
         self.netns = self.userns = self._anchor = self._log = -1
         self.on_death: Callable[[], None] | None = None
         self.on_inner_exit: Callable[[str], None] | None = None
+        self.on_question: Callable[[Question], Awaitable[None]] | None = None
+        self._questions: dict[int, Question] = {}
         self._control: Peer | None = None
         self._directory = surroundings.instance_directory(instance_id)
         self._cgroup = surroundings.instance_cgroup(instance_id)
@@ -244,7 +248,12 @@ class ContainerInstance:
             sock = peer.connect(self._directory / "control.sock")
         except OSError as error:
             raise UnavailableError(f"instance {self.id} cannot be reached: {error.strerror}") from error
-        control = Peer(sock, on_notice=self._noticed, on_close=self._agent_lost)
+        control = Peer(
+            sock,
+            serve=lambda message, _: self._asked(control, message),
+            on_notice=self._noticed,
+            on_close=self._agent_lost,
+        )
         try:
             hello, fds = await control.call("hello", seconds=_FILL_SECONDS)
         except BaseException:
@@ -416,6 +425,23 @@ class ContainerInstance:
     def _noticed(self, notice: dict[str, Any]) -> None:
         if notice.get("notice") == "inner-exited":
             self._inner_exited(notice)
+        elif notice.get("notice") == "gone":
+            number = notice.get("question")
+            if isinstance(number, int) and number in self._questions:
+                self._questions[number].gone.set()
+
+    async def _asked(self, agent: Peer, message: dict[str, Any]) -> tuple[dict[str, Any], Sequence[int]]:
+        if message["op"] != "ask":
+            raise InvalidError("a node does nothing else for an agent")
+        question = Question(agent, message)
+        if self.on_question is None or question.number in self._questions:
+            raise UnavailableError("the node does not take this question")
+        self._questions[question.number] = question
+        try:
+            await self.on_question(question)
+        finally:
+            del self._questions[question.number]
+        return {}, ()
 
     def _inner_exited(self, said: dict[str, Any]) -> None:
         self.phase = "dead"

@@ -10,7 +10,8 @@
  * it clones the container in a child user namespace U2, writes its id maps, and ends. The clone stages /dev, /proc, /sys
  * and /run, parks, and at the claim moves them under the root it is handed, pivots into it and stays as its init.
  *   -> "I<pid>" + pidfd               from the launcher
- *   -> "P" + devpts, console          parked; of the console, a FIFO, the reading end
+ *   -> "P" + devpts, console, api     parked; of the console, a FIFO, the reading end; of the api, a socket, the listening
+ *                                     one: bound in here, and accepted on by the agent
  *   <- "C" + texts + root, binds...   texts, each ended by NUL: resolv.conf, then one target path per bind
  *   -> "D"                            the container runs; the socket is closed
  *   -> "E<reason>"                    at any step, and the process ends
@@ -21,6 +22,7 @@
 #include <stdarg.h>
 #include <sys/reboot.h>
 #include <sys/sysmacros.h>
+#include <sys/un.h>
 #include <time.h>
 
 #define FSCONFIG_SET_FLAG 0
@@ -36,6 +38,9 @@
 #define STOP_SECONDS 5
 #define STOPPING "stopping" /* the init's name from then on: the agent looks, and starts nothing more */
 #define CONSOLE "/stage/dev/console"
+#define OWN "/stage/run/sprite"
+#define API OWN "/api.sock"
+#define API_BACKLOG 32
 
 static void fail(const char *step)
 {
@@ -107,6 +112,7 @@ static int stage(const char *pts_max, const char *shm_size)
     attach(fs_mount("tmpfs", ATTR_NOSUID | ATTR_NODEV, run_options), "/stage/run");
     check(mkdir("/stage/run/lock", 01777), "mkdir /run/lock");
     chmod("/stage/run/lock", 01777);
+    check(mkdir(OWN, 0755) | mkdir(OWN "/checkpoints", 0755), OWN);
     stage_v1("cpu");
     stage_v1("memory");
 
@@ -141,6 +147,17 @@ static int stage(const char *pts_max, const char *shm_size)
 /* An open file of its own for each user: whoever takes init's and makes it blocking must not hold up the agent. */
 static int open_console(void) { return check(open(CONSOLE, O_RDWR | O_NONBLOCK | O_CLOEXEC), CONSOLE); }
 
+/* What the sprite asks its node through. A path reaches a socket from any network namespace (unix(7)), and any user may. */
+static int open_api(void)
+{
+    const struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = API};
+    int listener = check(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), API);
+    check(bind(listener, (const struct sockaddr *)&address, sizeof address), API);
+    check(chmod(API, 0666), API);
+    check(listen(listener, API_BACKLOG), API);
+    return listener;
+}
+
 /* ---- the claim ---- */
 
 /* A directory of the new root as a descriptor. The root is the user's: nothing of it is followed out of it. */
@@ -165,6 +182,23 @@ static void move_into(int root, const char *staged, const char *path)
     close(target);
 }
 
+/* Images have these links; an older one, or one whose user removed them, gets them again. Where its user has put
+ * something else in their place, that stays. */
+static void link_own(int root)
+{
+    static const char *const names[] = {"api.sock", "checkpoints"};
+    char to[64];
+    int place = directory_in(root, ".sprite", 0);
+    if (place < 0 && errno == ENOENT && mkdirat(root, ".sprite", 0755) == 0)
+        place = directory_in(root, ".sprite", 0);
+    for (int i = 0; place >= 0 && i < COUNT(names); i++) {
+        snprintf(to, sizeof to, "../run/sprite/%s", names[i]);
+        if (symlinkat(to, place, names[i]) != 0 && errno != EEXIST)
+            break; /* a full or damaged disk starts, too */
+    }
+    close(place);
+}
+
 static void write_file(const char *path, const char *text)
 {
     int fd = check(open(path, O_CREAT | O_WRONLY | O_TRUNC | O_CLOEXEC, 0644), path);
@@ -181,6 +215,7 @@ static void enter_root(const char *texts, const char *end, const int *fds, int n
     move_into(root, "/stage/sys", "sys");
     move_into(root, "/stage/dev", "dev");
     move_into(root, "/stage/run", "run");
+    link_own(root);
     for (int i = 1; i < nfds && target < end; i++, target += strlen(target) + 1) {
         int place = directory_in(root, target, 0); /* gone or replaced by its user: the bind is left out */
         if (place >= 0)
@@ -297,10 +332,10 @@ static void run(int procs, char *limits)
     for (int i = 0; i <= procs; i++)
         close(5 + i);
     int pts = stage(limits, shm);
-    int mine = open_console(), given[] = {pts, open_console()};
-    send_packet(3, "P", 1, given, 2);
-    close(given[0]);
-    close(given[1]);
+    int mine = open_console(), given[] = {pts, open_console(), open_api()};
+    send_packet(3, "P", 1, given, COUNT(given));
+    for (int i = 0; i < COUNT(given); i++)
+        close(given[i]);
 
     ssize_t n = receive_packet(3, buffer, sizeof buffer - 1, fds, &nfds);
     if (n <= 0)
