@@ -30,7 +30,6 @@ NOT_SERVED = [
     "/v1/restart",
     "/v1/fork",
     "/v1/checkpoints/",
-    "/v1/checkpoints/..",
     "/v1/checkpoints/../../two",
     "/v1/checkpoints/v0/../../../two/checkpoints/v0",
     "/v1/checkpoints/v0\n",

@@ -17,20 +17,19 @@ from ballpoint import __version__
 from ballpoint.api.bodies import Info
 from ballpoint.api.errors import http_error_response
 from ballpoint.api.guard import CALLER_HEADER
-from ballpoint.api.parameters import caller_of
+from ballpoint.api.parameters import CHECKPOINT_ID, caller_of
 from ballpoint.api.service import NodeService
 from ballpoint.node.inside import SCOPE_KEY
 
 _INFO = "/v1/info"
-_ID = "[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 # What may be asked: pattern of the path -> methods. Below a sprite, the API has the same under its name.
 _SERVED: tuple[tuple[re.Pattern[str], tuple[str, ...]], ...] = tuple(
     (re.compile(pattern), methods)
     for pattern, methods in (
         (_INFO, ("GET",)),
         ("/v1/checkpoints", ("GET",)),
-        (f"/v1/checkpoints/{_ID}", ("GET", "DELETE")),
-        (f"/v1/checkpoints/{_ID}/restore", ("POST",)),
+        (f"/v1/checkpoints/{CHECKPOINT_ID.pattern}", ("GET", "DELETE")),
+        (f"/v1/checkpoints/{CHECKPOINT_ID.pattern}/restore", ("POST",)),
         ("/v1/checkpoint", ("POST",)),
         ("/v1/sync", ("POST",)),
     )

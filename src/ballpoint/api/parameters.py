@@ -15,7 +15,7 @@ from ballpoint.core.errors import InvalidError, NotFoundError
 from ballpoint.core.ids import check_name
 from ballpoint.core.types import Caller
 
-_CHECKPOINT_ID = re.compile(r"[A-Za-z0-9.:_-]{1,64}")
+CHECKPOINT_ID = re.compile(r"[A-Za-z0-9.:_-]{1,64}")
 _DESCRIPTIONS = {
     400: "The request is wrong: a body that is no JSON, a bad continuation token, a device that is not offered.",
     401: "No token, or one that is unknown or revoked.",
@@ -62,7 +62,7 @@ SpriteOf = Annotated[str, AfterValidator(_existing_form), Path(description="The 
 
 def _existing_checkpoint(checkpoint_id: str) -> str:
     """An id that no checkpoint can have is a checkpoint that is not there."""
-    if not _CHECKPOINT_ID.fullmatch(checkpoint_id):
+    if not CHECKPOINT_ID.fullmatch(checkpoint_id):
         raise NotFoundError(
             f"there is no checkpoint {checkpoint_id[:80]!r}", hint="checkpoint list shows those there are"
         )
