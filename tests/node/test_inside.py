@@ -295,8 +295,6 @@ async def test_a_node_that_starts_or_a_sprite_that_stops_answers_nothing(world: 
 async def test_an_agent_that_was_taken_over_asks_nothing_strange(world: World, message: dict[str, Any]) -> None:
     with pytest.raises(InvalidError):
         await world.instance._asked(world.connection, {"op": "ask", **message})
-    with pytest.raises(InvalidError):
-        await world.instance._asked(world.connection, {"op": "claim", **message})
     strange: list[Any] = [None, [], "x", 77]
     for number in strange:
         world.instance._noticed({"notice": "gone", "question": number})
@@ -318,3 +316,9 @@ async def test_the_node_that_came_last_is_asked(world: World, tmp_path: Path) ->
     await eventually_async(lambda: asyncio.sleep(0, len(world.control._peers) == 1))
     await world.ask("/v1/two")
     assert [scope["path"] for scope in world.app.scopes] == ["/v1/two"]
+
+
+async def test_an_agent_may_only_ask(world: World) -> None:
+    with pytest.raises(InvalidError):
+        message = {"op": "claim", "question": 1, "method": "GET", "target": "/", "body": ""}
+        await world.instance._asked(world.connection, message)

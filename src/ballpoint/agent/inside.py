@@ -76,9 +76,14 @@ class InsideServer:
             caller.abort()
         await self._tasks.close()
 
+    @property
+    def connections(self) -> int:
+        """How many there are."""
+        return len(self._open)
+
     def admit(self, caller: _Caller) -> bool:
         """Count a new connection; False where there are too many."""
-        if len(self._open) >= CONNECTIONS_MAX:
+        if self.connections >= CONNECTIONS_MAX:
             return False
         self._open.add(caller)
         return True
@@ -199,7 +204,7 @@ class _Exchange:
         except BallpointError as error:
             log.warning("a request from inside failed: %s", error)
             if self._begun:
-                self._connection.abort()  # a cut answer says that something is wrong
+                self._connection.close()  # without the last chunk, which says that something is wrong
             else:
                 self._connection.respond_error(UnavailableError("the node did not answer", hint="try again"))
             return
