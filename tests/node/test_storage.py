@@ -141,9 +141,10 @@ async def test_what_a_later_version_or_damage_left_is_refused(config: NodeConfig
     (objects / KEY).write_bytes(msgspec.json.encode(later))
     with pytest.raises(ConflictError, match="later version|this version knows"):
         await Storage.open(config)
-    (objects / KEY).write_bytes(good[: len(good) // 2])
-    with pytest.raises(CorruptError, match=KEY):
-        await Storage.open(config)
+    for damaged in (good[: len(good) // 2], good.replace(b"-", b"\xff"), b"[]"):
+        (objects / KEY).write_bytes(damaged)
+        with pytest.raises(CorruptError, match=KEY):
+            await Storage.open(config)
     (objects / KEY).write_bytes(good)
     await use(config)
 

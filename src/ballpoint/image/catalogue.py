@@ -1,7 +1,8 @@
 """Built images of a host, shared by its nodes.
 
 Layout below CACHE/images (docs/standard-image.md): DIGEST/{image.erofs,image.json}; .build-* while one is being built,
-.removed-* while one is being removed. An image exists from one rename of its directory to the other.
+.fetch-* while one is being fetched from the store, .removed-* while one is being removed. An image exists from one
+rename of its directory to the other.
 Who uses which is recorded in .uses (image/uses.py).
 """
 
@@ -33,6 +34,7 @@ _FILE = "image.erofs"
 _RECORD = "image.json"
 _DIGEST = re.compile("[0-9a-f]{64}")
 _LEFTOVERS = (".build-*", ".removed-*")
+_FETCH = ".fetch-"
 _DYING_SECONDS = 10.0
 _LOOK_SECONDS = 0.05
 
@@ -108,6 +110,10 @@ class Catalogue:
             raise NotFoundError(f"there is no image {digest[:16]!r} on this host", hint="ballpoint image list")
         return image
 
+    def has(self, digest: str) -> bool:
+        """Whether the image is there, by its directory alone."""
+        return bool(_DIGEST.fullmatch(digest)) and (self._root / digest).is_dir()
+
     def record(self, digest: str) -> Path:
         """The file with what is known of the image `digest`."""
         return self._root / digest / _RECORD
@@ -147,6 +153,71 @@ class Catalogue:
         text = load_recipe(recipe)
         with self._building(progress):
             return self._build(text, mirror, progress)
+
+    @contextmanager
+    def receiving(self, digest: str) -> Iterator[Path | None]:
+        """Gives the file into which the image `digest` is to be fetched, with what an interrupted attempt left in it.
+
+        Gives None where another process fetches it already, or has fetched it. What stays of it is found by the next
+        attempt, or removed by one for another image.
+        """
+        self._root.mkdir(parents=True, exist_ok=True)
+        directory = self._root / f"{_FETCH}{digest}"
+        directory.mkdir(exist_ok=True)
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            # Whoever had the lock may have renamed or removed the directory since it was opened.
+            if try_flock(fd) and directory.exists() and os.path.samestat(os.fstat(fd), directory.stat()):
+                self._sweep_fetches(directory)
+                if self.has(digest):
+                    remove_tree(directory)
+                    yield None
+                else:
+                    yield directory / _FILE
+            else:
+                yield None
+        finally:
+            os.close(fd)
+
+    def admit(self, digest: str, *, recipe: str, recipe_digest: str, built_at: str) -> Image:
+        """Give the file that was fetched within `receiving` its name; durable when it returns.
+
+        Args:
+            recipe, recipe_digest, built_at: as `Image`.
+
+        Raises:
+            CorruptError: it is not that image; it is removed.
+        """
+        directory = self._root / f"{_FETCH}{digest}"
+        file = directory / _FILE
+        if blake3(max_threads=blake3.AUTO).update_mmap(file).hexdigest() != digest:
+            remove_tree(directory)
+            raise CorruptError(f"what was fetched is not the image {digest[:16]}", hint="fetch it again")
+        with file.open("rb") as fetched:
+            os.fsync(fetched.fileno())
+        record = _Record(recipe, recipe_digest, built_at, file.stat().st_size)
+        write_atomically(directory / _RECORD, msgspec.json.encode(record))
+        try:
+            directory.rename(self._root / digest)
+        except OSError:  # a build of the same packages was faster
+            remove_tree(directory)
+        fsync_directory(self._root)
+        return self.find(digest)
+
+    def _sweep_fetches(self, mine: Path) -> None:
+        """Remove what interrupted fetches of other images left."""
+        for directory in self._root.glob(f"{_FETCH}*"):
+            if directory == mine:
+                continue
+            try:
+                fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
+            try:
+                if try_flock(fd):
+                    remove_tree(directory)
+            finally:
+                os.close(fd)
 
     def remove(self, digest: str) -> bool:
         """Remove an image; the caller knows that no volume names it. Returns whether it was there."""

@@ -61,7 +61,7 @@ async def read_deployment(store: Store) -> Deployment | None:
                 hint="use the later version that made it",
             )
         return msgspec.json.decode(data, type=Deployment)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CorruptError(
             f"the object {KEY!r} of the store is damaged: {error}",
             hint="a node that uses the store has its content in DATA/store.json",
