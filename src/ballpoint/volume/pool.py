@@ -276,7 +276,7 @@ class VolumePool:
         staged = self.root / "staging" / volume_id
         remove_tree(staged)
         staged.mkdir()
-        with _room():
+        with self.room():
             _clone_disk(source, staged / "disk.img")
             complete(staged)
             with (staged / "volume.json").open("w") as file:
@@ -302,7 +302,7 @@ class VolumePool:
             raise CorruptError(f"the snapshot {source} is not there", hint="the pool has lost a file")
         self._attachments.wait_released(staged, _DETACH_SECONDS)
         staged.unlink(missing_ok=True)
-        with _room():
+        with self.room():
             _clone_disk(source, staged)
         with staged.open("rb") as file:
             os.fsync(file.fileno())
@@ -320,6 +320,30 @@ class VolumePool:
         """
         staged.rename(self.directory(volume_id) / "disk.img")
         fsync_directory(self.directory(volume_id))
+
+    def evict(self, volume_id: str) -> int:
+        """Remove the disk of a volume that nobody uses, once its state is in the store. Idempotent.
+
+        Its directory stays, with what else is kept there. A crash leaves the disk or none.
+
+        Returns:
+            Bytes of the pool that it took, those included that it shared.
+
+        Raises:
+            NotFoundError: there is no such volume.
+            UnavailableError: it is attached.
+        """
+        directory = self.directory(volume_id)
+        image = directory / "disk.img"
+        with self._attaching:
+            try:
+                size = image.stat().st_blocks * 512
+            except FileNotFoundError:
+                return 0
+            self._attachments.wait_released(image, 0)
+            image.unlink()
+        fsync_directory(directory)
+        return size
 
     def is_local(self, volume_id: str) -> bool:
         """Whether the disk of a volume is here, and not in the store only."""
@@ -404,15 +428,30 @@ class VolumePool:
         """As the function `shortfall`; 0 where the pool needs no file."""
         return shortfall(self._below) if self._mounted else 0
 
-    def require_room(self) -> None:
-        """Refuse where no more volumes may be made.
+    def require_room(self, size: int = 0) -> None:
+        """Refuse where no more volumes may be made, or nothing of so many bytes.
 
         Raises:
             UnavailableError: the pool is full.
         """
         usage = self.usage()
-        if usage.free < usage.hard:
+        if usage.free - size < usage.hard:
             raise _full()
+
+    @staticmethod
+    @contextmanager
+    def room() -> Iterator[None]:
+        """Turns the system's error where something does not fit into the pool into ours.
+
+        Raises:
+            UnavailableError: the pool is full.
+        """
+        try:
+            yield
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise _full() from error
+            raise
 
     @contextmanager
     def opened(self) -> Iterator[int]:
@@ -458,16 +497,6 @@ def shortfall(data: Path) -> int:
     except FileNotFoundError:
         return 0
     return max(0, stat.st_size - stat.st_blocks * 512 - filesystem.free_bytes(data))
-
-
-@contextmanager
-def _room() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise _full() from error
-        raise
 
 
 def _clone_disk(source: Path, target: Path) -> None:

@@ -54,7 +54,7 @@ async def hydrate(
     Args:
         target: descriptor of a file that is open for writing; what it has is replaced.
         checkpoint: id of one; None: the disk.
-        progress: is told after each request.
+        progress: is told before anything is read, with 0 done, and after each request; what it raises ends it.
 
     Returns:
         What the log was: the disk is the one after the commit `head`.
@@ -112,9 +112,9 @@ async def fill(
         raise damaged(view.head.key, f"the map has block {todo.end - 1}, of a disk of {view.state.size} bytes")
     meter = _Meter(todo.blocks, progress)
     async with _opened(target, view.state.size) as image:
-        inline = stored_inline(view)
-        await image.run(lambda: image.put_inline(todo.inline, inline))
-        meter.add(len(todo.inline))
+        if todo.inline:
+            await image.run(lambda: image.put_inline(todo.inline, stored_inline(view)))
+            meter.add(len(todo.inline))
 
         async def fetch(part: Read) -> None:
             data = await _get(store, part)
@@ -167,6 +167,7 @@ class _Meter:
     def __init__(self, blocks: int, progress: Progress | None) -> None:
         self._total, self._done, self._flushed = blocks * BLOCK_BYTES, 0, 0
         self._progress = progress
+        self.add(0)
 
     def add(self, blocks: int) -> None:
         self._done += blocks * BLOCK_BYTES
