@@ -56,6 +56,7 @@ class NodeDouble:
         asked: each verb's name and arguments, in order.
         more: wakes `follow`ing readers of events, and while `slow` is set lets a checkpoint or restore come to its
             end; a False in it breaks them off.
+        lag: of every disk that is not synced now, in seconds.
         late_failure: raised after the first event, and after the first step of a checkpoint or restore.
         open_streams: iterators that were begun and not closed; `closed` is set when one is closed.
     """
@@ -74,6 +75,7 @@ class NodeDouble:
         self.asked: list[tuple[str, Any]] = []
         self.more: asyncio.Queue[bool] = asyncio.Queue()
         self.slow = False
+        self.lag: float | None = 4.25
         self.open_streams = 0
         self.closed = asyncio.Event()
         self.counts = Counts(running=1, warm=2, cold=3)
@@ -280,7 +282,7 @@ class NodeDouble:
 
     async def disk(self, caller: Caller, name: str) -> DiskView:
         self._meet("disk")
-        return self._disk(caller, name, lag_seconds=4.25)
+        return self._disk(caller, name, lag_seconds=self.lag)
 
     def _disk(self, caller: Caller, name: str, *, lag_seconds: float | None) -> DiskView:
         return DiskView(

@@ -232,6 +232,10 @@ def test_info_shows_the_disk(run: Command, node: NodeDouble) -> None:
     }
     words = {line.split("  ", 1)[0]: line.split("  ", 1)[1].strip() for line in shown.splitlines()}
     assert rows.items() <= words.items()
+    node.lag = None
+    assert ["durability lag", "none"] in [
+        [cell.strip() for cell in line.split("  ", 1)] for line in said(run("info")).splitlines()
+    ]
 
 
 def test_info_of_a_node_without_disks_shows_the_rest(node: NodeDouble, tmp_path: Path) -> None:

@@ -88,7 +88,8 @@ class DiskService(Protocol):
 
     The verbs that return `Progress` raise what refuses them before the first item; what fails later they raise in
     place of the next, or tell in an item of kind `error`. The last item of a success is of kind `complete`. The
-    iterator is closed when its reader goes away, and the verb goes on.
+    iterator is closed when its reader goes away, and the verb goes on. The edge waits 150 s for the first item and
+    official clients 300 s for each: what takes longer says from time to time that it goes on.
     """
 
     def checkpoint(self, caller: Caller, name: str, *, comment: str, wait_durable: bool) -> AsyncIterator[Progress]:
