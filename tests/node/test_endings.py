@@ -23,6 +23,7 @@ class Runtime:
     """An instance of no processes."""
 
     alive = True
+    socket = Path("agent.sock")
 
     def logs(self) -> bytes:
         return b""
