@@ -13,6 +13,7 @@ from ballpoint.core.clock import SYSTEM_CLOCK, Clock
 from ballpoint.core.errors import ConflictError, CorruptError, FencedError, InternalError, NotFoundError
 from ballpoint.store.settle import create_settled
 from ballpoint.store.store import LIST_MAX, Store
+from ballpoint.volume.log.ahead import Ahead
 from ballpoint.volume.log.blob import Blob, Reference
 from ballpoint.volume.log.changes import Changes
 from ballpoint.volume.log.commit import Closed, Commit, Kind, Previous, State, decode_commit, encode_commit
@@ -23,6 +24,8 @@ from ballpoint.volume.log.pack import PackBuilder
 # A late writer must find them for ever.
 _STAY: Final = frozenset({"seal", "delete", "abandoned"})
 _DEAD: Final = frozenset({"delete", "abandoned"})
+# Of a log's newest commits, for reading ahead: more than there are between two that name everything.
+_LISTED: Final = 100
 _NOTHING: Final = Closed(0, 0)
 _EVERYTHING: Final = Closed(NUMBER_MAX, NUMBER_MAX)
 
@@ -117,11 +120,12 @@ async def read(store: Store, volume: UUID) -> View | None:
     """
     trouble: tuple[CommitName, CommitName] | None = None
     while True:
-        page = await store.list(commits_prefix(volume), limit=1)
+        page = await store.list(commits_prefix(volume), limit=_LISTED)
         if not page:
             return None
-        head = parse_commit(page[0].key)
-        found = await _chain(store, head)
+        listed = [parse_commit(item.key) for item in page]
+        head = listed[0]
+        found = await _chain(Ahead(store, listed), head)
         if isinstance(found, CommitName):
             # It was trimmed between the listing and now, and the log has another head; or it is lost.
             if trouble == (head, found):
@@ -153,16 +157,13 @@ async def missing(store: Store, view: View, pack: PackName, touched: str) -> Cor
     return CorruptError(f"{pack.key} is not there; {touched} cannot be read", hint="look at the store and its copies")
 
 
-async def _chain(store: Store, head: CommitName) -> list[tuple[Commit, bytes]] | CommitName:
+async def _chain(commits: Ahead, head: CommitName) -> list[tuple[Commit, bytes]] | CommitName:
     """The commits from `head` down to one that names everything, with their hashes; or the name of one that is gone."""
     chain: list[tuple[Commit, bytes]] = []
     name, expected = head, b""
     while True:
-        try:
-            data = await store.get(name.key)
-        except NotFoundError:
-            return name
-        if expected and digest_of(data) != expected:
+        data = await commits.get(name)
+        if data is None or (expected and digest_of(data) != expected):
             return name
         commit = decode_commit(data, name)
         chain.append((commit, digest_of(data)))
