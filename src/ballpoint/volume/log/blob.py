@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Final, NamedTuple
 from uuid import UUID
 
@@ -19,6 +20,8 @@ HASH_BYTES: Final = 16
 ZSTD: Final = 0
 PLAIN: Final = 1
 _LEVEL: Final = 1
+# Of blocks side by side, in an error's text.
+_RUNS_SHOWN: Final = 8
 
 U32 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 U16 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
@@ -149,6 +152,18 @@ def describe_blocks(first: int, count: int = 1) -> str:
     """Blocks in words, and where on the disk they are."""
     blocks = f"block {first}" if count == 1 else f"blocks {first} to {first + count - 1}"
     return f"{blocks} (bytes {first * BLOCK_BYTES} to {(first + count) * BLOCK_BYTES - 1} of the disk)"
+
+
+def describe_all(blocks: Iterable[int]) -> str:
+    """Block numbers, rising, in words: the first few runs of them."""
+    runs: list[list[int]] = []
+    for block in blocks:
+        if runs and block == runs[-1][0] + runs[-1][1]:
+            runs[-1][1] += 1
+        else:
+            runs.append([block, 1])
+    words = ", ".join(describe_blocks(first, count) for first, count in runs[:_RUNS_SHOWN])
+    return words if len(runs) <= _RUNS_SHOWN else f"{words}, and {sum(count for _, count in runs[_RUNS_SHOWN:])} more"
 
 
 def _unpack(stored: bytes | memoryview, flags: int, limit: int) -> bytes:

@@ -17,7 +17,7 @@ from uuid import UUID
 from ballpoint.core.errors import CorruptError, InvalidError, NotFoundError
 from ballpoint.core.tasks import for_each
 from ballpoint.store.store import Store
-from ballpoint.volume.log.blob import BLOCK_BYTES, Inline, Reference, decode_block
+from ballpoint.volume.log.blob import BLOCK_BYTES, Inline, Reference, decode_block, describe_all
 from ballpoint.volume.log.changes import PAGE_BLOCKS
 from ballpoint.volume.log.commit import State
 from ballpoint.volume.log.envelope import BODY_START, damaged
@@ -25,7 +25,7 @@ from ballpoint.volume.log.keys import PackName
 from ballpoint.volume.log.log import OutdatedError, View, read
 from ballpoint.volume.log.map import Map
 from ballpoint.volume.log.mapped import PackGoneError, load_map, load_pages, open_map, stored_inline
-from ballpoint.volume.sync.reads import Read, describe, plan
+from ballpoint.volume.sync.reads import Read, plan
 
 # In flight: 128 MiB with reads of 2 MiB. Where packs are small, they wait for the wire's latency together.
 AT_ONCE: Final = 64
@@ -106,7 +106,7 @@ async def fill(
     for pack in gone or ():
         if lost := todo.of(pack):
             raise CorruptError(
-                f"{pack.key} is not there; {describe(lost)} cannot be read", hint="look at the store and its copies"
+                f"{pack.key} is not there; {describe_all(lost)} cannot be read", hint="look at the store and its copies"
             )
     if todo.end * BLOCK_BYTES > view.state.size + BLOCK_BYTES - 1:
         raise damaged(view.head.key, f"the map has block {todo.end - 1}, of a disk of {view.state.size} bytes")
@@ -157,7 +157,7 @@ async def _get(store: Store, part: Read) -> bytes:
         raise PackGoneError(part.pack) from error
     except InvalidError as error:
         raise damaged(
-            part.pack.key, f"it ends before byte {part.start} of its body; {describe(part.blocks())} cannot be read"
+            part.pack.key, f"it ends before byte {part.start} of its body; {describe_all(part.blocks())} cannot be read"
         ) from error
 
 
@@ -242,7 +242,7 @@ class _Image:
             raise next(iter(bad.values()))
         if bad:
             raise damaged(
-                part.pack.key, f"{len(bad)} of its blobs are not what was written; {describe(bad)} cannot be read"
+                part.pack.key, f"{len(bad)} of its blobs are not what was written; {describe_all(bad)} cannot be read"
             )
 
     def flush(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from ballpoint.volume.log.blob import BLOCK_BYTES, Inline, Piece, Reference, describe_blocks, hash_of
+from ballpoint.volume.log.blob import BLOCK_BYTES, Inline, Piece, Reference, hash_of
 from ballpoint.volume.log.changes import Change
 from ballpoint.volume.log.keys import PackName
 from ballpoint.volume.log.map import Map
@@ -20,8 +20,6 @@ READ_MAX: Final = 2 * 1024 * 1024
 # Block, offset, length, flags, hash. A disk of 8 GB has 131,072 blocks, so they are not objects before they are read.
 _ENTRY: Final = struct.Struct("<IIIH16s")
 _ZEROS: Final = hash_of(bytes(BLOCK_BYTES))
-# Of blocks side by side, in an error's text.
-_RUNS_SHOWN: Final = 8
 
 
 class Wanted(NamedTuple):
@@ -133,15 +131,3 @@ def _ranges(pack: PackName, entries: bytearray) -> Iterator[Read]:
 
 def _read(pack: PackName, start: int, end: int, part: Iterable[tuple[int, ...]]) -> Read:
     return Read(pack, start, end - start, b"".join(_ENTRY.pack(*entry) for entry in sorted(part)))
-
-
-def describe(blocks: Iterable[int]) -> str:
-    """Block numbers, rising, in words: the first few runs of them."""
-    runs: list[list[int]] = []
-    for block in blocks:
-        if runs and block == runs[-1][0] + runs[-1][1]:
-            runs[-1][1] += 1
-        else:
-            runs.append([block, 1])
-    words = ", ".join(describe_blocks(first, count) for first, count in runs[:_RUNS_SHOWN])
-    return words if len(runs) <= _RUNS_SHOWN else f"{words}, and {sum(count for _, count in runs[_RUNS_SHOWN:])} more"
