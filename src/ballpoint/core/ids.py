@@ -30,6 +30,11 @@ def new_put_id() -> bytes:
     return secrets.token_bytes(16)
 
 
+def random_below(bound: int) -> int:
+    """A random number from 0 on, below `bound`."""
+    return secrets.randbelow(bound)
+
+
 def new_instance_id() -> str:
     """Eight random hexadecimal digits: short, because an interface name has room for 15 characters (IFNAMSIZ)."""
     return secrets.token_hex(INSTANCE_ID_LENGTH // 2)

@@ -230,6 +230,19 @@ class Cgroup:
                 return False
             raise
 
+    def cpu_microseconds(self) -> int:
+        """CPU time that its processes and those below have used, ended ones too; 0 where it is gone.
+
+        cpu.stat is there without the controller (cgroup-v2.rst), so also where v1 has that.
+        """
+        try:
+            first, _, _ = (self.v2 / "cpu.stat").read_text().partition("\n")
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENODEV):
+                return 0
+            raise
+        return int(first.removeprefix("usage_usec "))
+
     def freeze(self, frozen: bool) -> None:
         """Stop or go on with all processes in it and below. Returns before they have all stopped."""
         (self.v2 / "cgroup.freeze").write_text("1" if frozen else "0")

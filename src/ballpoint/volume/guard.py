@@ -74,6 +74,7 @@ class PoolGuard:
         self._trimmed: dict[str, float] = {}
         self.trimmer = Trimmer()
         self.frozen: dict[str, AttachedVolume] = {}
+        self._held: dict[str, AttachedVolume] = {}
 
     def tick(self, attached: Iterable[AttachedVolume]) -> list[Notice]:
         """Compare space and marks, and act. Call it several times a second while volumes are attached.
@@ -93,10 +94,11 @@ class PoolGuard:
         failures: list[str] = []
         if usage.free >= usage.soft:
             self._sizes.clear()
-            notices += self._thaw(list(self.frozen.values()), failures)
+            notices += self._thaw([each for each in self.frozen.values() if each.id not in self._held], failures)
         else:
             # Again at each tick: the freezer thaws at its deadline, and when it dies.
-            notices += self._freeze([*self.frozen.values(), *self._growing(volumes, usage)], failures)
+            wanted = [*self.frozen.values(), *self._growing(volumes, usage)]
+            notices += self._freeze([each for each in wanted if each.id not in self._held], failures)
             self._trim(volumes, usage)
         if trouble := self.trimmer.trouble():
             failures.append(trouble)
@@ -110,6 +112,8 @@ class PoolGuard:
         Raises:
             UnavailableError: the kernel holds it.
         """
+        if volume_id in self._held:
+            self.let_go(self._held[volume_id])
         if volume_id in self.frozen:
             failures: list[str] = []
             self._thaw([self.frozen[volume_id]], failures)
@@ -118,6 +122,31 @@ class PoolGuard:
         self.trimmer.stop(volume_id)
         self._sizes.pop(volume_id, None)
         self._trimmed.pop(volume_id, None)
+
+    def hold(self, volume: AttachedVolume) -> None:
+        """Stop a volume's writers whatever room there is, until `let_go`; then its disk can be cloned clean.
+
+        Raises:
+            UnavailableError: it cannot be frozen in time; its writers go on.
+        """
+        self.trimmer.stop(volume.id)
+        if volume.id not in self.frozen:
+            with volume.opened() as root:
+                outcome = self._freezer.freeze({volume.id: root})
+            if volume.id not in outcome.done:
+                self._freezer.thaw([volume.id])
+                why = outcome.failed.get(volume.id, "it is not frozen in time")
+                raise UnavailableError(f"the disk cannot be stopped for a checkpoint: {why}", hint="try again")
+        self._held[volume.id] = volume
+
+    def let_go(self, volume: AttachedVolume) -> None:
+        """End what `hold` began; where the pool is full its writers go on waiting. Idempotent."""
+        if self._held.get(volume.id) is not volume:
+            return
+        del self._held[volume.id]
+        if volume.id not in self.frozen:
+            self._freezer.thaw([volume.id])
+            _thaw_here(volume)
 
     def close(self) -> None:
         """Thaw everything and end; a disk that the kernel holds is thawed when it lets go. Idempotent."""
@@ -128,9 +157,10 @@ class PoolGuard:
             log.error("%s", error)
         threads = {
             name: threading.Thread(target=_thaw_here, args=(volume,), daemon=True)
-            for name, volume in self.frozen.items()
+            for name, volume in {**self.frozen, **self._held}.items()
         }
         self.frozen.clear()
+        self._held.clear()
         deadline = SYSTEM_CLOCK.monotonic() + _THAW_SECONDS
         for thread in threads.values():
             thread.start()
@@ -162,7 +192,7 @@ class PoolGuard:
         """Begin to trim what has waited longest, when the one before has ended."""
         if self.trimmer.busy:
             return
-        due = [name for name in volumes if name not in self.frozen]
+        due = [name for name in volumes if name not in self.frozen and name not in self._held]
         if filesystem.free_bytes(self._pool.root) > usage.free:
             due.append(_POOL_ITSELF)  # what is short is room below the pool's image, which holds on to freed blocks
         if not due:

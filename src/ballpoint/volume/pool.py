@@ -410,6 +410,22 @@ class VolumePool:
         remove_tree(trash)
         return True
 
+    def put_aside(self, volume_id: str) -> Path:
+        """Keep all that is here of a volume that nobody uses, where no sprite finds it any more. Returns where that is.
+
+        Raises:
+            NotFoundError: there is no such volume.
+            UnavailableError: it is attached.
+        """
+        directory = self.directory(volume_id)
+        self._attachments.wait_released(directory / "disk.img", _DETACH_SECONDS)
+        aside = self.root / "aside" / volume_id
+        aside.parent.mkdir(exist_ok=True)
+        directory.rename(aside)
+        fsync_directory(aside.parent)
+        fsync_directory(self.volumes_directory)
+        return aside
+
     def volumes(self) -> list[str]:
         """Ids of all volumes."""
         return sorted(entry.name for entry in self.volumes_directory.iterdir())

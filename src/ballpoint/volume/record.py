@@ -47,7 +47,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
         image: digest of the standard image below the disk.
         sequence: of its snapshot; None where that is only in the store.
         durable: it is in the log.
-        source: the checkpoint that the disk came from when this one was made; None where it came from none.
+        source: the checkpoint that was made or restored before it; None where there was none.
     """
 
     id: str
@@ -67,11 +67,15 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
         kind: `checkpoint`: one was made; `restore`: the disk became one; `forget`: one was deleted.
         id: of the checkpoint.
         sequence: of its snapshot, for `checkpoint` and `restore`.
+        mtime_ns: when the disk was last written before a `checkpoint`, as `snapshot_mtime_ns`.
+        time: of a `checkpoint`, in milliseconds since 1970.
     """
 
     kind: Literal["checkpoint", "restore", "forget"]
     id: str
     sequence: int = 0
+    mtime_ns: int = 0
+    time: int = 0
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,14 +104,17 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         origin: of a fork whose log has not begun.
         sequence: the last one given to a snapshot.
         base: None where nothing is known of the disk's difference from the log.
-        snapshot_mtime_ns: when the disk was last written before the newest snapshot that is in the log.
+        snapshot_mtime_ns: when the disk was last written before the newest snapshot that is in the log; 0 where a later
+            write may bear the same time.
         snapshot_time: when that was made, in milliseconds since 1970: up to then everything is in the store.
         settings: hash of the sprite's settings in the log, hexadecimal.
         checkpoints: oldest first.
         next: number of the next checkpoint that is asked for.
-        current: id of the checkpoint that the disk was last restored from, or forked from.
+        current: id of the checkpoint that the disk was made or restored from last.
+        restored: id of the checkpoint that the disk was restored from last.
         pending: what is not in the log yet, in order.
-        bytes_written, bytes_stored: what went into the log since the volume is here, as it was and as it is stored.
+        bytes_written: what the disk took, when it last came into the log.
+        bytes_stored: what was put into the store for it.
     """
 
     volume: UUID
@@ -124,6 +131,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     checkpoints: tuple[Kept, ...] = ()
     next: int = 0
     current: str | None = None
+    restored: str | None = None
     pending: tuple[Operation, ...] = ()
     bytes_written: int = 0
     bytes_stored: int = 0

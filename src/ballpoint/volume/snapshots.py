@@ -94,6 +94,16 @@ def identity(volume: Path, sequence: int) -> tuple[int, int] | None:
         os.close(fd)
 
 
+def allocated(volume: Path, sequence: int) -> int:
+    """Bytes of a snapshot that are no hole."""
+    return path_of(volume, sequence).stat().st_blocks * 512
+
+
+def remove(volume: Path, sequence: int) -> None:
+    """Remove a snapshot. Idempotent."""
+    remove_file(path_of(volume, sequence))
+
+
 def remove_others(volume: Path, needed: set[int]) -> list[int]:
     """Remove all snapshots that are not in `needed`. Idempotent. Returns the sequences of those removed."""
     removed = []

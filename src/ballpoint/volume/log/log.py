@@ -40,6 +40,8 @@ class View:
         put_id: of the newest commit, which no other commit has.
         kind: of the newest commit.
         time: of the newest commit, in milliseconds since 1970 by its writer's clock; for people.
+        last: the newest commit that is no seal: by its epoch is known who wrote the volume last.
+        disk: the newest commit that changes the disk, or names everything.
         complete: the newest commit that names everything; state: what it names. None where it is closed for good.
         changes: of the disk since then, oldest first.
         settings: of the sprite, the newest.
@@ -54,6 +56,8 @@ class View:
     put_id: bytes
     kind: Kind
     time: int
+    last: CommitName
+    disk: CommitName
     complete: CommitName | None = None
     state: State | None = None
     changes: list[Changes] = field(default_factory=list)
@@ -69,7 +73,7 @@ class View:
         Args:
             digest: the hash of its envelope.
         """
-        view = cls(first.lineage, first.name, digest, first.put_id, first.kind, first.time)
+        view = cls(first.lineage, first.name, digest, first.put_id, first.kind, first.time, first.name, first.name)
         view.apply(first, digest)
         return view
 
@@ -89,6 +93,10 @@ class View:
         """Go on to the commit after `head`."""
         self.head, self.digest, self.put_id = commit.name, digest, commit.put_id
         self.kind, self.time = commit.kind, commit.time
+        if commit.kind != "seal":
+            self.last = commit.name
+        if commit.kind == "data" or commit.state is not None:
+            self.disk = commit.name
         self.count += 1
         self.closed = max(self.closed, commit.closed)
         if commit.state is not None:

@@ -1,1 +1,1 @@
-"""Between a disk here and its log in the store."""
+"""Between a disk and its log: what changed goes up, what is missing comes down."""

@@ -1,0 +1,39 @@
+"""Steps at which a test may kill a process: each is named where it is, so that a test can go through all of them.
+
+A process whose environment has BALLPOINT_DIE_AT=STEP kills itself when it reaches STEP, as a power failure would; with
+STEP@N, when it reaches it for the Nth time.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Final
+
+VARIABLE: Final = "BALLPOINT_DIE_AT"
+
+_declared: list[str] = []
+_step, _, _count = os.environ.get(VARIABLE, "").partition("@")
+_left = int(_count or 1)
+
+
+def declare(name: str) -> str:
+    """A step of that name; once for each name, when its module is imported."""
+    assert name not in _declared, name
+    _declared.append(name)
+    return name
+
+
+def declared() -> list[str]:
+    """The names of all steps of the modules that are imported."""
+    return list(_declared)
+
+
+def reach(step: str) -> None:
+    """Say that `step` is reached: what comes before it has been done, what comes after has not begun."""
+    global _left
+    if step != _step:
+        return
+    _left -= 1
+    if not _left:
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,227 @@
+"""Blocks of a snapshot into packs, and packs into the store: read, compared, hashed and compressed in threads."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final
+
+from ballpoint.core import steps
+from ballpoint.core.errors import BallpointError
+from ballpoint.core.tasks import Tasks
+from ballpoint.store.store import Store
+from ballpoint.volume.log.blob import BLOCK_BYTES, Blob, Reference, encode_blob, hash_of
+from ballpoint.volume.log.changes import INLINE_MAX
+from ballpoint.volume.log.commit import Closed
+from ballpoint.volume.log.keys import PackName
+from ballpoint.volume.log.pack import Kind, PackBuilder
+
+# A thread's turn: handing one to it costs as much as compressing a block.
+_CHUNK_BLOCKS: Final = 32
+# Full packs that wait for the store, of all volumes together: 8 MiB each.
+_PACKS: Final = 6
+_NICE: Final = 10
+_ZEROS: Final = bytes(BLOCK_BYTES)
+
+_STORED = steps.declare("sync: a pack is stored")
+
+Place = Reference | Blob | None
+
+
+@dataclass
+class Found:
+    """What reading some blocks gave.
+
+    Attributes:
+        blocks: those that differ from what is known, with their content; None: it is a hole.
+        cpu_seconds: what that took.
+    """
+
+    blocks: list[tuple[int, Blob | None]]
+    cpu_seconds: float = 0.0
+
+
+class Uploads:
+    """What all uploads of a node share: threads that sprites' own work comes before, and bounded memory."""
+
+    def __init__(self, threads: int = 0) -> None:
+        self.threads = threads or os.cpu_count() or 1
+        self.executor = ThreadPoolExecutor(self.threads, "upload", initializer=_be_nice)
+        self.packs = asyncio.Semaphore(_PACKS)
+
+    def close(self) -> None:
+        self.executor.shutdown(cancel_futures=True)
+
+
+class Upload:
+    """The packs of one commit. `finish` must have returned before the commit names them.
+
+    Args:
+        new_pack: makes the next pack of the volume.
+
+    Attributes:
+        bytes_stored: of the packs that are stored.
+        cpu_seconds: what reading, comparing, hashing and compressing took.
+    """
+
+    def __init__(self, shared: Uploads, store: Store, new_pack: Callable[[], PackBuilder]) -> None:
+        self._shared = shared
+        self._store = store
+        self._new_pack = new_pack
+        self._builder: PackBuilder | None = None
+        self._last: PackName | None = None
+        self._puts = Tasks()
+        self._storing: list[asyncio.Task[None]] = []
+        self._refused: BallpointError | None = None
+        self.bytes_stored = 0
+        self.cpu_seconds = 0.0
+
+    async def blocks(
+        self, look: Callable[[Sequence[int]], Found], blocks: Iterable[int], *, inline: bool
+    ) -> list[tuple[int, Place]]:
+        """Read blocks, and put those that differ into packs.
+
+        Args:
+            look: reads some blocks; called in threads.
+            blocks: their numbers, rising.
+            inline: leave them where they are few enough to go into the commit itself.
+
+        Returns:
+            The blocks that differ, by rising numbers, with where they are.
+        """
+        places: list[tuple[int, Place]] = []
+        held = 0
+        async for found in self._in_order(look, blocks):
+            self.cpu_seconds += found.cpu_seconds
+            for block, blob in found.blocks:
+                if blob is None or inline:
+                    places.append((block, blob))
+                    held += len(blob.stored) if blob is not None else 0
+                else:
+                    places.append((block, await self.add(blob, "block")))
+            if inline and held > INLINE_MAX:
+                inline = False
+                places = [
+                    (block, await self.add(place, "block") if isinstance(place, Blob) else place)
+                    for block, place in places
+                ]
+        return places
+
+    async def add(self, blob: Blob, kind: Kind) -> Reference:
+        """Put a blob into a pack."""
+        if self._builder is not None and not self._builder.fits(blob):
+            await self._send()
+        if self._builder is None:
+            self._builder = self._new_pack()
+        return self._builder.add(blob, kind)
+
+    async def finish(self) -> Closed | None:
+        """Wait until all packs are stored.
+
+        Returns:
+            Up to which pack all are; None where there are none.
+
+        Raises:
+            UnavailableError: the store does not take them; what it has taken is garbage from the next commit on.
+        """
+        if self._builder is not None:
+            await self._send()
+        await asyncio.gather(*self._storing)
+        self._check()
+        return Closed(self._last.epoch, self._last.upload) if self._last is not None else None
+
+    async def cancel(self) -> None:
+        """Stop storing; what is stored already is garbage from the next commit on. Idempotent."""
+        await self._puts.close()
+
+    async def _send(self) -> None:
+        builder, self._builder = self._builder, None
+        assert builder is not None
+        self._last = builder.name
+        await self._shared.packs.acquire()
+        self._storing.append(self._puts.start(self._put(builder), f"put {builder.name.key}"))
+        self._check()
+
+    def _check(self) -> None:
+        if self._refused is not None:
+            raise self._refused
+
+    async def _put(self, builder: PackBuilder) -> None:
+        try:
+            data = await asyncio.get_running_loop().run_in_executor(self._shared.executor, builder.close)
+            await self._store.put(builder.name.key, data)
+            steps.reach(_STORED)
+            self.bytes_stored += len(data)
+        except BallpointError as error:
+            self._refused = error
+        finally:
+            self._shared.packs.release()
+
+    async def _in_order(self, look: Callable[[Sequence[int]], Found], blocks: Iterable[int]) -> AsyncIterator[Found]:
+        """What `look` gives, a chunk of blocks at a time, while threads work on the next ones."""
+        numbers = iter(blocks)
+        loop = asyncio.get_running_loop()
+        under_way: deque[asyncio.Future[Found]] = deque()
+        try:
+            while True:
+                while len(under_way) <= self._shared.threads and (chunk := list(islice(numbers, _CHUNK_BLOCKS))):
+                    under_way.append(loop.run_in_executor(self._shared.executor, look, chunk))
+                if not under_way:
+                    return
+                yield await under_way.popleft()
+        finally:
+            # The threads read from descriptors that are closed when this ends.
+            for each in under_way:
+                each.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
+
+
+def differing(new: int, old: int, blocks: Sequence[int]) -> Found:
+    """Those of `blocks` that differ between two images.
+
+    Args:
+        new, old: descriptors.
+    """
+    found, began = Found([]), time.thread_time()
+    for block in blocks:
+        content = _read(new, block)
+        if content == _read(old, block):
+            continue
+        found.blocks.append((block, encode_blob(content) if content != _ZEROS else None))
+    found.cpu_seconds = time.thread_time() - began
+    return found
+
+
+def unknown(new: int, known: Callable[[int], bytes | None], blocks: Sequence[int]) -> Found:
+    """Those of `blocks` that are not what the map says.
+
+    Args:
+        new: descriptor of an image.
+        known: the hash that the map has of a block; None: it is a hole.
+    """
+    found, began = Found([]), time.thread_time()
+    for block in blocks:
+        content = _read(new, block)
+        digest = None if content == _ZEROS else hash_of(content)
+        if digest == known(block):
+            continue
+        found.blocks.append((block, encode_blob(content) if digest is not None else None))
+    found.cpu_seconds = time.thread_time() - began
+    return found
+
+
+def _read(fd: int, block: int) -> bytes:
+    """A block of an image, which ends as if zeros followed."""
+    return os.pread(fd, BLOCK_BYTES, block * BLOCK_BYTES).ljust(BLOCK_BYTES, b"\0")
+
+
+def _be_nice() -> None:
+    # A thread of Linux has a priority of its own (setpriority(2), NOTES).
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)

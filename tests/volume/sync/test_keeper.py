@@ -1,0 +1,101 @@
+"""One volume between its disk and its log: what is in the store is what was on the disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from ballpoint.core import ids
+from ballpoint.store.directory import DirectoryStore
+from ballpoint.volume.pool import VolumePool
+from ballpoint.volume.sync.keeper import Keeper
+from ballpoint.volume.sync.upload import Uploads
+from tests.volume.sync.world import SETTINGS, Scribbler, disk_at, disk_in, freezer_of, keeper_of, snapshot_of
+from tests.volume.world import path
+
+
+@pytest.fixture
+def uploads() -> Iterator[Uploads]:
+    made = Uploads()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> DirectoryStore:
+    return DirectoryStore(tmp_path / "store")
+
+
+@pytest.fixture
+def volume_id(pool: VolumePool) -> str:
+    made = ids.new_uuid()
+    pool.create(made, template="base", meta={"image": "digest"})
+    return made
+
+
+async def sync(keeper: Keeper) -> None:
+    await keeper.sync(lambda: None, SETTINGS)
+
+
+async def test_the_store_has_what_was_on_the_disk(
+    pool: VolumePool, volume_id: str, store: DirectoryStore, uploads: Uploads
+) -> None:
+    keeper = keeper_of(pool, volume_id, store, uploads)
+    image = pool.directory(volume_id) / "disk.img"
+    scribbler = Scribbler(image, 1)
+    for _ in range(3):
+        scribbler.write()
+        assert keeper.dirty(SETTINGS)
+        await sync(keeper)
+        assert await disk_in(store, UUID(volume_id)) == disk_at(image)
+
+
+async def test_a_later_process_goes_on(
+    pool: VolumePool, volume_id: str, store: DirectoryStore, uploads: Uploads
+) -> None:
+    image = pool.directory(volume_id) / "disk.img"
+    scribbler = Scribbler(image, 2)
+    for _ in range(3):
+        keeper = keeper_of(pool, volume_id, store, uploads)
+        scribbler.write()
+        await sync(keeper)
+        assert await disk_in(store, UUID(volume_id)) == disk_at(image)
+
+
+async def test_checkpoints_stay_and_come_back(
+    pool: VolumePool, volume_id: str, store: DirectoryStore, uploads: Uploads
+) -> None:
+    keeper = keeper_of(pool, volume_id, store, uploads)
+    disk = pool.attach(volume_id)
+    image = disk.image
+    states = {}
+    for number in range(3):
+        path(disk.mount, "upper/file").write_text(f"state {number}" * 1000)
+        kept = await keeper.checkpoint(disk, comment=f"{number}", auto=False, frozen=freezer_of(disk))
+        assert kept.id == f"v{number}" and not kept.durable
+        assert kept.sequence is not None
+        states[kept.id] = disk_at(snapshot_of(pool, volume_id, kept.sequence))
+        if number == 1:
+            await keeper.sync(lambda: disk, SETTINGS)
+            assert all(each.durable for each in keeper.record.checkpoints)
+    disk.detach()
+    await sync(keeper)
+    for name, expected in states.items():
+        assert await disk_in(store, UUID(volume_id), name) == expected
+    await keeper.replace_disk("v0", await keeper.stage("v0"))
+    assert disk_at(image) == states["v0"]
+    await sync(keeper)
+    assert await disk_in(store, UUID(volume_id)) == states["v0"]
+    await keeper.forget("v1")
+    await sync(keeper)
+    assert [each.id for each in keeper.record.checkpoints] == ["v0", "v2"]
+    assert await disk_in(store, UUID(volume_id), "v2") == states["v2"]
+    fork_id = ids.new_uuid()
+    await keeper.fork("v2", fork_id)
+    fork = keeper_of(pool, fork_id, store, uploads)
+    Scribbler(pool.directory(fork_id) / "disk.img", 3).write()
+    await sync(fork)
+    assert await disk_in(store, UUID(fork_id)) == disk_at(pool.directory(fork_id) / "disk.img")

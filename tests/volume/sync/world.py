@@ -1,0 +1,137 @@
+"""A volume of a real pool, its keeper, and a directory as its store; and disks read back from the store alone."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from ballpoint.host import filesystem
+from ballpoint.store.store import Store
+from ballpoint.volume import snapshots
+from ballpoint.volume.log.blob import BLOCK_BYTES, Inline, Reference, decode_block
+from ballpoint.volume.log.log import View, read
+from ballpoint.volume.log.map import Map
+from ballpoint.volume.log.mapped import fetch, load_map, load_pages, open_map, stored_inline
+from ballpoint.volume.pool import AttachedVolume, VolumePool
+from ballpoint.volume.sync.keeper import Keeper
+from ballpoint.volume.sync.upload import Uploads
+
+SETTINGS: dict[str, Any] = {"name": "one"}
+
+
+def keeper_of(pool: VolumePool, volume_id: str, store: Store, uploads: Uploads) -> Keeper:
+    return Keeper.open(pool, volume_id, store=store, uploads=uploads, writer="test")
+
+
+def freezer_of(disk: AttachedVolume) -> Any:
+    """What stops the writers of a disk, here without a process of its own."""
+
+    @asynccontextmanager
+    async def frozen() -> AsyncIterator[None]:
+        with disk.opened() as root:
+            filesystem.fifreeze(root)
+            try:
+                yield
+            finally:
+                filesystem.fithaw(root)
+
+    return frozen
+
+
+class Scribbler:
+    """Writes into an image as a disk is written, by a seed: the image stands for a detached disk."""
+
+    def __init__(self, image: Path, seed: int) -> None:
+        self._image = image
+        self._random = random.Random(seed)
+
+    def write(self, times: int = 5) -> None:
+        size = self._image.stat().st_size
+        with self._image.open("r+b") as file:
+            for _ in range(times):
+                at = (
+                    self._random.randrange(size // 8192) * 4096
+                    if self._random.random() < 0.5
+                    else self._random.randrange(1 << 22)
+                )
+                length = self._random.choice((1, 4096, 70_000, 300_000))
+                match self._random.randrange(4):
+                    case 0:
+                        data = self._random.randbytes(length)
+                    case 1:
+                        data = bytes(length)
+                    case 2:
+                        data = b"text " * (length // 5 + 1)
+                    case _:
+                        os.posix_fallocate(file.fileno(), at, length)
+                        continue
+                file.seek(at)
+                file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+async def disk_in(store: Store, volume: UUID, checkpoint: str | None = None) -> dict[int, bytes]:
+    """The blocks that are no holes of what the store has of a disk."""
+    view = await read(store, volume)
+    assert view is not None and view.state is not None
+    if checkpoint is None:
+        disk = await load_map(store, view)
+    else:
+        (named,) = [each for each in view.state.checkpoints if each.id == checkpoint]
+        disk = await open_map(store, view, named.root)
+    return await blocks_of(store, view, disk)
+
+
+async def blocks_of(store: Store, view: View, disk: Map) -> dict[int, bytes]:
+    await load_pages(store, view, disk, (number * 1024 for number in disk.pages))
+    places = {change.block: change.place for number in {*disk.pages, *disk.dirty()} for change in disk.page(number)}
+    inline = stored_inline(view)
+    found: dict[int, bytes] = {}
+    by_place: dict[Reference, list[int]] = {}
+    for block, place in places.items():
+        if isinstance(place, Inline):
+            found[block] = decode_block(inline(place), place, block)
+        elif place is not None:
+            by_place.setdefault(place, []).append(block)
+
+    def use(place: Reference, stored: memoryview) -> None:
+        for block in by_place[place]:
+            found[block] = decode_block(bytes(stored), place, block)
+
+    await fetch(store, by_place, use)
+    return found
+
+
+def disk_at(image: Path) -> dict[int, bytes]:
+    """The blocks of an image that are not all zeros."""
+    found = {}
+    with image.open("rb") as file:
+        for block in _allocated(file.fileno(), image.stat().st_size):
+            content = os.pread(file.fileno(), BLOCK_BYTES, block * BLOCK_BYTES).ljust(BLOCK_BYTES, b"\0")
+            if any(content):
+                found[block] = content
+    return found
+
+
+def _allocated(fd: int, size: int) -> Iterator[int]:
+    at, last = 0, -1
+    while at < size:
+        try:
+            at = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError:
+            return
+        end = os.lseek(fd, at, os.SEEK_HOLE)
+        for block in range(max(at // BLOCK_BYTES, last + 1), -(-end // BLOCK_BYTES)):
+            yield block
+            last = block
+        at = end
+
+
+def snapshot_of(pool: VolumePool, volume_id: str, sequence: int) -> Path:
+    return snapshots.path_of(pool.directory(volume_id), sequence)
