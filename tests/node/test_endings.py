@@ -54,6 +54,19 @@ class Starts:
         self.ended.append(running)
 
 
+class Savings:
+    """Saves nothing."""
+
+    async def changed(self, sprite_id: str, volume_id: str) -> None:
+        pass
+
+    async def discard(self, sprite: Sprite) -> None:
+        pass
+
+    async def forget(self, volume_id: str) -> None:
+        pass
+
+
 @pytest.fixture
 async def node(tmp_path: Path) -> AsyncIterator[Node]:
     registry = await Registry.open(url_of(tmp_path / "registry.db"))
@@ -66,7 +79,7 @@ async def node(tmp_path: Path) -> AsyncIterator[Node]:
 async def one_sprite(node: Node) -> tuple[Starts, Caller, Sprite]:
     """Have a running sprite `one`."""
     starts = Starts()
-    node.use(cast(Starter, starts), cast(Any, None))
+    node.use(cast(Starter, starts), cast(Any, None), Savings())
     token = (await node.registry.create_token("acme", "of the test"))[0]
     caller = Caller(org_id=token.org_id, org="acme", token_id="t")
     nothing: dict[str, Any] = {"environment": {}, "labels": [], "config": {}, "url_settings": {}}

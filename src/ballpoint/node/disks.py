@@ -83,11 +83,17 @@ class Disks:
 
     def attach(self, volume_id: str) -> AttachedVolume:
         """Mount a sprite's volume, with this node's certificates and mirrors where it has others."""
-        volume = self.pool.attach(volume_id)
+        return self._renewed(self.pool.attach(volume_id))
+
+    def attach_staged(self, volume_id: str, staged: Path) -> AttachedVolume:
+        """As `attach`, of an image that is not the volume's disk yet."""
+        return self._renewed(self.pool.attach_staged(volume_id, staged))
+
+    def _renewed(self, volume: AttachedVolume) -> AttachedVolume:
         try:
             self._renew(volume)
         except (BallpointError, OSError) as error:
-            log.warning("certificates and package sources of volume %s stay as they are: %s", volume_id, error)
+            log.warning("certificates and package sources of volume %s stay as they are: %s", volume.id, error)
         return volume
 
     def close(self) -> None:

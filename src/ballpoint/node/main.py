@@ -30,6 +30,7 @@ from ballpoint.host.namespaces import CLONE_NEWNS
 from ballpoint.image.catalogue import Catalogue
 from ballpoint.network.network import Network
 from ballpoint.network.resolver import Resolver
+from ballpoint.node.checkpoints import Checkpoints
 from ballpoint.node.disks import Disks
 from ballpoint.node.inside import Inside
 from ballpoint.node.instances import Instances
@@ -38,6 +39,7 @@ from ballpoint.node.node import Node
 from ballpoint.node.recovery import recover
 from ballpoint.node.routing import Routing
 from ballpoint.node.running import Starter
+from ballpoint.node.saving import Saver
 from ballpoint.node.standby.pool import Pool
 from ballpoint.node.standby.spares import MOST as SPARES_MOST
 from ballpoint.node.standby.spares import Spares
@@ -66,7 +68,8 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
     """Run the node until SIGTERM, then leave running sprites running.
 
     Args:
-        make_app: makes the control API's ASGI application from the node; handed in because it is a layer above.
+        make_app: makes the control API's ASGI application from the node and its checkpoints; handed in because it is a
+            layer above.
         ready: called once creates work.
     """
     stop = asyncio.Event()
@@ -123,7 +126,9 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
         )
         spares = Spares(disks, pool, min(config.pool, SPARES_MOST))
         stack.push_async_callback(spares.close)
-        node.use(starter, spares)
+        saver = Saver(node, volumes, storage, config.node_id, lost=node.volume_lost)
+        stack.push_async_callback(saver.close)
+        node.use(starter, spares, saver)
         await recover(node, instances, disks)
         pool.start()
         spares.start()
@@ -132,6 +137,7 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
         tasks.start(Health(node).run(), "health")
         tasks.start(space.run(), "space")
         tasks.start(images.run(disks), "images")
+        tasks.start(saver.run(), "saving")
         tasks.start(Walls(node, network).run(), "walls")
 
         resolver = Resolver(config.dns)
@@ -140,7 +146,7 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
         routing = Routing(node, config.run)
         routing.start(edge_uid)
         stack.callback(routing.close)
-        app = make_app(node)
+        app = make_app(node, Checkpoints(node, disks, saver, space))
         inside.open(app)
         server = _ApiServer(app, config.run / "api.sock", edge_uid)
         tasks.start(server.serve_here(), "control API")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 import msgspec
 
 from ballpoint.core import ids
 from ballpoint.core.clock import SYSTEM_CLOCK, Clock
-from ballpoint.core.errors import BallpointError, ConflictError, InvalidError, UnavailableError
+from ballpoint.core.errors import BallpointError, ConflictError, FencedError, InvalidError, UnavailableError
 from ballpoint.core.tasks import Tasks
 from ballpoint.core.types import Caller
 from ballpoint.node.disks import Disks
@@ -33,6 +33,7 @@ from ballpoint.node.views import (
 )
 from ballpoint.registry.records import Event, Sprite
 from ballpoint.registry.registry import Registry
+from ballpoint.volume.pool import AttachedVolume
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,19 @@ T = TypeVar("T")
 
 # An init gives its processes 5 s before it ends them, and the kernel then needs some time for what waits for a disk.
 _END_SECONDS = 15.0
+
+
+class Saving(Protocol):
+    """What brings disks into the store, as far as a node must tell it what becomes of its sprites."""
+
+    async def changed(self, sprite_id: str, volume_id: str) -> None:
+        """A volume is to be looked at."""
+
+    async def discard(self, sprite: Sprite) -> None:
+        """A sprite is to be destroyed: that is in the store when this returns, or UnavailableError is raised."""
+
+    async def forget(self, volume_id: str) -> None:
+        """A volume is about to be removed here. Idempotent."""
 
 
 class Node:
@@ -59,14 +73,21 @@ class Node:
         self._domain = domain
         self._starter: Starter | None = None
         self._spares: Spares | None = None
+        self._saving: Saving | None = None
         # A lock lives as long as somebody holds it or waits for it.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._tasks = Tasks()
 
-    def use(self, starter: Starter, spares: Spares) -> None:
-        """Where starting goes, and where new disks come from; given once, as a starter in turn reports to this node."""
+    def use(self, starter: Starter, spares: Spares, saving: Saving) -> None:
+        """Where starting goes, where new disks come from, and who saves them; given once, as they in turn know this."""
         self._starter = starter
         self._spares = spares
+        self._saving = saving
+
+    @property
+    def saving(self) -> Saving:
+        assert self._saving is not None
+        return self._saving
 
     @property
     def spares(self) -> Spares:
@@ -90,7 +111,7 @@ class Node:
 
     async def create(self, caller: Caller, request: NewSprite) -> SpriteView:
         """Make a sprite, running and ready for its first command."""
-        return await self._to_the_end(self._create(caller, request), f"create {request.name}")
+        return await self.to_the_end(self._create(caller, request), f"create {request.name}")
 
     async def _create(self, caller: Caller, request: NewSprite) -> SpriteView:
         await self.registry.require_free(caller.org_id, request.name)
@@ -107,11 +128,22 @@ class Node:
             config=config,
             url_settings=msgspec.to_builtins(request.url_settings),
         )
-        async with self._lock(sprite.id):
+        cause = f"created with token {caller.token_id}"
+        return await self.begin(sprite, volume, cause, patient=request.wait_for_capacity)
+
+    async def begin(
+        self, sprite: Sprite, volume: AttachedVolume | None, cause: str, *, patient: bool = False
+    ) -> SpriteView:
+        """Start a sprite that is not recorded yet, and record it. A failure leaves nothing of it, nor of its volume.
+
+        Args:
+            volume, patient: as `Starter.start`.
+        """
+        async with self.lock(sprite.id):
             try:
-                self.running[sprite.id] = await self.starter.start(sprite, volume, patient=request.wait_for_capacity)
+                self.running[sprite.id] = await self.starter.start(sprite, volume, patient=patient)
                 # Last: a crash before it leaves a volume and an instance of no sprite, which the next start removes.
-                await self.registry.create_sprite(sprite, f"created with token {caller.token_id}")
+                await self.registry.create_sprite(sprite, cause)
             except BaseException as error:
                 try:
                     await asyncio.shield(self._remove(sprite, f"create failed: {error}"))
@@ -143,30 +175,31 @@ class Node:
 
     async def destroy(self, caller: Caller, name: str) -> None:
         sprite = await self.registry.sprite(caller.org_id, name)
-        await self._to_the_end(self._destroy(sprite, f"destroyed with token {caller.token_id}"), f"destroy {name}")
+        await self.to_the_end(self._destroy(sprite, f"destroyed with token {caller.token_id}"), f"destroy {name}")
 
     async def _destroy(self, sprite: Sprite, cause: str) -> None:
-        async with self._lock(sprite.id):
+        async with self.lock(sprite.id):
+            await self.saving.discard(sprite)
             await self.registry.set_state(sprite.id, "deleting", kind="deleting", cause=cause)
             await self._remove(sprite, cause)
 
     async def restart(self, caller: Caller, name: str) -> SpriteView:
         sprite = await self.registry.sprite(caller.org_id, name)
         cause = f"restarted with token {caller.token_id}"
-        return await self._to_the_end(self._restart(sprite.id, cause), f"restart {name}")
+        return await self.to_the_end(self._restart(sprite.id, cause), f"restart {name}")
 
     async def _restart(self, sprite_id: str, cause: str) -> SpriteView:
-        async with self._lock(sprite_id):
+        async with self.lock(sprite_id):
             await self._stop(sprite_id, cause)
             return self._view(await self._start(sprite_id, "restarted", cause))
 
     async def sleep(self, caller: Caller, name: str) -> SpriteView:
         sprite = await self.registry.sprite(caller.org_id, name)
         cause = f"put to sleep with token {caller.token_id}"
-        return await self._to_the_end(self._sleep(sprite.id, cause), f"sleep {name}")
+        return await self.to_the_end(self._sleep(sprite.id, cause), f"sleep {name}")
 
     async def _sleep(self, sprite_id: str, cause: str) -> SpriteView:
-        async with self._lock(sprite_id):
+        async with self.lock(sprite_id):
             sprite = await self.registry.sprite_by_id(sprite_id)
             if sprite.state == "deleting":
                 raise ConflictError(f"the sprite {sprite.name!r} is being destroyed")
@@ -220,6 +253,22 @@ class Node:
     async def clear_privileges(self, caller: Caller, name: str) -> None:
         await self.set_privileges(caller, name, Privileges())
 
+    # ---- another disk for a sprite; the caller holds its lock ----
+
+    async def replace(self, sprite: Sprite, new: Running, cause: str) -> None:
+        """Let `new` be what runs of a sprite; the one before is ended, whatever it does."""
+        old = self.running.get(sprite.id)
+        self.running[sprite.id] = new
+        await self.registry.set_state(sprite.id, "running", kind="restored", cause=cause)
+        if old is not None:
+            old.ends.set()
+            old.said = old.instance.runtime.logs() or old.said
+            try:
+                await self.starter.stop(old)
+            except UnavailableError as error:
+                log.error("the former instance of %s stays until the next start: %s", sprite.name, error)
+            await asyncio.to_thread(self.logbook.add, sprite.id, old.said, cause)
+
     # ---- what the edge needs ----
 
     async def touch(self, caller: Caller, name: str, cause: str, refused: str | None = None) -> Running:
@@ -243,7 +292,7 @@ class Node:
                     f"the sprite {name!r} is stopping and does not end", hint="restart it"
                 ) from error
         if running is None or running.ending:
-            running = await self._to_the_end(self._wake(sprite_id, cause), f"wake {name}")
+            running = await self.to_the_end(self._wake(sprite_id, cause), f"wake {name}")
         if running.trouble is not None:
             raise UnavailableError(
                 f"the sprite {name!r} is degraded: {running.trouble}", hint="restart it", code="degraded"
@@ -251,7 +300,7 @@ class Node:
         return running
 
     async def _wake(self, sprite_id: str, cause: str) -> Running:
-        async with self._lock(sprite_id):
+        async with self.lock(sprite_id):
             if sprite_id not in self.running:
                 await self._start(sprite_id, "running", cause)
             return self.running[sprite_id]
@@ -273,9 +322,21 @@ class Node:
         else:
             self._tasks.start(self._lost(running, f"its container ended: {how}"), f"lost {running.sprite_id}")
 
+    async def volume_lost(self, sprite_id: str, error: FencedError) -> None:
+        """Another node has the volume: what runs here is stopped, and its disk is no sprite's any more."""
+        self._tasks.start(self._give_up(sprite_id, str(error)), f"fenced {sprite_id}")
+
+    async def _give_up(self, sprite_id: str, cause: str) -> None:
+        async with self.lock(sprite_id):
+            await self._stop(sprite_id, cause)
+            sprite = await self.registry.set_state(sprite_id, "cold", kind="fenced", cause=cause)
+            await self.saving.forget(sprite.volume_id)
+            kept = await asyncio.to_thread(self._disks.pool.put_aside, sprite.volume_id)
+            await self.registry.add_event(sprite_id, "kept_aside", f"its disk is in {kept}")
+
     async def _rebooted(self, running: Running) -> None:
         cause = "rebooted from inside"
-        async with self._lock(running.sprite_id):
+        async with self.lock(running.sprite_id):
             # What is told of one start must not end the next, which a restart may have made meanwhile.
             if self.running.get(running.sprite_id) is running:
                 await self._stop(running.sprite_id, cause)
@@ -283,7 +344,7 @@ class Node:
 
     async def _lost(self, running: Running, cause: str) -> None:
         sprite_id = running.sprite_id
-        async with self._lock(sprite_id):
+        async with self.lock(sprite_id):
             if self.running.get(sprite_id) is running:
                 await self._stop(sprite_id, cause)
                 await self.registry.set_state(sprite_id, "cold", kind="stopped", cause=cause)
@@ -298,7 +359,8 @@ class Node:
         else:
             await self.registry.add_event(running.sprite_id, "degraded", trouble)
 
-    def _lock(self, sprite_id: str) -> asyncio.Lock:
+    def lock(self, sprite_id: str) -> asyncio.Lock:
+        """Held by whoever changes a sprite."""
         return self._locks.setdefault(sprite_id, asyncio.Lock())
 
     # ---- steps; their caller holds the sprite's lock ----
@@ -323,19 +385,21 @@ class Node:
             await self.starter.stop(running)
             await asyncio.to_thread(self.logbook.add, sprite_id, running.said, cause)
             del self.running[sprite_id]
+            await self.saving.changed(sprite_id, running.volume.id)
 
     async def _remove(self, sprite: Sprite, cause: str) -> None:
         await self._stop(sprite.id, cause)
+        await self.saving.forget(sprite.volume_id)
         await asyncio.to_thread(self._disks.pool.destroy, sprite.volume_id)
         await asyncio.to_thread(self.logbook.remove, sprite.id)
         await self.registry.delete_sprite(sprite.id, cause)
 
     async def finish_removal(self, sprite: Sprite, cause: str) -> None:
         """Finish what an earlier process began: the removal of a sprite, or the undoing of a half-made one."""
-        async with self._lock(sprite.id):
+        async with self.lock(sprite.id):
             await self._remove(sprite, cause)
 
-    async def _to_the_end(self, work: Coroutine[Any, Any, T], name: str) -> T:
+    async def to_the_end(self, work: Coroutine[Any, Any, T], name: str) -> T:
         """Run `work` whole, whether or not the caller waits for it."""
         outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
 

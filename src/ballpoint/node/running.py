@@ -80,12 +80,20 @@ class Starter:
         self._on_question = on_question
         self._before_stop = before_stop
 
-    async def start(self, sprite: Sprite, volume: AttachedVolume | None = None, *, patient: bool = False) -> Running:
+    async def start(
+        self,
+        sprite: Sprite,
+        volume: AttachedVolume | None = None,
+        *,
+        patient: bool = False,
+        note: dict[str, str] | None = None,
+    ) -> Running:
         """Give `sprite` a running instance over its volume. A failure leaves none, and the volume detached.
 
         Args:
             volume: the sprite's own where it is attached already; taken over.
             patient: as `Pool.take`.
+            note: what a later process shall know of the instance; None: that it is the sprite's.
 
         Raises:
             UnavailableError: no blank, or the volume is still in use.
@@ -103,7 +111,7 @@ class Starter:
                 if limits != self._instances.limits:
                     blank.runtime.limit(limits)
                 # Written before anything of the sprite is in the instance: after a crash it is known whose it was.
-                await blank.runtime.set_note({"sprite": sprite.id})
+                await blank.runtime.set_note(note or {"sprite": sprite.id})
                 await blank.runtime.claim(
                     image,
                     volume.mount,

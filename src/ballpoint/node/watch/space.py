@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from ballpoint.core.clock import SYSTEM_CLOCK, Clock
 from ballpoint.core.errors import BallpointError
 from ballpoint.node.node import Node
 from ballpoint.volume.guard import PoolGuard
+from ballpoint.volume.pool import AttachedVolume
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +41,24 @@ class Space:
         """Let a volume's writers go, so that they can be ended."""
         async with self._lock:
             await asyncio.to_thread(self._guard.release, volume_id)
+
+    @asynccontextmanager
+    async def frozen(self, volume: AttachedVolume) -> AsyncIterator[None]:
+        """Let a volume's writers wait. One that is being stopped meanwhile is let go.
+
+        Raises:
+            UnavailableError: it cannot be frozen.
+        """
+        async with self._lock:
+            await asyncio.to_thread(self._guard.hold, volume)
+        try:
+            yield
+        finally:
+            await asyncio.shield(self._let_go(volume))
+
+    async def _let_go(self, volume: AttachedVolume) -> None:
+        async with self._lock:
+            await asyncio.to_thread(self._guard.let_go, volume)
 
     async def _tick(self) -> None:
         running = {each.volume.id: each for each in self._node.running.values() if not each.ending}
