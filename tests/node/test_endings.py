@@ -20,6 +20,7 @@ from tests.registry.world import url_of
 
 
 class Runtime:
+    id = "v"
     """An instance of no processes."""
 
     alive = True

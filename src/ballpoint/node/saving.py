@@ -118,14 +118,15 @@ class Saver:
         """Find out which volumes were not saved by the process before this one."""
         for sprite in await self._node.registry.all_sprites():
             if sprite.id not in self._node.running:
-                try:
-                    await self.changed(sprite.id, sprite.volume_id)
-                except BallpointError as error:
-                    log.error("the volume of %s is not saved: %s", sprite.name, error)
+                await self.changed(sprite.id, sprite.volume_id)
 
     async def changed(self, sprite_id: str, volume_id: str) -> None:
-        """Something has changed that the disk's own times may not show: save it soon."""
-        volume = await self._volume(sprite_id, volume_id)
+        """Something may have changed: save it soon."""
+        try:
+            volume = await self._volume(sprite_id, volume_id)
+        except BallpointError as error:
+            log.error("volume %s is not saved: %s", volume_id, error)
+            return
         if volume.since is None:
             volume.since = self._clock.monotonic()
 
