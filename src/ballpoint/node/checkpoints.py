@@ -208,7 +208,7 @@ class Checkpoints:
         keeper = await self._saver.keeper(sprite)
         record = keeper.record
         return DiskView(
-            place=keeper.place(),
+            place=self._saver.place(sprite, keeper),
             bytes_written=record.bytes_written,
             bytes_stored=record.bytes_stored,
             checkpoints=len(record.checkpoints),

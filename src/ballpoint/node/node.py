@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
@@ -48,6 +48,9 @@ class Saving(Protocol):
 
     async def changed(self, sprite_id: str, volume_id: str) -> None:
         """A volume is to be looked at."""
+
+    async def prepare(self, sprite: Sprite) -> None:
+        """A sprite is to be started: its disk is here when this returns."""
 
     async def discard(self, sprite: Sprite) -> None:
         """A sprite is to be destroyed: that is in the store when this returns, or UnavailableError is raised."""
@@ -269,6 +272,14 @@ class Node:
                 log.error("the former instance of %s stays until the next start: %s", sprite.name, error)
             await asyncio.to_thread(self.logbook.add, sprite.id, old.said, cause)
 
+    async def evict(self, sprite: Sprite, how: Callable[[Sprite], Awaitable[bool]]) -> bool:
+        """Let `how` remove the disk of a sprite that does not run, unless somebody else is changing the sprite."""
+        lock = self.lock(sprite.id)
+        if lock.locked():
+            return False
+        async with lock:
+            return sprite.id not in self.running and await how(sprite)
+
     # ---- what the edge needs ----
 
     async def touch(self, caller: Caller, name: str, cause: str, refused: str | None = None) -> Running:
@@ -370,6 +381,7 @@ class Node:
         if sprite.state == "deleting":
             raise ConflictError(f"the sprite {sprite.name!r} is being destroyed")
         try:
+            await self.saving.prepare(sprite)
             self.running[sprite_id] = await self.starter.start(sprite)
         except Exception as error:
             if sprite.state == "running":  # it was, until it was stopped to be started again

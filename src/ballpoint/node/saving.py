@@ -15,9 +15,11 @@ from ballpoint.core.errors import BallpointError, FencedError, NotFoundError, Un
 from ballpoint.core.tasks import Tasks
 from ballpoint.node.node import Node
 from ballpoint.node.running import Running
+from ballpoint.node.views import DiskPlace
 from ballpoint.registry.records import Sprite
 from ballpoint.store.store import Store
 from ballpoint.volume.pool import AttachedVolume, VolumePool
+from ballpoint.volume.sync.hydrate import Filled
 from ballpoint.volume.sync.keeper import Keeper
 from ballpoint.volume.sync.upload import Uploads
 
@@ -48,6 +50,7 @@ class _Volume:
         not_before: when it may be saved again.
         cpu: CPU time of its sprite when it was last looked at, in microseconds.
         failures: how often saving has failed since it last succeeded; trouble: why.
+        filled: how far its disk has come from the store; None: it does not come.
     """
 
     sprite_id: str
@@ -58,6 +61,7 @@ class _Volume:
     cpu: int = -1
     failures: int = 0
     trouble: str | None = None
+    filled: Filled | None = None
     saving: asyncio.Task[None] | None = None
     one: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -179,6 +183,62 @@ class Saver:
         origins = [each.keeper.record.origin for each in self._volumes.values()]
         return any(each is not None and (each.volume, each.checkpoint) == (volume, checkpoint_id) for each in origins)
 
+    async def prepare(self, sprite: Sprite) -> None:
+        """Have the disk of a sprite here before it is started.
+
+        Raises:
+            UnavailableError: it is in the store only, and that does not answer; or the pool has no room for it.
+            CorruptError: what the store has of it is damaged.
+        """
+        volume = await self._volume(sprite.id, sprite.volume_id)
+        if volume.keeper.local:
+            return
+        began = self._clock.monotonic()
+        volume.filled = Filled(0, 0)
+        await self._node.registry.add_event(sprite.id, "fetching", "its disk is in the store only")
+
+        def told(filled: Filled) -> None:
+            volume.filled = filled
+
+        try:
+            await volume.keeper.fetch(told)
+            size, seconds = volume.filled.total, self._clock.monotonic() - began
+        finally:
+            volume.filled = None
+        await self._node.registry.add_event(
+            sprite.id, "fetched", f"its disk has come from the store: {size >> 20} MiB in {seconds:.1f} s"
+        )
+
+    def place(self, sprite: Sprite, keeper: Keeper) -> DiskPlace:
+        """Where the disk of a sprite is."""
+        volume = self._volumes.get(sprite.volume_id)
+        if volume is not None and volume.filled is not None:
+            return "partly"
+        return "local" if keeper.local else "store"
+
+    async def _make_room(self) -> None:
+        """Below the pool's soft mark, leave what is in the store to it: checkpoints first, then what sleeps longest."""
+        usage = await asyncio.to_thread(self._pool.usage, len(self._node.running))
+        if usage.free >= usage.soft:
+            return
+        gone = 0
+        for volume in list(self._volumes.values()):
+            gone += await volume.keeper.evict_checkpoints()
+        if gone:
+            log.info("the pool has little room: %d checkpoints are in the store only from now on", gone)
+            return
+        sleeping = [sprite for sprite in await self._node.registry.all_sprites() if sprite.state == "cold"]
+        for sprite in sorted(sleeping, key=lambda each: each.last_running_at or each.created_at):
+            if await self._node.evict(sprite, self._evict):
+                return
+
+    async def _evict(self, sprite: Sprite) -> bool:
+        volume = await self._volume(sprite.id, sprite.volume_id)
+        if not volume.keeper.local or not await volume.keeper.evict(settings_of(sprite)):
+            return False
+        await self._node.registry.add_event(sprite.id, "evicted", "the pool had little room; its disk is in the store")
+        return True
+
     def lag(self, sprite: Sprite) -> float | None:
         """For how many seconds something of a sprite has been waiting to be saved; None: nothing is."""
         volume = self._volumes.get(sprite.volume_id)
@@ -192,6 +252,7 @@ class Saver:
         while True:
             try:
                 await self._tick()
+                await self._make_room()
             except (BallpointError, OSError) as error:
                 log.error("volumes could not be looked at: %s", error)
             await self._clock.sleep(_TICK_SECONDS)

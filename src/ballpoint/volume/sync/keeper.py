@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 from uuid import UUID
 
 import msgspec
@@ -40,10 +40,12 @@ from ballpoint.volume.log.blob import BLOCK_BYTES, Blob, Reference
 from ballpoint.volume.log.changes import PAGE_BLOCKS
 from ballpoint.volume.log.commit import Checkpoint, Kind, State
 from ballpoint.volume.log.fork import fork, found
-from ballpoint.volume.log.log import OutdatedError, Writer, milliseconds
+from ballpoint.volume.log.log import OutdatedError, View, Writer, milliseconds
 from ballpoint.volume.log.mapped import load_map, load_pages, store_map
 from ballpoint.volume.pool import AttachedVolume, VolumePool
 from ballpoint.volume.record import Base, Kept, Operation, Origin, Record, read_record, write_record
+from ballpoint.volume.sync.hydrate import Progress
+from ballpoint.volume.sync.place import fetch
 from ballpoint.volume.sync.upload import Place, Upload, Uploads, differing, unknown
 
 log = logging.getLogger(__name__)
@@ -67,6 +69,8 @@ _REPLACED = steps.declare("restore: the disk is replaced")
 _BEGUN = steps.declare("sync: the log has begun")
 _UPLOADED = steps.declare("sync: all packs are stored")
 _COMMITTED = steps.declare("sync: the commit is stored")
+_FETCHED = steps.declare("fetch: the snapshot is durable")
+_LET_GO = steps.declare("evict: the record does without the disk")
 _RECORDED = steps.declare("sync: the record names the new base")
 _REMOVED = steps.declare("sync: a snapshot is removed")
 _TRIMMED = steps.declare("sync: the log is trimmed")
@@ -136,6 +140,7 @@ class Keeper:
         self._writer: Writer | None = None
         self._local = asyncio.Lock()
         self._logging = asyncio.Lock()
+        self._fetching = asyncio.Lock()
         self._sequence = max((record.sequence, *record.snapshots))
         self._trim_due = False
         self.cost = Cost()
@@ -231,17 +236,19 @@ class Keeper:
             left = tuple(each for each in self.record.checkpoints if each.id != kept.id)
             await self._write(checkpoints=left, pending=pending)
 
-    async def stage(self, checkpoint_id: str) -> Path:
+    async def stage(self, checkpoint_id: str, progress: Progress | None = None) -> Path:
         """An image of a checkpoint, which may become the disk (`replace_disk`).
+
+        Args:
+            progress: is told how far the checkpoint is, where it comes from the store.
 
         Raises:
             NotFoundError: there is none of that id.
             UnavailableError: the pool is full, or the checkpoint is in the store only and that does not answer.
+            CorruptError: what the store has of it is damaged.
         """
-        kept = self.record.checkpoint(checkpoint_id)
-        if kept.sequence is None:
-            raise UnavailableError(f"the checkpoint {checkpoint_id!r} is in the store only")
-        return await asyncio.to_thread(self._pool.stage, self.volume_id, kept.sequence)
+        sequence = await self._snapshot_of(checkpoint_id, progress)
+        return await asyncio.to_thread(self._pool.stage, self.volume_id, sequence)
 
     async def replace_disk(self, checkpoint_id: str, staged: Path) -> None:
         """Let the disk be the one that `stage` made of a checkpoint; a crash leaves the one or the other."""
@@ -261,15 +268,9 @@ class Keeper:
             steps.reach(_REPLACED)
 
     async def fork(self, checkpoint_id: str, new_volume_id: str) -> None:
-        """Make a new volume of a checkpoint. Its log begins with its own first `sync`.
-
-        Raises:
-            NotFoundError: there is no such checkpoint.
-            UnavailableError: as `stage`.
-        """
+        """Make a new volume of a checkpoint. Its log begins with its own first `sync`. Errors as `stage`."""
+        sequence = await self._snapshot_of(checkpoint_id)
         kept = self.record.checkpoint(checkpoint_id)
-        if kept.sequence is None:
-            raise UnavailableError(f"the checkpoint {checkpoint_id!r} is in the store only")
         made = Record(
             volume=UUID(new_volume_id),
             lineage=self.record.lineage,
@@ -278,14 +279,109 @@ class Keeper:
             sequence=1,
             origin=Origin(volume=self.record.volume, checkpoint=kept.id, sequence=1),
         )
-        await asyncio.to_thread(self._pool.fork, new_volume_id, of=self.volume_id, sequence=kept.sequence, record=made)
+        await asyncio.to_thread(self._pool.fork, new_volume_id, of=self.volume_id, sequence=sequence, record=made)
         steps.reach(_FORKED)
+
+    # ---- what is in the store only ----
+
+    async def fetch(self, progress: Progress | None = None) -> None:
+        """Bring the disk here, where it is in the store only. Idempotent; a crash half-way is mended by one more call.
+
+        Args:
+            progress: is told how far it is.
+
+        Raises:
+            UnavailableError: the pool is full, or the store does not answer.
+            CorruptError: what the store has is damaged.
+        """
+        async with self._logging:
+            if self.local:
+                return
+            sequence = self._next_sequence()
+            view = await fetch(
+                self._pool,
+                self.volume_id,
+                sequence,
+                store=self._store,
+                volume=self.record.volume,
+                progress=progress,
+            )
+            steps.reach(_FETCHED)
+            async with self._local:
+                # Whoever wrote it last: this node's own state was given up when it was evicted.
+                await self._write(
+                    epoch=max(self.record.epoch, view.last.epoch),
+                    base=await asyncio.to_thread(self._base, view, sequence),
+                    snapshot_time=view.time,
+                    snapshot_mtime_ns=0,
+                )
+                staged = await asyncio.to_thread(self._pool.stage, self.volume_id, sequence)
+                await asyncio.to_thread(self._pool.replace_disk, self.volume_id, staged)
+
+    async def evict(self, settings: dict[str, Any]) -> bool:
+        """Leave the disk to the store alone, and what is here of its checkpoints. It must not be attached.
+
+        Args:
+            settings: the sprite's, as they are now.
+
+        Returns:
+            False where something is not in the store yet: then nothing has changed.
+
+        Raises:
+            UnavailableError: something uses the disk.
+        """
+        async with self._logging, self._local:
+            if self.record.origin is not None or self.dirty(settings):
+                return False
+            checkpoints = tuple(msgspec.structs.replace(each, sequence=None) for each in self.record.checkpoints)
+            await self._write(base=None, checkpoints=checkpoints)
+            steps.reach(_LET_GO)
+            await asyncio.to_thread(self._pool.evict, self.volume_id)
+            return True
+
+    async def evict_checkpoints(self) -> int:
+        """Leave checkpoints to the store alone that are there. Returns how many; restoring them will take longer."""
+        async with self._logging, self._local:
+            needed = {each.sequence for each in self.record.pending}
+            if self.record.base is not None:
+                needed.add(self.record.base.sequence)
+            gone = [each for each in self.record.checkpoints if each.durable and each.sequence not in {None, *needed}]
+            if gone:
+                checkpoints = tuple(
+                    msgspec.structs.replace(each, sequence=None) if each in gone else each
+                    for each in self.record.checkpoints
+                )
+                await self._write(checkpoints=checkpoints)
+            return len(gone)
+
+    async def _snapshot_of(self, checkpoint_id: str, progress: Progress | None = None) -> int:
+        """The sequence of a checkpoint's snapshot, which is brought here where it is in the store only."""
+        async with self._fetching:
+            kept = self.record.checkpoint(checkpoint_id)
+            if kept.sequence is not None:
+                return kept.sequence
+            sequence = self._next_sequence()
+            await fetch(
+                self._pool,
+                self.volume_id,
+                sequence,
+                store=self._store,
+                volume=self.record.volume,
+                checkpoint=checkpoint_id,
+                progress=progress,
+            )
+            steps.reach(_FETCHED)
+            async with self._local:
+                kept = msgspec.structs.replace(self.record.checkpoint(checkpoint_id), sequence=sequence)
+                await self._write(checkpoints=self.record.with_checkpoint(kept).checkpoints)
+            return sequence
 
     # ---- the log ----
 
-    def place(self) -> Literal["local", "store"]:
-        """Where the disk is."""
-        return "local" if self._pool.is_local(self.volume_id) else "store"
+    @property
+    def local(self) -> bool:
+        """Whether the disk is here, and not in the store only."""
+        return self._pool.is_local(self.volume_id)
 
     def written_ns(self) -> int:
         """When the disk was last written, in nanoseconds since 1970 as the pool's file system has it."""
@@ -298,7 +394,7 @@ class Keeper:
             settings: the sprite's, as they are now.
         """
         record = self.record
-        if not self._pool.is_local(self.volume_id):
+        if not self.local:
             return record.settings != _hash(settings)
         if record.pending or record.base is None or record.settings != _hash(settings):
             return True
@@ -327,7 +423,7 @@ class Keeper:
             while True:
                 while self.record.pending:
                     await self._carry_out(writer, self.record.pending[0], settings)
-                if self.record.base is not None and await self._unchanged(disk()):
+                if (self.record.base is not None or not self.local) and await self._unchanged(disk()):
                     break
                 if (snapshot := await self._present(disk())) is not None:
                     await self._log(writer, settings, None, snapshot)
@@ -395,7 +491,7 @@ class Keeper:
         steps.reach(_BEGUN)
         if writer is None:
             raise UnavailableError(f"the log of volume {record.volume} has begun meanwhile", hint="try again")
-        base = None if origin is None else await asyncio.to_thread(self._base, writer, origin.sequence)
+        base = None if origin is None else await asyncio.to_thread(self._base, writer.view, origin.sequence)
         await self._note(base=base, origin=None, settings=_hash(settings))
         return writer
 
@@ -501,12 +597,12 @@ class Keeper:
         steps.reach(_COMMITTED)
         changes: dict[str, Any] = {}
         if snapshot is not None:
-            changes["base"] = await asyncio.to_thread(self._base, writer, snapshot.sequence)
+            changes["base"] = await asyncio.to_thread(self._base, writer.view, snapshot.sequence)
             changes["snapshot_mtime_ns"] = snapshot.mtime_ns
             changes["bytes_written"] = snapshots.allocated(self._directory, snapshot.sequence)
             changes["snapshot_time"] = snapshot.time or self.record.snapshot_time
         elif base_stays is not None:
-            changes["base"] = await asyncio.to_thread(self._base, writer, base_stays)
+            changes["base"] = await asyncio.to_thread(self._base, writer.view, base_stays)
         if kind != "data":
             changes["settings"] = _hash(settings)
             self._trim_due = True
@@ -588,12 +684,12 @@ class Keeper:
             return None
         return base.sequence
 
-    def _base(self, writer: Writer, sequence: int) -> Base:
+    def _base(self, view: View, sequence: int) -> Base:
         """That a snapshot is what the log has of the disk as of now."""
         identity = snapshots.identity(self._directory, sequence)
         if identity is None:
             raise CorruptError(f"snapshot {sequence} of volume {self.volume_id} has gone", hint="look at the pool")
-        at = writer.view.disk
+        at = view.disk
         return Base(sequence=sequence, inode=identity[0], generation=identity[1], epoch=at.epoch, number=at.number)
 
     # ---- steps of both ----
@@ -601,7 +697,7 @@ class Keeper:
     async def _unchanged(self, disk: AttachedVolume | None) -> bool:
         """Whether the disk is as it was when it last came into the log, also in memory."""
         async with self._local:
-            if not self._pool.is_local(self.volume_id):
+            if not self.local:
                 return True
             now = milliseconds(self._clock)
             if disk is not None:
@@ -620,8 +716,7 @@ class Keeper:
 
     async def _snapshot(self, disk: AttachedVolume | None, frozen: Frozen | None) -> _Snapshot:
         """A snapshot of the disk, durable here. The caller holds the local lock, and notes it."""
-        self._sequence += 1
-        sequence, image, now = self._sequence, self._directory / "disk.img", milliseconds(self._clock)
+        sequence, image, now = self._next_sequence(), self._directory / "disk.img", milliseconds(self._clock)
         if disk is not None:
             await asyncio.to_thread(_write_out, disk)
         await asyncio.to_thread(snapshots.flush, image)
@@ -636,6 +731,10 @@ class Keeper:
         await asyncio.to_thread(snapshots.keep, self._directory, sequence)
         steps.reach(_KEPT)
         return _Snapshot(sequence, 0 if cloned - written < _RACY_NS else written, now)
+
+    def _next_sequence(self) -> int:
+        self._sequence += 1
+        return self._sequence
 
     async def _note(self, **changes: Any) -> None:
         async with self._local:
