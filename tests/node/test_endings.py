@@ -148,6 +148,7 @@ def test_an_instance_that_died_before_anybody_listened_is_told_of(alive: bool) -
         on_inner_exit=nothing,
         on_question=nothing,
         before_stop=nothing,
+        ensure_image=nothing,
     )
     runtime = Runtime()
     runtime.alive = alive

@@ -12,6 +12,7 @@ import asyncio
 import os
 import re
 from collections.abc import Callable, Collection
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Annotated
 
@@ -67,8 +68,13 @@ def _nobody(_: Progress) -> None:
     pass
 
 
-async def keep(store: Store, image: Image, progress: Callable[[Progress], None] = _nobody) -> int:
+async def keep(
+    store: Store, image: Image, progress: Callable[[Progress], None] = _nobody, *, threads: Executor | None = None
+) -> int:
     """Put `image` into the store, or what is missing of it there. Idempotent; one part after the other.
+
+    Args:
+        threads: where parts are hashed and compressed; the loop's own by default.
 
     Returns:
         How many bytes were put.
@@ -84,7 +90,7 @@ async def keep(store: Store, image: Image, progress: Callable[[Progress], None] 
         index = await _read_index(store, image.digest) if _INDEX in there else None
         if index is not None and there.issuperset(index.parts):
             return put
-        put += await _put_missing(store, image, there, progress)
+        put += await _put_missing(store, image, there, progress, threads)
     raise UnavailableError(f"the image {image.digest[:16]} is being removed from the store", hint="try again")
 
 
@@ -157,13 +163,16 @@ async def drop(store: Store, digests: Collection[str]) -> int:
     return freed
 
 
-async def _put_missing(store: Store, image: Image, there: set[str], progress: Callable[[Progress], None]) -> int:
+async def _put_missing(
+    store: Store, image: Image, there: set[str], progress: Callable[[Progress], None], threads: Executor | None
+) -> int:
     """Put the parts that are not `there`, which they are added to, and then the index. Returns the bytes put."""
     put = 0
     parts = []
+    loop = asyncio.get_running_loop()
     with image.path.open("rb") as file:
         for start in range(0, image.size, _PART_BYTES):
-            name, stored = await asyncio.to_thread(_read_part, file.fileno(), start, there)
+            name, stored = await loop.run_in_executor(threads, _read_part, file.fileno(), start, there)
             if stored is not None:
                 await store.put(_key(image.digest, name), stored)
                 put += len(stored)

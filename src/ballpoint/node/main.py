@@ -83,7 +83,7 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
         stack.push_async_callback(storage.close)
 
         catalogue = Catalogue(config.cache)
-        images = Images(config, registry)
+        images = Images(config, registry, storage)
         image = await images.current()
         stack.push_async_callback(images.close)
         volumes = await asyncio.to_thread(VolumePool.open, config.data, pool_gb=config.pool_gb)
@@ -123,6 +123,7 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
             on_inner_exit=node.inner_exited,
             on_question=inside.answer,
             before_stop=space.release,
+            ensure_image=images.ensure,
         )
         spares = Spares(disks, pool, min(config.pool, SPARES_MOST))
         stack.push_async_callback(spares.close)
@@ -138,6 +139,7 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
         tasks.start(space.run(), "space")
         tasks.start(images.run(disks), "images")
         tasks.start(saver.run(), "saving")
+        tasks.start(images.keep(), "images for the store")
         tasks.start(Walls(node, network).run(), "walls")
 
         resolver = Resolver(config.dns)

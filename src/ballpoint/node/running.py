@@ -57,6 +57,7 @@ class Starter:
         on_inner_exit: called with a running sprite and how its inner container ended.
         on_question: answers what code inside a running sprite asks.
         before_stop: awaited with the volume's id before its processes are ended.
+        ensure_image: awaited with the digest of an image before anything is started over it.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Starter:
         on_inner_exit: Callable[[Running, str], None],
         on_question: Callable[[Running, Question], Awaitable[None]],
         before_stop: Callable[[str], Awaitable[None]],
+        ensure_image: Callable[[str], Awaitable[None]],
     ) -> None:
         self._pool = pool
         self._instances = instances
@@ -79,6 +81,7 @@ class Starter:
         self._on_inner_exit = on_inner_exit
         self._on_question = on_question
         self._before_stop = before_stop
+        self._ensure_image = ensure_image
 
     async def start(
         self,
@@ -100,9 +103,12 @@ class Starter:
             CorruptError: its disk cannot be used.
         """
         async with AsyncExitStack() as undo:
+            if volume is not None:
+                undo.callback(volume.release)
+            await self._ensure_image(sprite.image_digest)
             if volume is None:
                 volume = await asyncio.to_thread(self._disks.attach, sprite.volume_id)
-            undo.callback(volume.release)
+                undo.callback(volume.release)
             blank = await self._pool.take(_BLANK_SECONDS, patient=patient)
             undo.push_async_callback(self._end, blank)
             try:
