@@ -168,6 +168,20 @@ async def test_what_is_wanted_of_a_pack_is_read_by_few_requests_that_have_a_boun
     assert sum(length for length in store.lengths if length >= BLOCK_BYTES) == len(range(0, 300, 8)) * BLOCK_BYTES
 
 
+async def test_a_kernel_that_writes_less_than_it_was_asked_is_asked_again(
+    store: WatchedStore, disk: KnownDisk, image: int, chance: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await disk.write({block: incompressible(chance) for block in range(50)})
+
+    def pwritev(fd: int, buffers: list[memoryview], position: int) -> int:
+        whole = b"".join(buffers)
+        return os.pwrite(fd, whole[: chance.choice([1, BLOCK_BYTES - 1, BLOCK_BYTES, 3 * BLOCK_BYTES])], position)
+
+    monkeypatch.setattr(os, "pwritev", pwritev)
+    await hydrate(store, VOLUME, image)
+    assert read_image(image) == disk.blocks
+
+
 async def test_many_small_packs_are_read_at_once_but_not_all(
     store: WatchedStore, disk: KnownDisk, image: int, chance: random.Random
 ) -> None:
