@@ -268,8 +268,16 @@ class VolumePool:
         self._create(volume_id, source, self.meta(of), complete)
 
     def _create(self, volume_id: str, source: Path, meta: dict[str, str], complete: Callable[[Path], None]) -> None:
-        _check_id(volume_id)
+        def clone_and_complete(staged: Path) -> None:
+            _clone_disk(source, staged / "disk.img")
+            complete(staged)
+
         self.require_room()
+        self._make(volume_id, meta, clone_and_complete)
+
+    def _make(self, volume_id: str, meta: dict[str, str], fill: Callable[[Path], None]) -> None:
+        """Make the directory of a volume; what `fill` puts into it is there when it appears."""
+        _check_id(volume_id)
         final = self.volumes_directory / volume_id
         if final.exists():
             raise ConflictError(f"volume {volume_id} exists")
@@ -277,14 +285,24 @@ class VolumePool:
         remove_tree(staged)
         staged.mkdir()
         with self.room():
-            _clone_disk(source, staged / "disk.img")
-            complete(staged)
+            fill(staged)
             with (staged / "volume.json").open("w") as file:
                 json.dump({"format": _FORMAT, **meta}, file)
                 file.flush()
                 os.fsync(file.fileno())  # the clone with it: XFS writes its log in order, up to this file's entries
         staged.rename(final)
         fsync_directory(self.volumes_directory)
+
+    def place(self, volume_id: str, *, meta: dict[str, str], record: Record) -> None:
+        """Make a volume whose disk is in the store only. Durable when it returns; a crash leaves none.
+
+        Args:
+            meta: kept beside it; see `meta`.
+
+        Raises:
+            ConflictError: the volume exists.
+        """
+        self._make(volume_id, meta, lambda staged: write_record(staged, record))
 
     # ---- another image for a volume ----
 

@@ -7,10 +7,11 @@ would not be ordered with them (docs/volume-layout.md).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 from uuid import UUID
 
 import msgspec
+from blake3 import blake3
 
 from ballpoint.core.errors import ConflictError, CorruptError, NotFoundError
 from ballpoint.host.files import write_atomically
@@ -200,3 +201,8 @@ def write_record(directory: Path, record: Record) -> None:
     """Replace the record. Durable when it returns; a crash leaves the old one."""
     stored = _Stored(_FORMAT, msgspec.Raw(msgspec.json.encode(record)))
     write_atomically(directory / _NAME, msgspec.json.encode(stored), 0o600)
+
+
+def settings_hash(settings: dict[str, Any]) -> str:
+    """By what `Record.settings` knows a sprite's settings."""
+    return blake3(msgspec.json.encode(settings, order="sorted")).hexdigest()

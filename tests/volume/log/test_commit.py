@@ -256,6 +256,7 @@ def test_the_bytes_of_a_complete_commit() -> None:
         settings={"name": "demo"},
         trashed=None,
         count=9,
+        next=4,
     )
     commit = data_commit(kind="checkpoint", changes=Changes(NAME), state=state)
     reference = (
@@ -265,7 +266,7 @@ def test_the_bytes_of_a_complete_commit() -> None:
     expected = (
         text("changes") + b"\x00"
         + text("packs") + b"\x90"
-        + text("state") + b"\x87"
+        + text("state") + b"\x88"
         + text("root") + reference
         + text("checkpoints") + b"\x91\x86"
         + text("id") + text("v1")
@@ -279,6 +280,7 @@ def test_the_bytes_of_a_complete_commit() -> None:
         + text("settings") + b"\x81" + text("name") + text("demo")
         + text("trashed") + b"\xc0"
         + text("count") + b"\x09"
+        + text("next") + b"\x04"
     )  # fmt: skip
-    digest = bytes.fromhex("354c95371d6bc998c1ac87ecf4c3931da588631de2caac5a05e4507684c779b1")
+    digest = bytes.fromhex("6bd6c51b2ccf34490d936f7e5f8854f71efb2cc67bb2dcee2702f050d2d1ae6f")
     assert encode_commit(commit).endswith(expected + digest)

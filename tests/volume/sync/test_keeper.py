@@ -12,6 +12,7 @@ from ballpoint.core import ids
 from ballpoint.store.directory import DirectoryStore
 from ballpoint.volume.pool import VolumePool
 from ballpoint.volume.sync.keeper import Keeper
+from ballpoint.volume.sync.recover import Found, inventory
 from ballpoint.volume.sync.upload import Uploads
 from tests.volume.sync.world import SETTINGS, Scribbler, disk_at, disk_in, freezer_of, keeper_of, snapshot_of
 from tests.volume.world import path
@@ -131,6 +132,36 @@ async def test_a_disk_that_is_in_the_store_only_comes_back_whole(
     await keeper.fork(kept.id, fork_id)
     assert disk_at(pool.directory(fork_id) / "disk.img") == first
     assert await disk_in(store, UUID(volume_id)) == disk_at(image)
+
+
+async def test_a_volume_that_only_the_store_knows_comes_back_with_its_checkpoints(
+    pool: VolumePool, volume_id: str, store: DirectoryStore, uploads: Uploads
+) -> None:
+    keeper = keeper_of(pool, volume_id, store, uploads)
+    image = pool.directory(volume_id) / "disk.img"
+    scribbler = Scribbler(image, 5)
+    for comment in ("first", "second"):
+        scribbler.write()
+        await keeper.checkpoint(None, comment=comment, auto=False, frozen=None)
+    await sync(keeper)
+    await keeper.forget("v1")
+    await settled(keeper)
+    before = keeper.record
+    expected = disk_at(image)
+    pool.destroy(volume_id)
+    (found,) = [each async for each in inventory(store)]
+    assert isinstance(found, Found) and found.settings == SETTINGS
+    pool.place(volume_id, meta={"image": found.image}, record=found.record())
+    keeper = keeper_of(pool, volume_id, store, uploads)
+    assert not keeper.dirty(SETTINGS)
+    await keeper.fetch()
+    assert disk_at(image) == expected
+    assert [(each.id, each.comment, each.durable) for each in keeper.record.checkpoints] == [("v0", "first", True)]
+    scribbler.write()
+    await sync(keeper)
+    assert await disk_in(store, UUID(volume_id)) == disk_at(image)
+    kept = await keeper.checkpoint(None, comment="", auto=False, frozen=None)
+    assert kept.id == f"v{before.next}"
 
 
 async def settled(keeper: Keeper) -> None:

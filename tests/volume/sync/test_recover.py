@@ -50,6 +50,7 @@ async def test_a_volume_is_found_with_all_that_its_log_says(store: WatchedStore)
         size=view.state.size,
         settings={"name": "work", "labels": {"a": "b"}},
         checkpoints=view.state.checkpoints,
+        next=view.state.next,
         trashed=None,
     )
     assert [each.id for each in found.checkpoints] == ["v0"]

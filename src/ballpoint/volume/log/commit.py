@@ -86,6 +86,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
         settings: of the sprite; the log does not look into them.
         trashed: when it was put into the trash, in milliseconds since 1970.
         count: commits of the volume until now, this one among them.
+        next: number of the checkpoint that is asked for next: an id is given once.
     """
 
     root: Reference
@@ -95,6 +96,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     settings: dict[str, Any]
     trashed: int | None
     count: Number
+    next: Count = 0
 
 
 @dataclass(frozen=True, kw_only=True)

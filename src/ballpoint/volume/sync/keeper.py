@@ -20,7 +20,6 @@ from typing import Any, Final
 from uuid import UUID
 
 import msgspec
-from blake3 import blake3
 
 from ballpoint.core import ids, steps
 from ballpoint.core.clock import SYSTEM_CLOCK, Clock
@@ -43,7 +42,7 @@ from ballpoint.volume.log.fork import fork, found
 from ballpoint.volume.log.log import OutdatedError, View, Writer, milliseconds
 from ballpoint.volume.log.mapped import load_map, load_pages, store_map
 from ballpoint.volume.pool import AttachedVolume, VolumePool
-from ballpoint.volume.record import Base, Kept, Operation, Origin, Record, read_record, write_record
+from ballpoint.volume.record import Base, Kept, Operation, Origin, Record, read_record, settings_hash, write_record
 from ballpoint.volume.sync.hydrate import Progress
 from ballpoint.volume.sync.place import fetch
 from ballpoint.volume.sync.upload import Place, Upload, Uploads, differing, unknown
@@ -395,8 +394,8 @@ class Keeper:
         """
         record = self.record
         if not self.local:
-            return record.settings != _hash(settings)
-        if record.pending or record.base is None or record.settings != _hash(settings):
+            return record.settings != settings_hash(settings)
+        if record.pending or record.base is None or record.settings != settings_hash(settings):
             return True
         return self.written_ns() != record.snapshot_mtime_ns
 
@@ -428,7 +427,7 @@ class Keeper:
                 if (snapshot := await self._present(disk())) is not None:
                     await self._log(writer, settings, None, snapshot)
                     break
-            if self.record.settings != (digest := _hash(settings)):
+            if self.record.settings != (digest := settings_hash(settings)):
                 await writer.commit("settings", settings=settings)
                 await self._note(settings=digest)
             if len(writer.view.changes) >= _COMPLETE_EVERY:
@@ -492,7 +491,7 @@ class Keeper:
         if writer is None:
             raise UnavailableError(f"the log of volume {record.volume} has begun meanwhile", hint="try again")
         base = None if origin is None else await asyncio.to_thread(self._base, writer.view, origin.sequence)
-        await self._note(base=base, origin=None, settings=_hash(settings))
+        await self._note(base=base, origin=None, settings=settings_hash(settings))
         return writer
 
     async def _begin_fork(self, origin: Origin, settings: dict[str, Any]) -> Writer | None:
@@ -604,7 +603,7 @@ class Keeper:
         elif base_stays is not None:
             changes["base"] = await asyncio.to_thread(self._base, writer.view, base_stays)
         if kind != "data":
-            changes["settings"] = _hash(settings)
+            changes["settings"] = settings_hash(settings)
             self._trim_due = True
         if upload is not None:
             changes["bytes_stored"] = self.record.bytes_stored + upload.bytes_stored
@@ -636,6 +635,7 @@ class Keeper:
             settings=settings,
             trashed=writer.view.trashed,
             count=writer.view.count + 1,
+            next=self.record.next,
         )
 
     async def _root(self, writer: Writer, places: list[tuple[int, Place]], upload: Upload) -> Reference:
@@ -788,7 +788,3 @@ def _sampled(new: int, old: int, found: Blocks) -> bool:
         if differing(new, old, [block]).blocks:
             return False
     return True
-
-
-def _hash(settings: dict[str, Any]) -> str:
-    return blake3(msgspec.json.encode(settings, order="sorted")).hexdigest()

@@ -13,6 +13,7 @@ from ballpoint.store.store import LIST_MAX, Store
 from ballpoint.volume.log.commit import Checkpoint
 from ballpoint.volume.log.keys import CommitName, parse_member
 from ballpoint.volume.log.log import View, read
+from ballpoint.volume.record import Kept, Record, settings_hash
 
 LINEAGES: Final = "lineages/"
 # Logs that are read at once: each is some small requests, one after the other.
@@ -32,6 +33,7 @@ class Found:
         size: apparent size of the disk in bytes.
         settings: of the sprite.
         checkpoints: oldest first.
+        next: number of the checkpoint that is asked for next.
         trashed: when it was put into the trash, in milliseconds since 1970; None: it is not there.
     """
 
@@ -44,7 +46,35 @@ class Found:
     size: int
     settings: dict[str, Any]
     checkpoints: tuple[Checkpoint, ...]
+    next: int
     trashed: int | None
+
+    def record(self) -> Record:
+        """What a node keeps of it that has not fetched the disk."""
+        checkpoints = tuple(
+            Kept(
+                id=each.id,
+                time=each.time,
+                comment=each.comment,
+                auto=each.auto,
+                image=each.image,
+                sequence=None,
+                durable=True,
+            )
+            for each in self.checkpoints
+        )
+        return Record(
+            volume=self.volume,
+            lineage=self.lineage,
+            size=self.size,
+            image=self.image,
+            # Of a seal that nobody followed up, too: its writer has written nothing.
+            epoch=self.head.epoch,
+            snapshot_time=self.time,
+            settings=settings_hash(self.settings),
+            checkpoints=checkpoints,
+            next=self.next,
+        )
 
 
 @dataclass(frozen=True)
@@ -118,5 +148,6 @@ def _found(view: View) -> Found | None:
         size=view.state.size,
         settings=view.settings,
         checkpoints=view.state.checkpoints,
+        next=view.state.next,
         trashed=view.trashed,
     )
