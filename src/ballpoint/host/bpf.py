@@ -1,4 +1,4 @@
-"""bpf(2), as far as a device policy needs it: a program that decides which devices a cgroup's processes may open."""
+"""bpf(2): calls and instructions, and a policy which devices a cgroup's processes may open."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ _LDX_W, _AND_K, _JNE_K, _MOV_K, _EXIT = 0x61, 0x57, 0x55, 0xB7, 0x95
 _R0, _CTX, _TYPE, _MAJOR, _MINOR = 0, 1, 2, 3, 4
 
 
-def _instruction(code: int, dst: int = 0, src: int = 0, offset: int = 0, immediate: int = 0) -> bytes:
+def instruction(code: int, dst: int = 0, src: int = 0, offset: int = 0, immediate: int = 0) -> bytes:
+    """One instruction (struct bpf_insn): a code, two registers, an offset and a constant."""
     return struct.pack("<BBhi", code, src << 4 | dst, offset, immediate)
 
 
@@ -33,18 +34,18 @@ def device_program(allowed: Iterable[tuple[int, int | None]]) -> bytes:
 
     The context is struct bpf_cgroup_dev_ctx: u32 access_type (access << 16 | type), u32 major, u32 minor.
     """
-    allow = _instruction(_MOV_K, _R0, immediate=1) + _instruction(_EXIT)
-    deny = _instruction(_MOV_K, _R0, immediate=0) + _instruction(_EXIT)
+    allow = instruction(_MOV_K, _R0, immediate=1) + instruction(_EXIT)
+    deny = instruction(_MOV_K, _R0, immediate=0) + instruction(_EXIT)
     rules = b""
     for major, minor in allowed:
         if minor is None:
-            rules += _instruction(_JNE_K, _MAJOR, offset=2, immediate=major) + allow
+            rules += instruction(_JNE_K, _MAJOR, offset=2, immediate=major) + allow
         else:
-            rules += _instruction(_JNE_K, _MAJOR, offset=3, immediate=major)
-            rules += _instruction(_JNE_K, _MINOR, offset=2, immediate=minor) + allow
-    only_characters = _instruction(_JNE_K, _TYPE, offset=len(rules) // 8, immediate=_BPF_DEVCG_DEV_CHAR)
-    load = _instruction(_LDX_W, _TYPE, _CTX, 0) + _instruction(_LDX_W, _MAJOR, _CTX, 4)
-    load += _instruction(_LDX_W, _MINOR, _CTX, 8) + _instruction(_AND_K, _TYPE, immediate=0xFFFF)
+            rules += instruction(_JNE_K, _MAJOR, offset=3, immediate=major)
+            rules += instruction(_JNE_K, _MINOR, offset=2, immediate=minor) + allow
+    only_characters = instruction(_JNE_K, _TYPE, offset=len(rules) // 8, immediate=_BPF_DEVCG_DEV_CHAR)
+    load = instruction(_LDX_W, _TYPE, _CTX, 0) + instruction(_LDX_W, _MAJOR, _CTX, 4)
+    load += instruction(_LDX_W, _MINOR, _CTX, 8) + instruction(_AND_K, _TYPE, immediate=0xFFFF)
     return load + only_characters + rules + deny
 
 
@@ -68,13 +69,14 @@ def attach_device_policy(cgroup: int, allowed: Iterable[tuple[int, int | None]])
         len(log),
         ctypes.addressof(log),
     )
-    program = _bpf(_BPF_PROG_LOAD, load)
+    program = bpf(_BPF_PROG_LOAD, load)
     try:
-        _bpf(_BPF_PROG_ATTACH, struct.pack("=IIII", cgroup, program, _BPF_CGROUP_DEVICE, 0))
+        bpf(_BPF_PROG_ATTACH, struct.pack("=IIII", cgroup, program, _BPF_CGROUP_DEVICE, 0))
     finally:
         os.close(program)
 
 
-def _bpf(command: int, attributes: bytes) -> int:
+def bpf(command: int, attributes: bytes) -> int:
+    """Make the system call with a union bpf_attr that begins with `attributes`; the rest is zeros."""
     buffer = ctypes.create_string_buffer(attributes, 128)
     return syscall(_SYS_BPF, command, ctypes.byref(buffer), len(buffer), what=f"bpf {command}")

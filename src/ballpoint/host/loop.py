@@ -17,6 +17,7 @@ from ballpoint.host import held
 
 _LOOP_SET_STATUS_BUSY_TRIES = 64
 _LOOP_CONFIGURE = 0x4C0A
+_LOOP_SET_STATUS64 = 0x4C04
 _LOOP_GET_STATUS64 = 0x4C05
 _LOOP_CTL_REMOVE = 0x4C81
 _LOOP_CTL_GET_FREE = 0x4C82
@@ -86,6 +87,20 @@ def identity(path: Path) -> tuple[int, int]:
     """By what a file is known as the backing of a device, whatever it is called: (st_dev, st_ino)."""
     stat = path.stat()
     return stat.st_dev, stat.st_ino
+
+
+def drain(device: str) -> None:
+    """Wait until every request that `device` had taken is carried out; requests that come meanwhile wait, too.
+
+    The kernel drains the queue whenever the status of a device is set, also to what it was.
+    """
+    fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        status = bytearray(_INFO.size)
+        fcntl.ioctl(fd, _LOOP_GET_STATUS64, status)
+        fcntl.ioctl(fd, _LOOP_SET_STATUS64, bytes(status))
+    finally:
+        os.close(fd)
 
 
 def find_by_backing(path: Path) -> str | None:
