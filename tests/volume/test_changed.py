@@ -19,37 +19,9 @@ from ballpoint.host import fiemap, filesystem
 from ballpoint.host.libc import libc
 from ballpoint.volume.changed import BLOCK, Blocks, changed
 from ballpoint.volume.pool import VolumePool
-from tests.volume.world import MIB, path
+from tests.volume.world import MIB, blocks_of, content, filled, path, truly_changed
 
 PUNCH_HOLE, ZERO_RANGE, KEEP_SIZE = 0x2, 0x10, 0x1
-
-
-def blocks_of(ranges: tuple[range, ...]) -> set[int]:
-    numbers = [number for each in ranges for number in each]
-    assert numbers == sorted(set(numbers))
-    assert all(ranges)
-    return set(numbers)
-
-
-def content(fd: int, block: int) -> bytes:
-    return os.pread(fd, BLOCK, block * BLOCK).rstrip(b"\0")
-
-
-def filled(fd: int) -> Iterator[int]:
-    """Blocks in which the file has data; what lies between reads as zeros."""
-    size, offset, last = os.fstat(fd).st_size, 0, -1
-    while offset < size:
-        try:
-            offset = os.lseek(fd, offset, os.SEEK_DATA)
-        except OSError:
-            return
-        end = os.lseek(fd, offset, os.SEEK_HOLE)
-        yield from range(max(last + 1, offset // BLOCK), -(-end // BLOCK))
-        last, offset = -(-end // BLOCK) - 1, end
-
-
-def truly_changed(old: int, new: int) -> set[int]:
-    return {block for block in {*filled(old), *filled(new)} if content(old, block) != content(new, block)}
 
 
 def check(old: int | None, new: int) -> Blocks:

@@ -25,6 +25,7 @@ _FS_IOC_FSSETXATTR = 0x401C5820
 # struct fsxattr: fsx_xflags fsx_extsize fsx_nextents fsx_projid fsx_cowextsize fsx_pad[8]
 _FSXATTR = struct.Struct("=5I8s")
 _FS_XFLAG_COWEXTSIZE = 0x00010000
+_FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 0x1, 0x2
 
 
 def ficlone(source: int, target: int) -> None:
@@ -122,6 +123,14 @@ def fitrim(fd: int, start: int, length: int, minimum: int) -> int | None:
             return None
         raise
     return int(struct.unpack("=3Q", request)[1])
+
+
+def punch_hole(fd: int, start: int, length: int) -> None:
+    """Give `length` bytes of a file from `start` on back to the file system; they read as zeros (fallocate(2))."""
+    mode = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
+    if libc.fallocate(fd, mode, ctypes.c_long(start), ctypes.c_long(length)) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"punch a hole: {os.strerror(number)}")
 
 
 def is_xfs(path: Path) -> bool:

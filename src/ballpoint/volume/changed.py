@@ -54,13 +54,13 @@ def changed(old: int | None, new: int) -> Blocks:
     status = os.fstat(new)
     count = -(-status.st_size // BLOCK)
     present = list(fiemap.extents(new))
-    allocated = _marked(count, _with_data(present))
+    allocated = marked(count, _with_data(present))
     if old is None:
-        return Blocks(data=_runs(allocated))
+        return Blocks(data=runs(allocated))
     before = os.fstat(old)
     if (before.st_dev, before.st_size) != (status.st_dev, status.st_size):
         raise InvalidError("two files are no snapshots of one disk: their size or file system differs")
-    differing = _marked(count, _differing(list(fiemap.extents(old)), present))
+    differing = marked(count, _differing(list(fiemap.extents(old)), present))
     return split(differing, allocated)
 
 
@@ -69,7 +69,21 @@ def split(differing: bytearray, allocated: bytearray) -> Blocks:
     size = len(differing)
     differs, has_data = int.from_bytes(differing, "big"), int.from_bytes(allocated, "big")
     data, holes = differs & has_data, differs & ~has_data
-    return Blocks(_runs(data.to_bytes(size, "big")), _runs(holes.to_bytes(size, "big")))
+    return Blocks(runs(data.to_bytes(size, "big")), runs(holes.to_bytes(size, "big")))
+
+
+def marked(count: int, pieces: Iterable[tuple[int, int]]) -> bytearray:
+    """A byte for each of `count` blocks: 1 where one of the pieces (start, end), in bytes, touches it, else 0."""
+    marks = bytearray(count)
+    for start, end in pieces:
+        first, last = start // BLOCK, min(-(-end // BLOCK), count)
+        marks[first:last] = b"\x01" * (last - first)
+    return marks
+
+
+def runs(marks: bytes | bytearray) -> tuple[range, ...]:
+    """Where the marks are 1."""
+    return tuple(range(*match.span()) for match in _RUN.finditer(marks))
 
 
 def _differing(old: list[fiemap.Extent], new: list[fiemap.Extent]) -> Iterator[tuple[int, int]]:
@@ -123,16 +137,3 @@ def _places(extents: Iterable[fiemap.Extent]) -> Iterator[tuple[int, int | None]
 def _is_hole(flags: int) -> bool:
     # Unwritten and delayed is data that has no place yet.
     return bool(flags & fiemap.UNWRITTEN) and not flags & _UNSURE
-
-
-def _marked(count: int, pieces: Iterable[tuple[int, int]]) -> bytearray:
-    """A byte for each of `count` blocks: 1 where one of the pieces (start, end), in bytes, touches it."""
-    marks = bytearray(count)
-    for start, end in pieces:
-        first, last = start // BLOCK, min(-(-end // BLOCK), count)
-        marks[first:last] = b"\x01" * (last - first)
-    return marks
-
-
-def _runs(marks: bytes | bytearray) -> tuple[range, ...]:
-    return tuple(range(*match.span()) for match in _RUN.finditer(marks))

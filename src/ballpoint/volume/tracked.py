@@ -1,0 +1,150 @@
+"""A second file that follows a disk in use: for disks written at random, which snapshots that share blocks would ruin.
+
+Each snapshot by FICLONE makes the next write to every block take a new place: a disk written at random falls apart into
+hundreds of thousands of extents, and each clone of it stops its writers for seconds. Here nothing is shared. The kernel
+notes what is written (host/blocktrace.py); that is copied while the disk is in use, again and again, and only what is
+left at the end while it is frozen. Then the copy is the disk as it was at that moment. Whoever wants to keep it clones
+the copy, which nobody waits for.
+
+The copy takes as much of the pool as the disk. It is worth nothing after the death of its node, which takes the notes
+along: then the disk is compared with its map as after a crash of the host.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Iterator
+from typing import Self
+
+from ballpoint.core.errors import UnavailableError
+from ballpoint.host import filesystem
+from ballpoint.host.blocktrace import UNIT, BlockTrace
+from ballpoint.volume.changed import BLOCK, Blocks, marked, runs, split
+
+_PIECE = 1 << 20
+# What is copied at most while the disk is frozen, where its writers let that be reached: some tens of milliseconds.
+_ENOUGH = 8 << 20
+_ROUNDS = 6
+
+
+class Mirror:
+    """A disk's copy, and which blocks of it have changed. One thread at a time may use it.
+
+    `approach`, then freeze, `arrive`, thaw: now the copy is the disk at the freeze, and stays so until the next
+    `approach`. `changed` says what to store, and `settle` that it is stored.
+    """
+
+    def __init__(self, trace: BlockTrace, device: str, image: int, copy: int) -> None:
+        """Begin to follow. Nothing is copied yet.
+
+        Args:
+            device: the disk's loop device.
+            image, copy: descriptors of the file behind it, and of an empty one that shares nothing with it; the
+                caller owns them.
+        """
+        self._image, self._copy = image, copy
+        self._size = os.fstat(image).st_size
+        os.ftruncate(copy, self._size)
+        self._notes = trace.note(device, self._size)
+        self._buffer = memoryview(bytearray(_PIECE))
+        self._whole = True
+        self._changed = bytearray(-(-self._size // BLOCK))
+
+    def close(self) -> None:
+        """Follow no more. Idempotent."""
+        self._notes.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def approach(self) -> None:
+        """Copy what was written, until little is left or writers are as fast as this; the disk stays in use.
+
+        The first time, and where the notes are incomplete, it copies the whole disk. Writers wait for 15 to 45 ms
+        each time round. Write back the file system's dirty data first (syncfs): what is not in the image is not copied.
+        """
+        before = None
+        for _ in range(_ROUNDS):
+            written = self._notes.take()
+            if written is None or self._whole:
+                written = [range(-(-self._size // UNIT))]
+            copied = self._carry(written)
+            if copied <= _ENOUGH or (before is not None and copied > before / 2):
+                return
+            before = copied
+
+    def arrive(self) -> None:
+        """Copy the rest, while the file system is frozen. What is trimmed meanwhile may be in the copy still, or not.
+
+        Raises:
+            UnavailableError: what was written is not known, so the whole disk must be copied: thaw, and `approach`.
+        """
+        written = self._notes.take()
+        if written is None or self._whole:
+            self._whole = True
+            raise UnavailableError("what was written to the disk is not known", hint="it is copied anew")
+        self._carry(written)
+
+    def changed(self) -> Blocks:
+        """Blocks of the copy that may differ from what it was at the last `settle`; from zeros, before the first.
+
+        Call it after `arrive`.
+        """
+        pieces = ((each.start * BLOCK, min(each.stop * BLOCK, self._size)) for each in runs(self._changed))
+        filled = ((start, end) for piece in pieces for start, end, data in _pieces(self._copy, *piece) if data)
+        return split(self._changed, marked(len(self._changed), filled))
+
+    def settle(self) -> None:
+        """What `changed` said is stored. Call it before the next `approach`."""
+        self._changed = bytearray(len(self._changed))
+
+    def _carry(self, written: Iterable[range]) -> int:
+        """Copy runs of units; returns how many bytes had to be read."""
+        self._whole = True  # after an error half-way, what was taken is in neither the notes nor the copy
+        copied = 0
+        for run in written:
+            start, end = run.start * UNIT, min(run.stop * UNIT, self._size)
+            first, last = start // BLOCK, -(-end // BLOCK)
+            self._changed[first:last] = b"\x01" * (last - first)
+            for at, to, data in _pieces(self._image, start, end):
+                if data:
+                    self._copy_bytes(at, to)
+                    copied += to - at
+                else:
+                    filesystem.punch_hole(self._copy, at, to - at)
+        self._whole = False
+        return copied
+
+    def _copy_bytes(self, start: int, end: int) -> None:
+        # Not copy_file_range(2): XFS lets both files share the blocks then.
+        while start < end:
+            length = os.preadv(self._image, [self._buffer[: end - start]], start)
+            if not length:
+                raise OSError(errno.EIO, "the image of a disk ends before its end")
+            written = os.pwrite(self._copy, self._buffer[:length], start)
+            start += written
+
+
+def _pieces(fd: int, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
+    """All of the file from `start` to `end`, in pieces: (start, end) in bytes, and whether there is data."""
+    while start < end:
+        data = _seek_data(fd, start, end)
+        if start < data:
+            yield start, data, False
+        if data == end:
+            return
+        start = min(os.lseek(fd, data, os.SEEK_HOLE), end)
+        yield data, start, True
+
+
+def _seek_data(fd: int, start: int, end: int) -> int:
+    try:
+        return min(os.lseek(fd, start, os.SEEK_DATA), end)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return end
+        raise
