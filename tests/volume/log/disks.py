@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from ballpoint.store.store import Store
@@ -34,14 +34,26 @@ class Disk:
         self.store = store
         self.writer = writer
 
-    async def write(self, blocks: Mapping[int, bytes | None], *, inline: bool = False) -> CommitName:
-        """One `data` commit; None is a hole."""
+    async def write(
+        self,
+        blocks: Mapping[int, bytes | None],
+        *,
+        inline: bool = False,
+        between: Callable[[], Awaitable[object]] | None = None,
+    ) -> CommitName:
+        """One `data` commit; None is a hole.
+
+        Args:
+            between: what is done after its packs are stored.
+        """
         packing = Packing(self.store, self.writer.new_pack)
         changes: list[tuple[int, Reference | Blob | None]] = []
         for number, content in sorted(blocks.items()):
             blob = None if content is None else encode_blob(content)
             changes.append((number, blob if blob is None or inline else await packing.add(blob, "block")))
         await packing.flush()
+        if between is not None:
+            await between()
         return await self.writer.commit("data", blocks=changes, closed=packing.closed)
 
     async def complete(self, kind: Kind = "root", **changed: Any) -> CommitName:

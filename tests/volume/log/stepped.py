@@ -200,6 +200,13 @@ class Schedule:
                 self.waiting.remove(each)
                 self._happen(each)
 
+    def lose(self, process: str) -> Waiting:
+        """Lose the change that a process waits for; whoever has it may make it later."""
+        (each,) = [each for each in self.waiting if each.process == process]
+        self.waiting.remove(each)
+        each.answer.set_exception(UnknownOutcomeError("lost (by the schedule)"))
+        return each
+
     def let(self, each: Waiting) -> None:
         """Let one operation happen, now."""
         self.waiting.remove(each)

@@ -192,6 +192,27 @@ async def test_a_seal_that_stands_where_a_commit_was_trimmed_seals_nothing(world
     assert view.settings == {"made": ["1", "2", "3", "4"]}
 
 
+async def test_a_late_duplicate_of_a_writers_own_commit_does_not_deceive_it(world: World) -> None:
+    """Review A1: the commit is sent twice, trimmed by a successor, and comes once more."""
+    zombie = await take_over(world, "zombie")
+    await alone(world, "zombie", zombie.commit("settings", settings={"made": ["1"]}))
+    world.schedule.start("commit", zombie.commit("settings", settings={"made": ["1", "2"]}))
+    await world.schedule.until_change("commit", of="zombie")
+    late = world.schedule.lose("zombie")
+    await world.schedule.finish("commit", of="zombie")
+
+    successor = await take_over(world, "successor")
+    await alone(
+        world, "successor", successor.commit("root", state=state({"made": ["1", "2"]}, successor.view.count + 1))
+    )
+    await alone(world, "successor", successor.trim())
+    late.make()
+    with pytest.raises(FencedError):
+        await alone(world, "zombie", zombie.commit("settings", settings={"made": ["1", "2", "3"]}))
+    view = await alone(world, "r", read(world.schedule.store("r"), VOLUME))
+    assert view == successor.view
+
+
 async def test_a_trimmed_log_reads_the_same(world: World) -> None:
     writer = await take_over(world, "w")
     for number in range(5):
