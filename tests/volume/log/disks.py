@@ -28,32 +28,27 @@ def noise(number: int) -> bytes:
 
 
 class Disk:
-    """A volume and its writer."""
+    """A volume and its writer.
+
+    Attributes:
+        between: what is done after the packs of a `data` commit are stored.
+    """
 
     def __init__(self, store: Store, writer: Writer) -> None:
         self.store = store
         self.writer = writer
+        self.between: Callable[[], Awaitable[None]] | None = None
 
-    async def write(
-        self,
-        blocks: Mapping[int, bytes | None],
-        *,
-        inline: bool = False,
-        between: Callable[[], Awaitable[object]] | None = None,
-    ) -> CommitName:
-        """One `data` commit; None is a hole.
-
-        Args:
-            between: what is done after its packs are stored.
-        """
+    async def write(self, blocks: Mapping[int, bytes | None], *, inline: bool = False) -> CommitName:
+        """One `data` commit; None is a hole."""
         packing = Packing(self.store, self.writer.new_pack)
         changes: list[tuple[int, Reference | Blob | None]] = []
         for number, content in sorted(blocks.items()):
             blob = None if content is None else encode_blob(content)
             changes.append((number, blob if blob is None or inline else await packing.add(blob, "block")))
         await packing.flush()
-        if between is not None:
-            await between()
+        if self.between is not None:
+            await self.between()
         return await self.writer.commit("data", blocks=changes, closed=packing.closed)
 
     async def complete(self, kind: Kind = "root", **changed: Any) -> CommitName:

@@ -103,11 +103,8 @@ class World:
         elif kind in ("data", "between"):
             new: dict[int, bytes | None] = {number: block(next(self._numbers)) for number in chance.sample(BLOCKS, 2)}
             new[chance.choice(BLOCKS)] = None
-            await disk.write(
-                new,
-                inline=chance.random() < 0.3,
-                between=lambda: self.settings_commit(volume, disk) if kind == "between" else asyncio.sleep(0),
-            )
+            disk.between = partial(self.settings_commit, volume, disk) if kind == "between" else None
+            await disk.write(new, inline=chance.random() < 0.3)
         elif kind == "settings":
             await self.settings_commit(volume, disk)
         elif kind == "trash":
