@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from ballpoint.core import ids
@@ -25,7 +25,7 @@ from ballpoint.volume.log.keys import (
     parse_member,
     parse_pack,
 )
-from ballpoint.volume.log.log import OutdatedError, View, Writer, milliseconds, missing, read, trim
+from ballpoint.volume.log.log import OutdatedError, Writer, milliseconds, missing, read, trim
 from ballpoint.volume.log.mapped import PackGoneError
 from ballpoint.volume.log.member import Member, decode_member
 from ballpoint.volume.log.reach import Reach
@@ -103,6 +103,15 @@ async def delete(store: Store, volume: UUID, *, writer: str, clock: Clock = SYST
     return True
 
 
+class _Seen(NamedTuple):
+    """What is kept of a member's view: its changes may be large, and there may be many."""
+
+    head: CommitName
+    closed: Closed
+    dead: bool
+    trashed: int | None
+
+
 class _Collection:
     def __init__(self, store: Store, lineage: UUID, writer: str, clock: Clock) -> None:
         self._store = store
@@ -111,47 +120,46 @@ class _Collection:
         self._clock = clock
         self._reach = Reach(store)
         self._one_map = asyncio.Lock()  # so that a page which many maps share is read once
-        self._heads: dict[UUID, str] = {}
+        self._heads: dict[UUID, CommitName] = {}
         self._done = Collected()
 
     async def run(self, retention: float, abandon: float) -> Collected:
-        views = await self._look()
-        for volume, view in views.items():
-            if view is None:
+        members = await self._look()
+        for volume, seen in members.items():
+            if seen is None:
                 await self._abandon(volume, abandon)
-            elif view.trashed is not None and view.trashed + 1000 * retention <= milliseconds(self._clock):
+            elif seen.trashed is not None and seen.trashed + 1000 * retention <= milliseconds(self._clock):
                 await self._delete(volume)
-        candidates = await self._candidates(views)
+        candidates = await self._candidates(members)
         if candidates:
             # What the first pass has read of reaches no candidate: only what came since needs to be read.
             await self._look()
             await self._delete_packs({pack: size for pack, size in candidates.items() if pack not in self._reach})
         return self._done
 
-    async def _look(self) -> dict[UUID, View | None]:
-        """One pass: what is reached, and each member's view as it was read; None of one without a log."""
+    async def _look(self) -> dict[UUID, _Seen | None]:
+        """One pass: add what is reached. The members that were read, None for one without a log."""
         names = [parse_member(item.key) for item in await list_all(self._store, members_prefix(self._lineage))]
-        views: dict[UUID, View | None] = {}
+        members: dict[UUID, _Seen | None] = {}
 
         async def look_at(name: MemberName) -> None:
             if await self._is_as_before(name.volume):
                 return
-            view = await self._add(name)
-            views[name.volume] = view
-            if view is not None:
-                self._heads[name.volume] = view.head.key
+            members[name.volume] = seen = await self._add(name)
+            if seen is not None:
+                self._heads[name.volume] = seen.head
 
         await for_each(names, look_at, at_once=_AT_ONCE)
-        return views
+        return members
 
     async def _is_as_before(self, volume: UUID) -> bool:
         """Whether the log has the head that was read before: then all of it is as it was."""
         if (before := self._heads.get(volume)) is None:
             return False
-        return [item.key for item in await self._store.list(commits_prefix(volume), limit=1)] == [before]
+        return [item.key for item in await self._store.list(commits_prefix(volume), limit=1)] == [before.key]
 
-    async def _add(self, name: MemberName) -> View | None:
-        """Add what a member reaches; its view."""
+    async def _add(self, name: MemberName) -> _Seen | None:
+        """Add what a member reaches."""
         while True:
             view = await read(self._store, name.volume)
             try:
@@ -160,7 +168,7 @@ class _Collection:
                         await self._reach.add_volume(view)
                     elif (member := await self._member(name)) is not None and member.source is not None:
                         await self._reach.add(member.source.root)
-                return view
+                return None if view is None else _Seen(view.head, view.closed, view.dead, view.trashed)
             except PackGoneError as gone:
                 if view is None:
                     if await read(self._store, name.volume) is None:
@@ -203,19 +211,18 @@ class _Collection:
         except FencedError:
             pass  # somebody else is at it, or its owner took it back
 
-    async def _candidates(self, views: dict[UUID, View | None]) -> dict[PackName, int]:
+    async def _candidates(self, members: dict[UUID, _Seen | None]) -> dict[PackName, int]:
         """The packs that nothing reaches, of those that are closed, with their sizes."""
         candidates: dict[PackName, int] = {}
 
         async def look_at(volume: UUID) -> None:
-            view = views[volume]
-            if view is None:
+            if (seen := members[volume]) is None:
                 return
             after, count = "", 0
             while page := await self._store.list(packs_prefix(volume), after=after):
                 for item in page:
                     pack = parse_pack(item.key)
-                    if Closed(pack.epoch, pack.upload) <= view.closed and pack not in self._reach:
+                    if Closed(pack.epoch, pack.upload) <= seen.closed and pack not in self._reach:
                         candidates[pack] = item.size
                 after, count = page[-1].key, count + len(page)
                 if len(candidates) >= _CANDIDATES_MAX:
@@ -223,16 +230,16 @@ class _Collection:
                     return
                 if len(page) < LIST_MAX:
                     break
-            if view.dead and not count:
-                await self._remove(view)
+            if seen.dead and not count:
+                await self._remove(seen.head)
 
-        await for_each(list(views), look_at, at_once=_AT_ONCE)
+        await for_each(list(members), look_at, at_once=_AT_ONCE)
         return candidates
 
-    async def _remove(self, view: View) -> None:
+    async def _remove(self, head: CommitName) -> None:
         """Remove what is left of a volume that is closed for good, but for what keeps it closed."""
-        await trim(self._store, view.head, set())
-        await self._store.delete([MemberName(self._lineage, view.head.volume).key])
+        await trim(self._store, head, set())
+        await self._store.delete([MemberName(self._lineage, head.volume).key])
         self._done.removed += 1
 
     async def _delete_packs(self, packs: dict[PackName, int]) -> None:
