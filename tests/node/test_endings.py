@@ -67,6 +67,9 @@ class Savings:
     async def discard(self, sprite: Sprite) -> None:
         pass
 
+    async def take_from_store(self, sprite: Sprite) -> None:
+        pass
+
     async def forget(self, volume_id: str) -> None:
         pass
 

@@ -97,6 +97,7 @@ class Checkpoints:
                 )
             await keeper.forget(checkpoint_id)
             await self._saver.changed(sprite.id, sprite.volume_id)
+            self._saver.on_garbage(keeper.record.lineage)
         await self._node.registry.add_event(sprite.id, "checkpoint_deleted", f"{checkpoint_id} deleted {cause}")
 
     # ---- restore ----

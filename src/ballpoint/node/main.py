@@ -31,6 +31,7 @@ from ballpoint.image.catalogue import Catalogue
 from ballpoint.network.network import Network
 from ballpoint.network.resolver import Resolver
 from ballpoint.node.checkpoints import Checkpoints
+from ballpoint.node.collecting import Collector
 from ballpoint.node.disks import Disks
 from ballpoint.node.inside import Inside
 from ballpoint.node.instances import Instances
@@ -129,6 +130,8 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
         stack.push_async_callback(spares.close)
         saver = Saver(node, volumes, storage, config.node_id, lost=node.volume_lost)
         stack.push_async_callback(saver.close)
+        collector = Collector(saver, storage, config.node_id)
+        saver.on_trash, saver.on_garbage = collector.destroyed, collector.later
         node.use(starter, spares, saver)
         await recover(node, instances, disks)
         pool.start()
@@ -139,6 +142,7 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
         tasks.start(space.run(), "space")
         tasks.start(images.run(disks), "images")
         tasks.start(saver.run(), "saving")
+        tasks.start(collector.run(), "collecting")
         tasks.start(images.keep(), "images for the store")
         tasks.start(Walls(node, network).run(), "walls")
 

@@ -55,6 +55,9 @@ class Saving(Protocol):
     async def discard(self, sprite: Sprite) -> None:
         """A sprite is to be destroyed: that is in the store when this returns, or UnavailableError is raised."""
 
+    async def take_from_store(self, sprite: Sprite) -> None:
+        """What is here of a sprite's volume is not the sprite's any more: it is kept aside, and the store's is."""
+
     async def forget(self, volume_id: str) -> None:
         """A volume is about to be removed here. Idempotent."""
 
@@ -341,9 +344,7 @@ class Node:
         async with self.lock(sprite_id):
             await self._stop(sprite_id, cause)
             sprite = await self.registry.set_state(sprite_id, "cold", kind="fenced", cause=cause)
-            await self.saving.forget(sprite.volume_id)
-            kept = await asyncio.to_thread(self._disks.pool.put_aside, sprite.volume_id)
-            await self.registry.add_event(sprite_id, "kept_aside", f"its disk is in {kept}")
+            await self.saving.take_from_store(sprite)
 
     async def _rebooted(self, running: Running) -> None:
         cause = "rebooted from inside"

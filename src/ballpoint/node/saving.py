@@ -21,6 +21,7 @@ from ballpoint.store.store import Store
 from ballpoint.volume.pool import AttachedVolume, VolumePool
 from ballpoint.volume.sync.hydrate import Filled
 from ballpoint.volume.sync.keeper import Keeper
+from ballpoint.volume.sync.recover import find
 from ballpoint.volume.sync.upload import Uploads
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,8 @@ _RETRY_SECONDS: Final = (5.0, 60.0)
 # Of one sync that somebody waits for.
 _WAIT_SECONDS: Final = 300.0
 _DISCARD_SECONDS: Final = 10.0
+# Less than that is not worth the requests, however small the disk.
+_GARBAGE_BYTES: Final = 64 << 20
 
 
 @dataclass
@@ -50,6 +53,7 @@ class _Volume:
         not_before: when it may be saved again.
         cpu: CPU time of its sprite when it was last looked at, in microseconds.
         failures: how often saving has failed since it last succeeded; trouble: why.
+        stored: bytes that had been put into the store for it when garbage was looked for last.
         filled: how far its disk has come from the store; None: it does not come.
     """
 
@@ -61,6 +65,7 @@ class _Volume:
     cpu: int = -1
     failures: int = 0
     trouble: str | None = None
+    stored: int = 0
     filled: Filled | None = None
     saving: asyncio.Task[None] | None = None
     one: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -72,6 +77,10 @@ class Saver:
     Args:
         name: the node's, in logs.
         lost: awaited with a sprite whose volume another node has taken over.
+
+    Attributes:
+        on_trash: called with the lineage of a volume that was put into the trash.
+        on_garbage: called with the lineage of a volume much of which in the store may be garbage.
     """
 
     def __init__(
@@ -94,6 +103,8 @@ class Saver:
         self._volumes: dict[str, _Volume] = {}
         self._tasks = Tasks()
         self._slots = asyncio.Semaphore(_AT_ONCE)
+        self.on_trash: Callable[[UUID], None] = lambda lineage: None
+        self.on_garbage: Callable[[UUID], None] = lambda lineage: None
 
     async def close(self) -> None:
         """Stop saving; what is not saved is found dirty by the next start."""
@@ -140,6 +151,38 @@ class Saver:
         if volume is not None:
             await _give_up(volume)
 
+    async def compact(self, lineage: UUID) -> None:
+        """Let the volumes of a lineage that are here give up objects that are mostly garbage.
+
+        Raises:
+            UnavailableError: the store does not answer.
+        """
+        for volume in list(self._volumes.values()):
+            if volume.keeper.record.lineage == lineage:
+                async with volume.one:
+                    sprite = await self._node.registry.sprite_by_id(volume.sprite_id)
+                    done = await volume.keeper.compact(settings_of(sprite))
+                if done.moved:
+                    log.info(
+                        "volume %s: %d objects of %d MiB can be removed, %d MiB of it were stored anew",
+                        volume.keeper.volume_id, done.packs, done.size >> 20, done.moved >> 20,
+                    )  # fmt: skip
+
+    async def take_from_store(self, sprite: Sprite) -> None:
+        """Let the volume of a sprite be what the store has of it, in the place of what was here.
+
+        Raises:
+            NotFoundError: the store has nothing of it.
+        """
+        volume = await self._volume(sprite.id, sprite.volume_id)
+        found = await find(self._store, volume.keeper.record.volume)
+        if found is None:
+            raise NotFoundError(f"the store has no volume {volume.keeper.record.volume}")
+        await self.forget(sprite.volume_id)
+        aside = await asyncio.to_thread(self._pool.put_aside, sprite.volume_id)
+        await asyncio.to_thread(self._pool.place, sprite.volume_id, meta={"image": found.image}, record=found.record())
+        await self._node.registry.add_event(sprite.id, "kept_aside", f"the disk that was here is in {aside}")
+
     async def discard(self, sprite: Sprite) -> None:
         """Say in the store that a sprite is destroyed.
 
@@ -151,6 +194,7 @@ class Saver:
         try:
             async with asyncio.timeout(_DISCARD_SECONDS), volume.one:
                 await volume.keeper.trash()
+                self.on_trash(volume.keeper.record.lineage)
         except FencedError as error:
             log.warning("%s is destroyed here only: %s", sprite.name, error)
         except TimeoutError as error:
@@ -325,6 +369,10 @@ class Saver:
             volume.busy_since = volume.busy_since or volume.since or began
         else:
             volume.busy_since = None
+        record = volume.keeper.record
+        if record.bytes_stored - volume.stored > max(_GARBAGE_BYTES, record.bytes_written):
+            volume.stored = record.bytes_stored
+            self.on_garbage(record.lineage)
         volume.failures = 0
         if volume.trouble is not None:
             volume.trouble = None

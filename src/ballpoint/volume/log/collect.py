@@ -238,7 +238,7 @@ class _Collection:
 
     async def _remove(self, head: CommitName) -> None:
         """Remove what is left of a volume that is closed for good, but for what keeps it closed."""
-        await trim(self._store, head, set())
+        await trim(self._store, head, {})
         await self._store.delete([MemberName(self._lineage, head.volume).key])
         self._done.removed += 1
 

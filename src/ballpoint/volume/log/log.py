@@ -241,7 +241,7 @@ class Writer:
         self._one = asyncio.Lock()
         self._pending: tuple[Commit, bytes] | None = None
         self._fenced = False
-        self._stay: set[CommitName] = set()
+        self._known: dict[CommitName, bool] = {}
         self.view = view
         self.epoch = view.next.epoch
         # Above those that were stored before `begin`; a seal closes every pack of an older epoch.
@@ -338,6 +338,7 @@ class Writer:
                 f"volume {commit.name.volume} has another writer", hint="what is local and not committed is kept aside"
             )
         self._pending = None
+        self._known[commit.name] = commit.kind in _STAY
         self.view.apply(commit, digest_of(data))
 
     async def trim(self) -> int:
@@ -351,14 +352,14 @@ class Writer:
         """
         if self.view.complete is None:
             raise InternalError("a volume that is closed for good is trimmed by whoever collects its garbage")
-        return await trim(self._store, self.view.complete, self._stay)
+        return await trim(self._store, self.view.complete, self._known)
 
 
-async def trim(store: Store, below: CommitName, stay: set[CommitName]) -> int:
+async def trim(store: Store, below: CommitName, known: dict[CommitName, bool]) -> int:
     """Delete the commits below one that names everything, or closes the volume for good. Idempotent.
 
     Args:
-        stay: commits that are known to stay; more are added to it.
+        known: of commits that need not be read for that, whether they stay; more are added to it.
 
     Returns:
         How many were deleted.
@@ -370,8 +371,10 @@ async def trim(store: Store, below: CommitName, stay: set[CommitName]) -> int:
     deleted = 0
     while page := await store.list(prefix, after=after):
         names = [parse_commit(item.key) for item in page]
-        doomed = [name for name in names if not await _stays(store, name, stay)]
+        doomed = [name for name in names if not await _stays(store, name, known)]
         await store.delete([name.key for name in doomed])
+        for name in doomed:
+            known.pop(name, None)  # a seal that comes late may take its place
         deleted += len(doomed)
         after = page[-1].key
         if len(page) < LIST_MAX:
@@ -379,17 +382,13 @@ async def trim(store: Store, below: CommitName, stay: set[CommitName]) -> int:
     return deleted
 
 
-async def _stays(store: Store, name: CommitName, stay: set[CommitName]) -> bool:
-    if name in stay:
-        return True
-    try:
-        kind = decode_commit(await store.get(name.key), name).kind
-    except NotFoundError:
-        return True  # gone already
-    if kind in _STAY:
-        stay.add(name)
-        return True
-    return False
+async def _stays(store: Store, name: CommitName, known: dict[CommitName, bool]) -> bool:
+    if name not in known:
+        try:
+            known[name] = decode_commit(await store.get(name.key), name).kind in _STAY
+        except NotFoundError:
+            return True  # gone already
+    return known[name]
 
 
 def _commit(

@@ -38,6 +38,7 @@ from ballpoint.volume.changed import Blocks, changed
 from ballpoint.volume.log.blob import BLOCK_BYTES, Blob, Reference
 from ballpoint.volume.log.changes import PAGE_BLOCKS
 from ballpoint.volume.log.commit import Checkpoint, Kind, State
+from ballpoint.volume.log.compact import Compacted, compact
 from ballpoint.volume.log.fork import fork, found
 from ballpoint.volume.log.log import OutdatedError, View, Writer, milliseconds
 from ballpoint.volume.log.mapped import load_map, load_pages, store_map
@@ -436,6 +437,25 @@ class Keeper:
                 await writer.trim()
                 self._trim_due = False
                 steps.reach(_TRIMMED)
+
+    async def compact(self, settings: dict[str, Any]) -> Compacted:
+        """Move what is still needed out of objects that are mostly garbage, so that `collect` can remove those.
+
+        Args:
+            settings: the sprite's, as they are now.
+
+        Raises:
+            As `sync`.
+        """
+        async with self._logging:
+            if not self.record.epoch:
+                return Compacted()
+            writer = await self._open_log(settings)
+            base, before = self._valid_base(writer), writer.view.disk
+            done = await compact(self._store, writer)
+            if base is not None and writer.view.disk != before:
+                await self._note(base=await asyncio.to_thread(self._base, writer.view, base))
+            return done
 
     async def trash(self) -> None:
         """Say in the log that the volume is deleted; it can be brought back until the retention time is over.

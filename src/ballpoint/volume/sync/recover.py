@@ -121,6 +121,25 @@ async def inventory(store: Store) -> AsyncIterator[Found | Unreadable]:
         after = page[-1].key
 
 
+async def lineages(store: Store) -> AsyncIterator[UUID]:
+    """All lineages of a store, each once: one request for a thousand of their volumes.
+
+    Raises:
+        CorruptError: somebody else writes into this place.
+        UnavailableError: the store, in a way that it may repair.
+    """
+    after, last = "", None
+    while page := await store.list(LINEAGES, after=after):
+        for item in page:
+            lineage = parse_member(item.key).lineage
+            if lineage != last:
+                yield lineage
+            last = lineage
+        if len(page) < LIST_MAX:
+            break
+        after = page[-1].key
+
+
 async def _look(store: Store, key: str) -> Found | None:
     member = parse_member(key)
     view = await read(store, member.volume)
@@ -133,6 +152,16 @@ async def _look(store: Store, key: str) -> Found | None:
             hint="somebody else has written into this place",
         )
     return _found(view)
+
+
+async def find(store: Store, volume: UUID) -> Found | None:
+    """A volume, as its log says; None where it has none, or is closed for good.
+
+    Raises:
+        CorruptError, ConflictError, UnavailableError: as `read`.
+    """
+    view = await read(store, volume)
+    return None if view is None or view.dead else _found(view)
 
 
 def _found(view: View) -> Found | None:
