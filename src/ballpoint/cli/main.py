@@ -33,6 +33,7 @@ _COMMANDS = {
     "serve": ("host.serve", "serve"),
     "sleep": ("client.sprites", "sleep"),
     "sync": ("client.checkpoints", "sync"),
+    "store": ("host.store", "store"),
     "token": ("host.token", "token"),
     "uninstall": ("host.down", "uninstall"),
     "up": ("host.up", "up"),

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import click
 
-from ballpoint.cli.host.options import data_option
-from ballpoint.core.config import DEFAULT_DATA, load_config
+from ballpoint.cli.host.options import data_option, node_config
 
 _MARKS = {"ok": "ok     ", "optional": "-      ", "warning": "warning", "missing": "MISSING"}
 
@@ -23,13 +21,9 @@ def doctor(data: Path | None, store: str | None, as_json: bool) -> int:
     import msgspec
 
     from ballpoint.cli.host.checks import checks
-    from ballpoint.cli.host.unit import config_file
     from ballpoint.store.url import check_url
 
-    config = load_config(None, data=data or DEFAULT_DATA)
-    written = config_file(config)
-    if os.access(written, os.R_OK):
-        config = load_config(written, data=config.data)
+    config = node_config(data)
     found = checks(config if store is None else msgspec.structs.replace(config, store=check_url(store)))
     if as_json:
         click.echo(json.dumps(msgspec.to_builtins(found), indent=2))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from ballpoint.core.config import NodeConfig, load_config
+from ballpoint.core.config import DEFAULT_DATA, NodeConfig, load_config
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -64,3 +65,28 @@ def config_from(options: dict[str, Any], base: NodeConfig | None = None) -> Node
 def data_option(command: F) -> F:
     """Only --data, for verbs on what a node left."""
     return click.option("--data", type=click.Path(path_type=Path), help="Directory of the node.")(command)
+
+
+def store_option(command: F) -> F:
+    """Only --store, for verbs on a store; see `store_url`."""
+    return click.option("--store", "url", metavar="URL", help="The object store [that of the node in --data].")(command)
+
+
+def store_url(data: Path | None, url: str | None) -> str:
+    """The store that a verb is to act on: the one that is named, or that of the node in `data`.
+
+    Raises:
+        InvalidError: the URL is none of a store.
+    """
+    from ballpoint.store.url import check_url
+
+    return check_url(url) if url is not None else node_config(data).store_url
+
+
+def node_config(data: Path | None) -> NodeConfig:
+    """What the node in `data` was told, as far as `up` wrote it down and this user may read it."""
+    from ballpoint.cli.host.unit import config_file
+
+    config = load_config(None, data=data or DEFAULT_DATA)
+    written = config_file(config)
+    return load_config(written, data=config.data) if os.access(written, os.R_OK) else config
