@@ -8,6 +8,7 @@ from uuid import UUID
 import msgspec
 import pytest
 
+from ballpoint.core.errors import CorruptError
 from ballpoint.volume.log.blob import Reference, describe_blocks, encode_blob
 from ballpoint.volume.log.changes import PAGE_BLOCKS
 from ballpoint.volume.log.check import Checked, Damage, check
@@ -188,6 +189,18 @@ async def test_a_later_version_is_named_as_such(store: MemoryStore) -> None:
         _, damages = await look(store, whole=True)
         assert any("later version" in damage.what and key in damage.what for damage in damages)
         store.data[key] = whole
+
+
+@pytest.mark.parametrize("where", ["lineages/", "volumes/", members_prefix(LINEAGE)])
+@pytest.mark.parametrize("name", ["0-notes", "z", "0/notes", "z/members/1"])
+async def test_what_somebody_else_put_there_is_named_and_passed_over(store: MemoryStore, where: str, name: str) -> None:
+    store.data[where + name] = b"notes"
+    checked, damages = await look(store)
+    (damage,) = damages
+    assert where + name in damage.what
+    assert checked.volumes == 3
+    with pytest.raises(CorruptError):
+        await stats(store)
 
 
 async def test_a_sample_reads_some_packs(store: MemoryStore) -> None:

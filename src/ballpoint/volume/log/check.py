@@ -41,7 +41,7 @@ class Damage:
     Attributes:
         volume: that needs it; None where only its lineage is known.
         checkpoint: of the volume, that needs it; "" is the disk itself, None what is no map.
-        key: of the object, or what it begins with where one of a volume's commits is damaged.
+        key: of the object, or what it begins with where one of a volume's commits is damaged; "" of a foreign one.
         what: the whole sentence: the object, what is wrong with it, and the blocks that cannot be read.
     """
 
@@ -106,12 +106,15 @@ async def check(
             checked.damages += 1
             found(damage)
 
+    def foreign(error: CorruptError) -> None:
+        tell(Damage(None, None, "", error.message))
+
     chance = random.Random(seed)
     known: set[UUID] = set()
-    for each in [lineage] if lineage is not None else [each async for each in lineages(store)]:
+    for each in [lineage] if lineage is not None else [each async for each in lineages(store, foreign)]:
         await _Lineage(store, each, 1.0 if whole else sample, chance, checked, tell).run(whole, known)
     if lineage is None:
-        async for volume in volumes(store):
+        async for volume in volumes(store, foreign):
             if volume not in known:
                 await _check_stray(store, volume, tell)
     return checked
@@ -211,12 +214,15 @@ class _Lineage:
         self._good: set[Reference] = set()  # pages, and roots, below which all is well
 
     async def run(self, commits: bool, known: set[UUID]) -> None:
-        for name in await members(self._store, self._lineage):
+        for name in await members(self._store, self._lineage, self._foreign):
             known.add(name.volume)
             await self._member(name)
             await self._volume(name.volume)
             if commits:
                 await self._commits(name.volume)
+
+    def _foreign(self, error: CorruptError) -> None:
+        self._tell(Damage(None, None, "", error.message))
 
     async def _member(self, name: MemberName) -> None:
         try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 from uuid import UUID
 
@@ -13,36 +14,54 @@ from ballpoint.volume.log.keys import MemberName, members_prefix, parse_member
 LINEAGES: Final = "lineages/"
 VOLUMES: Final = "volumes/"
 _AFTER_SLASH: Final = "0"  # the character after `/`: behind all keys of a directory
-_UUID_LENGTH: Final = 36
+_UUID: Final = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_HINT: Final = "somebody else writes into this place; give Ballpoint one of its own"
 
 
-async def lineages(store: Store) -> AsyncIterator[UUID]:
+Foreign = Callable[[CorruptError], None]
+
+
+def refuse(error: CorruptError) -> None:
+    """Do not go on where there is something that is not Ballpoint's."""
+    raise error
+
+
+async def lineages(store: Store, foreign: Foreign = refuse) -> AsyncIterator[UUID]:
     """All lineages, one request for each.
 
+    Args:
+        foreign: is told of what else is in their place, and is passed over then.
+
     Raises:
-        CorruptError: something else is in their place.
+        CorruptError: as `foreign` does.
     """
-    async for name in _directories(store, LINEAGES):
+    async for name in _directories(store, LINEAGES, foreign):
         yield name
 
 
-async def volumes(store: Store) -> AsyncIterator[UUID]:
-    """All volumes that have objects, members or not, one request for each. Errors as `lineages`."""
-    async for name in _directories(store, VOLUMES):
+async def volumes(store: Store, foreign: Foreign = refuse) -> AsyncIterator[UUID]:
+    """All volumes that have objects, members or not, one request for each. As `lineages`."""
+    async for name in _directories(store, VOLUMES, foreign):
         yield name
 
 
-async def members(store: Store, lineage: UUID) -> list[MemberName]:
-    """The members of a lineage. Errors as `lineages`."""
-    return [parse_member(item.key) for item in await list_all(store, members_prefix(lineage))]
+async def members(store: Store, lineage: UUID, foreign: Foreign = refuse) -> list[MemberName]:
+    """The members of a lineage. As `lineages`."""
+    names = []
+    for item in await list_all(store, members_prefix(lineage)):
+        try:
+            names.append(parse_member(item.key))
+        except CorruptError as error:
+            foreign(error)
+    return names
 
 
-async def _directories(store: Store, prefix: str) -> AsyncIterator[UUID]:
+async def _directories(store: Store, prefix: str, foreign: Foreign) -> AsyncIterator[UUID]:
     after = ""
     while page := await store.list(prefix, after=after, limit=1):
-        name = page[0].key[len(prefix) : len(prefix) + _UUID_LENGTH]
-        try:
+        name, slash, _ = page[0].key.removeprefix(prefix).partition("/")
+        after = f"{prefix}{name}{_AFTER_SLASH}" if slash else page[0].key
+        if slash and _UUID.fullmatch(name):
             yield UUID(name)
-        except ValueError as error:
-            raise CorruptError(f"the store's object {page[0].key!r} is not Ballpoint's") from error
-        after = f"{prefix}{name}{_AFTER_SLASH}"
+        else:
+            foreign(CorruptError(f"the store's object {page[0].key!r} is not Ballpoint's", hint=_HINT))
