@@ -6,11 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
 
+import msgspec
 import pytest
 
 from ballpoint.core import ids
 from ballpoint.store.directory import DirectoryStore
+from ballpoint.store.store import list_all
+from ballpoint.volume.log.keys import packs_prefix
 from ballpoint.volume.pool import VolumePool
+from ballpoint.volume.record import read_record, write_record
 from ballpoint.volume.sync.keeper import Keeper
 from ballpoint.volume.sync.recover import Found, inventory
 from ballpoint.volume.sync.upload import Uploads
@@ -100,6 +104,27 @@ async def test_checkpoints_stay_and_come_back(
     Scribbler(pool.directory(fork_id) / "disk.img", 3).write()
     await sync(fork)
     assert await disk_in(store, UUID(fork_id)) == disk_at(pool.directory(fork_id) / "disk.img")
+
+
+async def test_a_fork_whose_log_began_unnoticed_goes_on(
+    pool: VolumePool, volume_id: str, store: DirectoryStore, uploads: Uploads
+) -> None:
+    keeper = keeper_of(pool, volume_id, store, uploads)
+    kept = await keeper.checkpoint(None, comment="", auto=False, frozen=None)
+    await sync(keeper)
+    fork_id = ids.new_uuid()
+    await keeper.fork(kept.id, fork_id)
+    directory = pool.directory(fork_id)
+    before = read_record(directory)
+    await sync(keeper_of(pool, fork_id, store, uploads))
+    write_record(directory, msgspec.structs.replace(before, epoch=1))  # as if its node had died before it was noted
+    stored = len(await list_all(store, packs_prefix(UUID(fork_id))))
+    fork = keeper_of(pool, fork_id, store, uploads)
+    Scribbler(directory / "disk.img", 6).write(1)
+    await sync(fork)
+    assert fork.record.origin is None
+    assert await disk_in(store, UUID(fork_id)) == disk_at(directory / "disk.img")
+    assert len(await list_all(store, packs_prefix(UUID(fork_id)))) <= stored + 1
 
 
 async def test_a_disk_that_is_in_the_store_only_comes_back_whole(

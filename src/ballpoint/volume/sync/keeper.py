@@ -486,7 +486,11 @@ class Keeper:
                     hint="what is here and was not in the store is kept aside",
                 )
             else:
-                await self._note(epoch=writer.epoch)
+                # The log of a fork may have begun without its origin being forgotten.
+                base, origin = record.base, record.origin
+                if origin is not None and (writer.view.disk.epoch, writer.view.disk.number) == (1, 1):
+                    base = await asyncio.to_thread(self._base, writer.view, origin.sequence)
+                await self._note(epoch=writer.epoch, base=base, origin=None)
             self._writer = writer
         return self._writer
 
