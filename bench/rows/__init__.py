@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from bench.context import Context
 from bench.report import Result
-from bench.rows import creating, many, memory, running
+from bench.rows import creating, hydration, many, memory, running
 
 ROWS: dict[str, Callable[[Context], Awaitable[Result]]] = {
     "tti": creating.tti,
@@ -20,4 +20,6 @@ ROWS: dict[str, Callable[[Context], Awaitable[Result]]] = {
     "agent": memory.agent,
     "idle": many.idle,
     "growth": many.growth,
+    "hydrate": hydration.hydrate_small,
+    "hydrate-8gb": hydration.hydrate_large,
 }

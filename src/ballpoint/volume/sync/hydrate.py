@@ -123,10 +123,10 @@ async def fill(
             await image.run(lambda: image.put(part, data))
             meter.add(len(part))
             if meter.is_flush_due():
-                await image.run(image.flush)
+                await image.flush()
 
         await for_each(todo.reads, fetch, at_once=AT_ONCE)
-        await image.run(image.flush)
+        await image.flush()
 
 
 async def _read(store: Store, volume: UUID) -> tuple[View, State]:
@@ -187,17 +187,19 @@ class _Meter:
 @asynccontextmanager
 async def _opened(target: int, size: int) -> AsyncIterator[_Image]:
     """`target` as an image of holes, of `size` bytes, until its threads have ended."""
-    # One more than there are processors: one may wait for the disk.
-    threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)) + 1, "hydrate")
+    threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "hydrate")
+    # It waits for the disk, and what is flushed early must not wait behind all that was read.
+    flusher = ThreadPoolExecutor(1, "hydrate-flush")
     # Of its own, so that a thread that is still at work when the caller is cancelled once more writes to no other file.
     fd = os.dup(target)
 
     def end() -> None:
         threads.shutdown(cancel_futures=True)
+        flusher.shutdown(cancel_futures=True)
         os.close(fd)
 
     try:
-        image = _Image(fd, size, threads)
+        image = _Image(fd, size, threads, flusher)
         await image.run(image.clear)
         yield image
     finally:
@@ -205,15 +207,20 @@ async def _opened(target: int, size: int) -> AsyncIterator[_Image]:
 
 
 class _Image:
-    """A file that threads write blocks into. `run` is for the event loop, the others for what it runs."""
+    """A file that threads write blocks into. `run` and `flush` are for the event loop, the others for what it runs."""
 
-    def __init__(self, fd: int, size: int, threads: ThreadPoolExecutor) -> None:
+    def __init__(self, fd: int, size: int, threads: ThreadPoolExecutor, flusher: ThreadPoolExecutor) -> None:
         self._fd = fd
         self._size = size
         self._threads = threads
+        self._flusher = flusher
 
     async def run(self, work: Callable[[], None]) -> None:
         await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    async def flush(self) -> None:
+        """Make durable what has been written."""
+        await asyncio.get_running_loop().run_in_executor(self._flusher, os.fdatasync, self._fd)
 
     def clear(self) -> None:
         os.ftruncate(self._fd, 0)
@@ -251,9 +258,6 @@ class _Image:
             raise damaged(
                 part.pack.key, f"{len(bad)} of its blobs are not what was written; {describe_all(bad)} cannot be read"
             )
-
-    def flush(self) -> None:
-        os.fdatasync(self._fd)
 
     def _write(self, run: _Run) -> None:
         position = run.first * BLOCK_BYTES

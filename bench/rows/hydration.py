@@ -1,0 +1,141 @@
+"""A disk that comes back from the store."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from uuid import UUID
+
+import zstandard
+from tests.volume.log.disks import Disk
+
+from ballpoint.core.tasks import for_each
+from ballpoint.host.files import remove_file
+from ballpoint.store.directory import DirectoryStore
+from ballpoint.store.faulty import Faults, FaultyStore
+from ballpoint.store.store import Store, list_all
+from ballpoint.volume import snapshots
+from ballpoint.volume.log.blob import BLOCK_BYTES, PLAIN, Piece
+from ballpoint.volume.log.fork import found
+from ballpoint.volume.log.keys import PackName, packs_prefix, parse_pack
+from ballpoint.volume.log.pack import PACK_BYTES, decode_pack, stored_range
+from ballpoint.volume.pool import VolumePool
+from ballpoint.volume.sync.hydrate import AT_ONCE
+from ballpoint.volume.sync.place import fetch
+from ballpoint.volume.sync.reads import READ_MAX
+from bench.context import Context, alternated, timed
+from bench.report import Result, Series, at_least, at_most, number
+
+_VOLUME, _LINEAGE = UUID(int=1), UUID(int=2)
+_LATENCY = 0.03
+_SMALL, _LARGE = 200_000_000, 8_000_000_000
+# Of the host's files, before they repeat with another number in each block.
+_VARIETY = 600_000_000
+_CHUNK = 2000
+_SMALL_SECONDS = 1.5
+_RATIO = 0.7
+
+Packs = dict[PackName, list[Piece]]
+
+
+async def hydrate_small(context: Context) -> Result:
+    return await _measure(context, "hydrate", _SMALL, context.count(15, 3))
+
+
+async def hydrate_large(context: Context) -> Result:
+    return await _measure(context, "hydrate-8gb", context.count(_LARGE, 4 * _SMALL), context.count(3, 1))
+
+
+async def _measure(context: Context, row: str, size: int, count: int) -> Result:
+    title = f"a disk of {number(size / 1e9)} GB from a store at {_LATENCY * 1000:g} ms"
+    result = Result(row, title)
+    inner = DirectoryStore(context.work / row / "store")
+    packs = await _store_disk(inner, size)
+    stored = sum(piece.length for pieces in packs.values() for piece in pieces)
+    store = FaultyStore(inner, Faults(latency=(_LATENCY, _LATENCY)), seed=1)
+    pool = VolumePool.open(context.work / row / "data", pool_gb=size // 10**9 + 4)
+    try:
+        directory = pool.volumes_directory / "volume"
+        directory.mkdir()
+
+        async def ours() -> float:
+            return await timed(fetch(pool, "volume", 1, store=store, volume=_VOLUME))
+
+        async def clean() -> None:
+            remove_file(snapshots.path_of(directory, 1))
+            await asyncio.to_thread(os.sync)
+
+        measures: dict[str, Callable[[], Awaitable[float]]] = {"fetch": ours, "plain": partial(_plain, store, packs)}
+        samples = await alternated(count, measures, clean, warm=1)
+    finally:
+        pool.close()
+        await inner.close()
+    result.series = {key: Series.of(values, "s") for key, values in samples.items()}
+    mine, plain = result.series["fetch"], result.series["plain"]
+    yardstick = f"the same packs read and unpacked: p50 {number(plain.p50)} s"
+    result.checks.append(at_least(f"speed: {mine}", plain.p50 / mine.p50, _RATIO, yardstick=yardstick))
+    if size == _SMALL:
+        result.checks.append(at_most(str(mine), mine.p50, _SMALL_SECONDS, unit=" s"))
+    result.notes.append(
+        f"files of this host's /usr, {stored / 1e6:.0f} MB of packs, in a directory with {_LATENCY * 1000:g} ms before"
+        " each answer; ours ends with an image in a pool (XFS on a loop device) that is checked, durable and immutable;"
+        " the yardstick neither hashes nor writes, and has as many bytes in flight"
+    )
+    return result
+
+
+async def _store_disk(store: Store, size: int) -> Packs:
+    """A disk of `size` bytes, written in large commits as the first one of a disk is; and where its blocks are."""
+    writer = await found(store, _VOLUME, _LINEAGE, image="none", size=1 << 36, settings={}, writer="bench")
+    assert writer is not None
+    disk, contents = Disk(store, writer), _contents()
+    for first in range(0, size // BLOCK_BYTES, _CHUNK):
+        numbers = range(first, min(first + _CHUNK, size // BLOCK_BYTES))
+        await disk.write({number: next(contents) for number in numbers})
+    await disk.complete()
+    packs: Packs = {}
+    for item in await list_all(store, packs_prefix(_VOLUME)):
+        pack = decode_pack(await store.get(item.key), parse_pack(item.key))
+        packs[pack.name] = [entry.piece for entry in pack.entries if entry.kind == "block"]
+    return {name: pieces for name, pieces in packs.items() if pieces}
+
+
+def _contents() -> Iterator[bytes]:
+    """Blocks as a root file system has them, no two of them the same."""
+    data = bytearray()
+    for path in sorted(Path("/usr").rglob("*")):
+        if path.is_file() and not path.is_symlink():
+            data += path.read_bytes()
+        if len(data) > _VARIETY:
+            break
+    blocks = [bytes(data[start : start + BLOCK_BYTES]) for start in range(0, len(data) - BLOCK_BYTES, BLOCK_BYTES)]
+    yield from blocks
+    for block in itertools.count():
+        yield block.to_bytes(8, "little") + blocks[block % len(blocks)][8:]
+
+
+async def _plain(store: Store, packs: Packs) -> float:
+    """Seconds it takes to read whole packs and unpack what is in them."""
+    started = perf_counter()
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+
+        async def read(name: PackName) -> None:
+            data = await store.get(name.key)
+            await asyncio.get_running_loop().run_in_executor(threads, _unpack, data, packs[name])
+
+        await for_each(packs, read, at_once=AT_ONCE * READ_MAX // PACK_BYTES)
+    return perf_counter() - started
+
+
+def _unpack(data: bytes, pieces: list[Piece]) -> None:
+    view, decompressor = memoryview(data), zstandard.ZstdDecompressor()
+    for piece in pieces:
+        start, length = stored_range(piece)
+        if piece.flags != PLAIN:
+            decompressor.decompress(view[start : start + length])
