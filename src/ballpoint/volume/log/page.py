@@ -47,8 +47,7 @@ class Page:
         offset, length, number, flags, digest = BLOCK.unpack_from(self._blocks, index * BLOCK.size)
         if not length:
             return None
-        holder, piece = self._holder(number), Piece(offset, length, flags, digest)
-        return Inline(holder, piece) if isinstance(holder, CommitName) else Reference.to(holder, piece)
+        return _place(self._holder(number), Piece(offset, length, flags, digest))
 
     def __setitem__(self, index: int, place: Reference | Inline | None) -> None:
         packed = _HOLE
@@ -59,9 +58,11 @@ class Page:
 
     def __iter__(self) -> Iterator[tuple[int, Reference | Inline]]:
         """Index and place of each block that is not a hole."""
-        for index in range(PAGE_BLOCKS):
-            if (place := self[index]) is not None:
-                yield index, place
+        # Most blocks of a page are in few packs, and to make a name takes longer than all the rest of an entry.
+        holders = {number: self._holder(number) for number in self._numbers()}
+        for index, (offset, length, number, flags, digest) in enumerate(BLOCK.iter_unpack(self._blocks)):
+            if length:
+                yield index, _place(holders[number], Piece(offset, length, flags, digest))
 
     def holders(self) -> set[PackName | CommitName]:
         """Which packs and commits hold some of the blocks."""
@@ -143,6 +144,10 @@ class Page:
             offset, length, number, flags, digest = BLOCK.unpack_from(self._blocks, index * BLOCK.size)
             if length:
                 BLOCK.pack_into(self._blocks, index * BLOCK.size, offset, length, renumbered[number], flags, digest)
+
+
+def _place(holder: PackName | CommitName, piece: Piece) -> Reference | Inline:
+    return Inline(holder, piece) if isinstance(holder, CommitName) else Reference.to(holder, piece)
 
 
 def encode_root(pages: Mapping[int, Reference]) -> bytes:
