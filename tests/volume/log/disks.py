@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from ballpoint.core.errors import NotFoundError
 from ballpoint.store.store import Store
 from ballpoint.volume.log.blob import BLOCK_BYTES, Blob, Inline, Reference, decode_block, encode_blob
 from ballpoint.volume.log.commit import Checkpoint, Kind, State
 from ballpoint.volume.log.keys import CommitName
-from ballpoint.volume.log.log import View, Writer
+from ballpoint.volume.log.log import View, Writer, missing
 from ballpoint.volume.log.mapped import load_map, load_pages, open_map, store_map, stored_inline
 from ballpoint.volume.log.pack import stored_range
 from ballpoint.volume.log.packing import Packing
@@ -102,4 +103,8 @@ async def _content(store: Store, view: View, place: Reference | Inline | None, n
     if isinstance(place, Inline):
         return decode_block(stored_inline(view)(place), place, number)
     first, length = stored_range(place.piece)
-    return decode_block(await store.get(place.holder.key, first, length), place, number)
+    try:
+        stored = await store.get(place.holder.key, first, length)
+    except NotFoundError as error:
+        raise await missing(store, view, place.holder, f"block {number}") from error
+    return decode_block(stored, place, number)
