@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _FILE = "store.json"
+# Below the data directory while it is being filled from the store: no node may start there.
+RECOVERING = "recovering"
 _FORMAT = 1
 # What a start waits for a store that the node has used before: its sprites need none to run.
 _START_SECONDS = 5.0
@@ -103,11 +105,17 @@ class Storage:
 
         Raises:
             InvalidError: the URL is wrong, or the store does not do what it must.
-            ConflictError: the store is another deployment's; or it is empty, and was not; or of a later version.
+            ConflictError: the store is another deployment's; or it is empty, and was not; or of a later version; or the
+                data directory is being filled from it.
             CorruptError: what says whose it is, there or here, is damaged.
             UnavailableError: a store that was never used does not answer, or cannot be written to.
         """
         url = check_url(config.store_url)
+        if (config.data / RECOVERING).exists():
+            raise ConflictError(
+                f"a recovery into {config.data} was interrupted",
+                hint=f"ballpoint recover --data {config.data} --store {url}",
+            )
         memory = await asyncio.to_thread(read_memory, config.data)
         known = memory is not None and memory.settled and memory.url == url
         if memory is None:

@@ -247,19 +247,34 @@ class Registry:
         Raises:
             ConflictError: the organization has a sprite of that name.
         """
-        row = {name: value for name, value in msgspec.structs.asdict(sprite).items() if name != "org"}
-        for name in _TIMES:
-            row[name] = None if row[name] is None else row[name].timestamp()
+        await self._database.run(lambda connection: self._insert_sprite(connection, sprite, "created", cause, {}))
+        self._notify(sprite.id)
+
+    async def recover_sprite(self, sprite: Sprite, cause: str, detail: dict[str, Any]) -> None:
+        """Record a sprite that was known elsewhere, with its organization where that is not known here.
+
+        Raises:
+            ConflictError: the organization has a sprite of that name, or its name or id means another one here.
+        """
 
         def work(connection: Connection) -> None:
-            try:
-                connection.execute(_INSERT_SPRITE, row)
-            except IntegrityError as error:
-                raise _taken(sprite.name) from error
-            self._insert_event(connection, sprite.id, "created", cause, {})
+            self._ensure_org(connection, sprite.org, sprite.org_id)
+            self._insert_sprite(connection, sprite, "recovered", cause, detail)
 
         await self._database.run(work)
         self._notify(sprite.id)
+
+    def _insert_sprite(
+        self, connection: Connection, sprite: Sprite, kind: str, cause: str, detail: dict[str, Any]
+    ) -> None:
+        row = {name: value for name, value in msgspec.structs.asdict(sprite).items() if name != "org"}
+        for name in _TIMES:
+            row[name] = None if row[name] is None else row[name].timestamp()
+        try:
+            connection.execute(_INSERT_SPRITE, row)
+        except IntegrityError as error:
+            raise _taken(sprite.name) from error
+        self._insert_event(connection, sprite.id, kind, cause, detail)
 
     async def sprite(self, org_id: str, name: str) -> Sprite:
         """The sprite `name` of an organization. NotFoundError where there is none."""
