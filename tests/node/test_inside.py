@@ -10,26 +10,16 @@ from typing import Any, cast
 
 import pytest
 
-from ballpoint.agent.control import Control
 from ballpoint.core import peer
 from ballpoint.core.errors import InternalError, InvalidError, UnavailableError
 from ballpoint.core.peer import Peer
 from ballpoint.node import inside
-from ballpoint.node.inside import QUESTIONS_MAX, SCOPE_KEY, TOKEN_ID, Inside
-from ballpoint.node.running import Running
-from ballpoint.runtime.container.instance import ContainerInstance
+from ballpoint.node.inside import QUESTIONS_MAX, SCOPE_KEY, TOKEN_ID
+from tests.node.questions import World
 from tests.support.waiting import eventually_async
 
 DEADLINE = 30.0
 Send = Callable[[Any], Awaitable[None]]
-
-
-class Sprites:
-    """A registry of one sprite."""
-
-    async def sprite_by_id(self, sprite_id: str) -> Any:
-        assert sprite_id == "sprite-1"
-        return type("Sprite", (), {"name": "one", "org_id": "o1", "org": "acme"})()
 
 
 class Told:
@@ -96,47 +86,19 @@ class App:
                 each.cancel()
 
 
-class World:
-    """An agent's control socket and the instance that is connected to it, without processes."""
-
-    def __init__(self, folder: Path) -> None:
-        listener = peer.listen(folder / "control.sock", mode=0o600)
-        self.control = Control(listener, cast(Any, self))
-        self.app = App()
-        self.inside = Inside(cast(Any, Sprites()))
-        self.instance = ContainerInstance(cast(Any, self), "i1", 0, "n")
-        self.running = Running("sprite-1", cast(Any, type("Instance", (), {"id": "i1"})()), cast(Any, None))
-        self.instance.on_question = lambda question: self.inside.answer(self.running, question)
-        self.connection = Peer(
-            peer.connect(folder / "control.sock"),
-            serve=lambda message, _: self.instance._asked(self.connection, message),
-            on_notice=self.instance._noticed,
-        )
-        self.listener = listener
-
-    def instance_directory(self, instance_id: str) -> Path:
-        return Path("/nonexistent")
-
-    def instance_cgroup(self, instance_id: str) -> Any:
-        return None
-
-    async def ask(self, target: str = "/v1/info", *, told: Told | None = None, method: str = "GET") -> Told:
-        told = told or Told()
-        async with asyncio.timeout(DEADLINE):
-            await self.control.ask(method, target, b"", told)
-        return told
-
-
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    made = World(tmp_path)
-    await eventually_async(lambda: asyncio.sleep(0, bool(made.control._peers)))
-    made.inside.open(made.app)
+    made = World(tmp_path, App())
+    await made.connected()
     yield made
-    made.connection.close()
-    asyncio.get_running_loop().remove_reader(made.listener)
-    made.listener.close()
-    await eventually_async(lambda: asyncio.sleep(0, not made.control._peers))
+    await made.close()
+
+
+async def ask(world: World, target: str = "/v1/info", *, told: Told | None = None) -> Told:
+    told = told or Told()
+    async with asyncio.timeout(DEADLINE):
+        await world.control.ask("GET", target, b"", told)
+    return told
 
 
 async def test_a_question_becomes_a_request_about_its_own_sprite(world: World) -> None:
@@ -162,7 +124,7 @@ async def test_an_answer_of_any_size_and_any_bytes_comes_whole(world: World) -> 
         await send({"type": "http.response.body", "body": data[:3]})
 
     world.app.serve = serve
-    assert (await world.ask()).body == data + data[:3]
+    assert (await ask(world)).body == data + data[:3]
 
 
 async def test_a_reader_that_waits_holds_its_answer_back_and_no_other(world: World) -> None:
@@ -177,9 +139,9 @@ async def test_a_reader_that_waits_holds_its_answer_back_and_no_other(world: Wor
     world.app.serve = serve
     told = Told()
     told.room.clear()
-    slow = asyncio.ensure_future(world.ask(told=told))
+    slow = asyncio.ensure_future(ask(world, told=told))
     await eventually_async(lambda: asyncio.sleep(0, told.status))
-    assert len((await world.ask()).body) == 100
+    assert len((await ask(world)).body) == 100
     assert len(sent) == 100  # the other's alone
     told.room.set()
     assert len((await slow).body) == 100
@@ -193,7 +155,7 @@ async def test_who_goes_ends_his_answer(world: World) -> None:
         await asyncio.Event().wait()
 
     world.app.serve = serve
-    asked = asyncio.ensure_future(world.ask())
+    asked = asyncio.ensure_future(ask(world))
     await begun.wait()
     asked.cancel()
     await eventually_async(lambda: asyncio.sleep(0, world.app.left))
@@ -209,7 +171,7 @@ async def test_who_goes_without_a_word_is_found_out_by_the_next_part(world: Worl
     world.app.serve = serve
     told = Told()
     told.reads = False
-    await world.ask(told=told)
+    await ask(world, told=told)
     assert (told.body, world.app.left) == (b"x", 1)
 
 
@@ -221,14 +183,14 @@ async def test_an_agent_that_dies_ends_its_questions(world: World) -> None:
         await asyncio.Event().wait()
 
     world.app.serve = serve
-    asked = asyncio.ensure_future(world.ask())
+    asked = asyncio.ensure_future(ask(world))
     await begun.wait()
     world.connection.close()
     with pytest.raises(UnavailableError):
         await asked
     await eventually_async(lambda: asyncio.sleep(0, world.app.ended))
     with pytest.raises(UnavailableError):
-        await world.ask()  # there is no node
+        await ask(world)  # there is no node
 
 
 async def test_one_sprite_has_so_many_questions_answered_at_once(world: World) -> None:
@@ -239,13 +201,13 @@ async def test_one_sprite_has_so_many_questions_answered_at_once(world: World) -
         await world.app.fine(send)
 
     world.app.serve = serve
-    asked = [asyncio.ensure_future(world.ask()) for _ in range(QUESTIONS_MAX)]
+    asked = [asyncio.ensure_future(ask(world)) for _ in range(QUESTIONS_MAX)]
     await eventually_async(lambda: asyncio.sleep(0, len(world.app.scopes) == QUESTIONS_MAX))
-    told = await world.ask()
+    told = await ask(world)
     assert (told.status, json.loads(told.body)["error"]) == (503, "unavailable")
     let.set()
     assert [each.status for each in await asyncio.gather(*asked)] == [201] * QUESTIONS_MAX
-    assert (await world.ask()).status == 201
+    assert (await ask(world)).status == 201
 
 
 async def test_an_application_that_fails_is_no_answer(world: World) -> None:
@@ -254,7 +216,7 @@ async def test_an_application_that_fails_is_no_answer(world: World) -> None:
 
     world.app.serve = serve
     with pytest.raises(InternalError, match="a defect"):
-        await world.ask()
+        await ask(world)
 
 
 async def test_an_answer_that_takes_for_ever_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,20 +226,20 @@ async def test_an_answer_that_takes_for_ever_is_given_up(world: World, monkeypat
     world.app.serve = serve
     monkeypatch.setattr(inside, "_ANSWER_SECONDS", 0.1)
     with pytest.raises(InternalError, match="no answer"):
-        await world.ask()
+        await ask(world)
 
 
 async def test_a_node_that_starts_or_a_sprite_that_stops_answers_nothing(world: World) -> None:
     world.inside._app = None
     with pytest.raises(InternalError, match="no questions now"):
-        await world.ask()
+        await ask(world)
     world.inside.open(world.app)
     world.running.ends.set()
     with pytest.raises(InternalError, match="no questions now"):
-        await world.ask()
+        await ask(world)
     world.instance.on_question = None
     with pytest.raises(InternalError, match="does not take"):
-        await world.ask()
+        await ask(world)
     assert world.app.scopes == []
 
 
@@ -298,7 +260,7 @@ async def test_an_agent_that_was_taken_over_asks_nothing_strange(world: World, m
     strange: list[Any] = [None, [], "x", 77]
     for number in strange:
         world.instance._noticed({"notice": "gone", "question": number})
-    assert (await world.ask()).status == 201
+    assert (await ask(world)).status == 201
 
 
 async def test_the_node_that_came_last_is_asked(world: World, tmp_path: Path) -> None:
@@ -310,11 +272,11 @@ async def test_the_node_that_came_last_is_asked(world: World, tmp_path: Path) ->
 
     later = Peer(peer.connect(tmp_path / "control.sock"), serve=serve)
     await eventually_async(lambda: asyncio.sleep(0, len(world.control._peers) == 2))
-    await world.ask("/v1/one")
+    await ask(world, "/v1/one")
     assert [message["target"] for message in asked] == ["/v1/one"]
     later.close()
     await eventually_async(lambda: asyncio.sleep(0, len(world.control._peers) == 1))
-    await world.ask("/v1/two")
+    await ask(world, "/v1/two")
     assert [scope["path"] for scope in world.app.scopes] == ["/v1/two"]
 
 

@@ -151,6 +151,9 @@ def _clean(root: Path) -> None:
     (root / "etc/machine-id").touch(0o444)
     # The node writes the name servers into /run at the claim.
     (root / "etc/resolv.conf").symlink_to("../run/resolv.conf")
+    # The socket of the sprite's agent, and its checkpoints (helpers/inner.c).
+    for name in ("api.sock", "checkpoints"):
+        (root / ".sprite" / name).symlink_to(f"../run/sprite/{name}")
 
 
 def _newest_packaged(root: Path, started: float) -> int:
