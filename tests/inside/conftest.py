@@ -13,6 +13,7 @@ from ballpoint.core import ids
 from ballpoint.host.cgroup import Cgroup, Hierarchies
 from ballpoint.host.requirements import low_sysctls
 from tests.support.nodes import TestNode
+from tests.support.waiting import eventually
 
 Make = Callable[..., Any]
 
@@ -67,6 +68,18 @@ def agent_of(node: TestNode, instance: str) -> int:
     agents = [pid for pid in members if Path(f"/proc/{pid}/comm").read_text() == "agent\n"]
     assert len(agents) == 1, members
     return agents[0]
+
+
+def next_agent(node: TestNode, instance: str, former: int) -> None:
+    """Wait until another agent has taken the place of `former`, which was killed."""
+
+    def there() -> bool:
+        try:
+            return agent_of(node, instance) != former
+        except (AssertionError, FileNotFoundError, ProcessLookupError):  # between the two
+            return False
+
+    eventually(there)
 
 
 def init_of(node: TestNode, instance: str) -> int:

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from ballpoint import __version__
-from tests.inside.conftest import Make, agent_of, instance_of
+from tests.inside.conftest import Make, agent_of, instance_of, next_agent
 from tests.support.nodes import TestNode, shell
-from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.node, pytest.mark.host]
 
@@ -97,7 +96,7 @@ def test_an_agent_that_was_killed_is_followed_by_one_that_answers(node: TestNode
     instance = instance_of(node, sprite)
     agent = agent_of(node, instance)
     os.kill(agent, signal.SIGKILL)
-    eventually(lambda: agent_of(node, instance) != agent)
+    next_agent(node, instance, agent)
     assert ask(sprite, "http://sprite/v1/info")[0] == 200
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from ballpoint.agent import notes
 from ballpoint.agent.anchor import Anchor
 from ballpoint.agent.inner import Inner, how_it_ended
+from ballpoint.agent.reveal import Reveal
 from ballpoint.agent.session import Sessions
 from ballpoint.agent.spawn import ContainerSpawner
 from ballpoint.host import namespaces
@@ -34,7 +35,8 @@ class Agent:
 
     Attributes:
         state: what the next agent needs, as JSON: instance, nonce, limits, sprite, environment, profile,
-            no_new_privileges, inner pid, sessions.
+            no_new_privileges, inner pid, shown checkpoints.
+        reveal: the checkpoints that can be read inside.
         phase: `parked` (a blank), `running` (claimed), or `dead` (the inner container has ended).
         how: how that ended, once it has.
         log_fd, netns, userns: handed to the node.
@@ -58,6 +60,7 @@ class Agent:
         self.spawner = ContainerSpawner(self.inner, procs, anchor)
         self.spawner.profile = self.state["profile"]
         self.spawner.no_new_privileges = self.state.get("no_new_privileges", False)
+        self.reveal = Reveal(self.inner, self.state.setdefault("shown", []))
         self.sessions: Sessions | None = None
         self.how = ""
 

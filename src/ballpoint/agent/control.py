@@ -4,6 +4,9 @@ hello   {}                        -> {version, instance, nonce, sprite, phase, h
 claim   {sprite, environment, resolv_conf, targets, profile, no_new_privileges} + root mount, bind mounts  -> {}
 settings{environment?, profile?, no_new_privileges?}   -> {}
 ping    {}                                             -> {sessions}
+show    {name} + a checkpoint's mount                  -> {}
+hide    {name}                                         -> {}
+shown   {}                                             -> {names}
 Notices to the node: {notice: "inner-exited", how}, {notice: "gone", question}
 
 And the agent's requests to its node, made for code inside the sprite (agent/inside.py):
@@ -17,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
 from typing import Any
 
@@ -47,6 +50,12 @@ class Control:
             "claim": self._claim,
             "settings": self._settings,
             "ping": self._ping,
+            "shown": self._shown,
+        }
+        self._slow: dict[str, Callable[[dict[str, Any], list[int]], Awaitable[Any]]] = {
+            "answer": self._answer,
+            "show": self._show,
+            "hide": self._hide,
         }
         asyncio.get_running_loop().add_reader(listener, self._accept)
 
@@ -87,8 +96,8 @@ class Control:
         self._peers[peer] = None
 
     async def _serve(self, message: dict[str, Any], fds: list[int]) -> tuple[Any, Sequence[int]]:
-        if message["op"] == "answer":
-            return {"taken": await self._answer(message)}, ()
+        if message["op"] in self._slow:
+            return await self._slow[message["op"]](message, fds), ()
         operation = self._operations.get(message["op"])
         if operation is None:
             raise InvalidError(f"this agent knows no {message['op']!r}")
@@ -122,11 +131,27 @@ class Control:
     def _ping(self, message: dict[str, Any], fds: list[int]) -> tuple[Any, Sequence[int]]:
         return {"sessions": len(self._agent.sessions or ())}, ()
 
-    async def _answer(self, message: dict[str, Any]) -> bool:
+    def _shown(self, message: dict[str, Any], fds: list[int]) -> tuple[Any, Sequence[int]]:
+        return {"names": self._agent.reveal.names}, ()
+
+    async def _show(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        if self._agent.phase != "running":
+            raise ConflictError(f"the instance is {self._agent.phase}")
+        (mount,) = fds
+        await self._agent.reveal.show(message["name"], mount)
+        self._agent.save()
+        return {}
+
+    async def _hide(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        await self._agent.reveal.hide(message["name"])
+        self._agent.save()
+        return {}
+
+    async def _answer(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         answer = self._questions.get(message["question"])
         if answer is None:
-            return False
+            return {"taken": False}
         if "status" in message:
             answer.begin(message["status"], message["headers"])
-            return True
-        return await answer.write(message["data"].encode("latin-1"))
+            return {"taken": True}
+        return {"taken": await answer.write(message["data"].encode("latin-1"))}

@@ -353,6 +353,28 @@ class ContainerInstance:
         """Change environment or privileges of processes started from now on."""
         await self._call("settings", seconds=_CLAIM_SECONDS, **settings)
 
+    async def show(self, name: str, image: int, disk: int) -> None:
+        """Let the sprite read a checkpoint below /.sprite/checkpoints; nothing where it can already.
+
+        Args:
+            image, disk: mounts of the standard image and of the checkpoint's disk.
+        """
+        userns, locker = self.userns, self._surroundings.locker
+        mount = await asyncio.to_thread(rootfs.make_readable, image, disk, userns, self.uid_base + 1, locker)
+        try:
+            await self._call("show", seconds=_CLAIM_SECONDS, fds=[mount], name=name)
+        finally:
+            os.close(mount)
+
+    async def hide(self, name: str) -> None:
+        """End what `show` began; nothing where the sprite cannot read it."""
+        await self._call("hide", seconds=_CLAIM_SECONDS, name=name)
+
+    async def shown(self) -> set[str]:
+        """Names of the checkpoints that the sprite can read."""
+        names = (await self._call("shown", seconds=_CLAIM_SECONDS))["names"]
+        return {name for name in names if isinstance(name, str)}
+
     async def ping(self, seconds: float) -> dict[str, Any]:
         """Ask the agent whether it lives.
 

@@ -99,6 +99,41 @@ def make(image: int, volume: int, binds: Sequence[Bind], userns: int, root_uid: 
         return RootFilesystem(root, made, stack.pop_all())
 
 
+def make_readable(image: int, disk: int, userns: int, root_uid: int, locker: Locker) -> int:
+    """Mount what a checkpoint holds, for reading only: its upper directory over the standard image, with mapped ids.
+
+    Must run in a thread that runs nothing else meanwhile, as `make`.
+
+    Args:
+        image, disk: mounts of the standard image and of the checkpoint's disk, as `staging.hold` returned them.
+        userns, root_uid: as for `make`.
+
+    Returns:
+        A detached mount whose flags nobody inside can clear; the caller owns it.
+    """
+    with ExitStack() as sources:
+
+        def held(fd: int) -> int:
+            sources.callback(staging.close, staging.hold(fd))
+            return fd
+
+        lower = held(_mapped(image, "", userns))
+        upper = held(_mapped(disk, "", userns))
+        attributes = mount.MOUNT_ATTR_RDONLY | mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NODEV
+        with prctl.file_access_as(root_uid):
+            # Without an upper layer, no mount of it is ever writable, whatever its flags.
+            plain = mount.fsmount(
+                "overlay",
+                {
+                    "source": "checkpoint",
+                    "lowerdir": f"/proc/self/fd/{upper}/{UPPER}:/proc/self/fd/{lower}",
+                    "redirect_dir": "follow",
+                },
+                attributes,
+            )
+        return locker.lock(held(plain))
+
+
 def _mapped(source: int, path: str, userns: int, attributes: int = 0) -> int:
     fd = mount.open_tree(path, source)
     try:

@@ -40,7 +40,7 @@ from ballpoint.host.namespaces import (
     CLONE_NEWUTS,
 )
 from ballpoint.host.slots import UID_STRIDE
-from ballpoint.runtime.container.programs import FILTER
+from ballpoint.runtime.container.programs import FILTER, OF_INSTANCES
 
 # Character devices of an instance: name -> (major, minor), Documentation/admin-guide/devices.txt.
 DEVICES = {
@@ -104,7 +104,7 @@ def _raise_limits() -> None:
 
 def _enter_empty_root(programs: Path) -> None:
     """Leave the host's mounts for a tmpfs that holds what instances are made of."""
-    files = {name: (programs / name).read_bytes() for name in ("anchor", "inner", "nsexec")}
+    files = {name: (programs / name).read_bytes() for name in OF_INSTANCES}
     namespaces.unshare(CLONE_NEWNS)
     mount.mount("none", "/", flags=mount.MS_REC | mount.MS_PRIVATE)
     root = mount.fsmount("tmpfs", {"mode": "755", "size": "32m"})

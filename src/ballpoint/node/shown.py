@@ -1,0 +1,81 @@
+"""The checkpoints of a running sprite that can be read inside, below /.sprite/checkpoints."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+from ballpoint.core.errors import BallpointError
+from ballpoint.host import staging
+from ballpoint.node.disks import Disks
+from ballpoint.node.running import Running
+from ballpoint.volume.readable import mount_readable
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Readable:
+    """A checkpoint to be read inside.
+
+    Attributes:
+        id: names its directory.
+        image: its disk's, as it was taken from the frozen disk.
+        digest: of the standard image it belongs to.
+    """
+
+    id: str
+    image: Path
+    digest: str
+
+
+class Shown:
+    """Shows checkpoints inside running sprites. What is shown outlives this process, as the sprite does."""
+
+    def __init__(self, disks: Disks) -> None:
+        self._disks = disks
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def show_checkpoints(self, running: Running, wanted: Sequence[Readable]) -> dict[str, str]:
+        """Make `wanted` what can be read inside, no more and no less. Idempotent; a start need not wait for it.
+
+        What goes lets go of its image, at once, or when the last process inside that uses it does; all go with the
+        instance. A checkpoint that cannot be shown, or not be taken away, stops no other.
+
+        Returns:
+            For each id that is not as it should be, why.
+
+        Raises:
+            UnavailableError: the agent does not answer.
+        """
+        lock = self._locks.setdefault(running.instance.id, asyncio.Lock())
+        async with lock:
+            runtime = running.instance.runtime
+            shown = await runtime.shown()
+            failed: dict[str, str] = {}
+            for name in shown - {each.id for each in wanted}:
+                try:
+                    await runtime.hide(name)
+                except BallpointError as error:
+                    failed[name] = str(error)
+            for each in wanted:
+                if each.id not in shown:
+                    try:
+                        await self._show(running, each)
+                    except (BallpointError, OSError) as error:
+                        failed[each.id] = str(error)
+        for name, reason in failed.items():
+            log.warning("checkpoint %s of %s cannot be read inside, or still can: %s", name, running.sprite_id, reason)
+        return failed
+
+    async def _show(self, running: Running, checkpoint: Readable) -> None:
+        image = await asyncio.to_thread(self._disks.image_mount, checkpoint.digest)
+        disk = await asyncio.to_thread(mount_readable, checkpoint.image)
+        try:
+            await running.instance.runtime.show(checkpoint.id, image, disk)
+        finally:
+            await asyncio.to_thread(staging.close, disk)
