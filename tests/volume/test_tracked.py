@@ -179,6 +179,16 @@ def test_what_is_trimmed_is_a_hole_in_the_copy(disk: Disk) -> None:
     assert len(blocks_of(disk.mirror.changed().holes)) >= 19 * MIB // BLOCK
 
 
+def test_zeros_are_holes_in_the_copy(disk: Disk) -> None:
+    for new in (os.urandom(20 * MIB), bytes(20 * MIB)):
+        with (disk.files / "large").open("wb") as file:
+            file.write(new)
+        with disk.frozen():
+            pass
+        disk.follow()
+    assert os.fstat(disk.image).st_blocks * 512 - os.fstat(disk.copy).st_blocks * 512 >= 15 * MIB
+
+
 def test_notes_that_are_incomplete(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of them is believed: the whole disk is copied again, but not while it is frozen."""
     with disk.frozen():

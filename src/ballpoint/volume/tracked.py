@@ -23,6 +23,7 @@ from ballpoint.host.blocktrace import UNIT, BlockTrace
 from ballpoint.volume.changed import BLOCK, Blocks, marked, runs, split
 
 _PIECE = 1 << 20
+_ZEROS = memoryview(bytes(_PIECE))
 # What is copied at most while the disk is frozen, where its writers let that be reached: some tens of milliseconds.
 _ENOUGH = 8 << 20
 _ROUNDS = 6
@@ -69,6 +70,7 @@ class Mirror:
         """
         before = None
         for _ in range(_ROUNDS):
+            os.fdatasync(self._image)  # else the freeze waits for it, and the writers with it
             written = self._notes.take()
             if written is None or self._whole:
                 written = [range(-(-self._size // UNIT))]
@@ -110,23 +112,32 @@ class Mirror:
             start, end = run.start * UNIT, min(run.stop * UNIT, self._size)
             first, last = start // BLOCK, -(-end // BLOCK)
             self._changed[first:last] = b"\x01" * (last - first)
+            if end - start <= BLOCK:
+                copied += self._copy_bytes(start, end)
+                continue
             for at, to, data in _pieces(self._image, start, end):
                 if data:
-                    self._copy_bytes(at, to)
-                    copied += to - at
+                    copied += self._copy_bytes(at, to)
                 else:
                     filesystem.punch_hole(self._copy, at, to - at)
         self._whole = False
         return copied
 
-    def _copy_bytes(self, start: int, end: int) -> None:
+    def _copy_bytes(self, start: int, end: int) -> int:
+        """Copy a piece, in which zeros become a hole; returns its length."""
         # Not copy_file_range(2): XFS lets both files share the blocks then.
-        while start < end:
-            length = os.preadv(self._image, [self._buffer[: end - start]], start)
+        at = start
+        while at < end:
+            length = os.preadv(self._image, [self._buffer[: end - at]], at)
             if not length:
                 raise OSError(errno.EIO, "the image of a disk ends before its end")
-            written = os.pwrite(self._copy, self._buffer[:length], start)
-            start += written
+            piece = self._buffer[:length]
+            if piece == _ZEROS[:length]:
+                filesystem.punch_hole(self._copy, at, length)
+            else:
+                length = os.pwrite(self._copy, piece, at)
+            at += length
+        return end - start
 
 
 def _pieces(fd: int, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
