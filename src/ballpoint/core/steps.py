@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from typing import Final
 
 VARIABLE: Final = "BALLPOINT_DIE_AT"
 
 _declared: list[str] = []
+_last: list[Callable[[], None]] = []
 _step, _, _count = os.environ.get(VARIABLE, "").partition("@")
 _left = int(_count or 1)
 
@@ -29,6 +31,11 @@ def declared() -> list[str]:
     return list(_declared)
 
 
+def before_death(work: Callable[[], None]) -> None:
+    """Have `work` done right before this process kills itself: for a test that lets more fail with it, as the host."""
+    _last.append(work)
+
+
 def reach(step: str) -> None:
     """Say that `step` is reached: what comes before it has been done, what comes after has not begun."""
     global _left
@@ -36,4 +43,6 @@ def reach(step: str) -> None:
         return
     _left -= 1
     if not _left:
+        for work in _last:
+            work()
         os.kill(os.getpid(), signal.SIGKILL)

@@ -61,6 +61,13 @@ def set_cowextsize(fd: int, size: int) -> None:
     fcntl.ioctl(fd, _FS_IOC_FSSETXATTR, bytearray(changed))
 
 
+def is_immutable(fd: int) -> bool:
+    """Whether nobody may write to the file `fd` (lsattr(1), i)."""
+    flags = ctypes.c_long(0)
+    fcntl.ioctl(fd, _FS_IOC_GETFLAGS, flags)
+    return bool(flags.value & _FS_IMMUTABLE_FL)
+
+
 def set_immutable(fd: int, immutable: bool) -> None:
     """Let nobody write to, rename or unlink the file `fd`, not even root (chattr(1), +i); or let everybody again."""
     flags = ctypes.c_long(0)

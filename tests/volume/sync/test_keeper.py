@@ -15,10 +15,19 @@ from ballpoint.store.store import list_all
 from ballpoint.volume.log.keys import packs_prefix
 from ballpoint.volume.pool import VolumePool
 from ballpoint.volume.record import read_record, write_record
-from ballpoint.volume.sync.keeper import Keeper
 from ballpoint.volume.sync.recover import Found, inventory
 from ballpoint.volume.sync.upload import Uploads
-from tests.volume.sync.world import SETTINGS, Scribbler, disk_at, disk_in, freezer_of, keeper_of, snapshot_of
+from tests.volume.sync.world import (
+    SETTINGS,
+    Scribbler,
+    disk_at,
+    disk_in,
+    freezer_of,
+    keeper_of,
+    settled,
+    snapshot_of,
+    sync,
+)
 from tests.volume.world import path
 
 
@@ -39,10 +48,6 @@ def volume_id(pool: VolumePool) -> str:
     made = ids.new_uuid()
     pool.create(made, template="base", meta={"image": "digest"})
     return made
-
-
-async def sync(keeper: Keeper) -> None:
-    await keeper.sync(lambda: None, SETTINGS)
 
 
 async def test_the_store_has_what_was_on_the_disk(
@@ -187,9 +192,3 @@ async def test_a_volume_that_only_the_store_knows_comes_back_with_its_checkpoint
     assert await disk_in(store, UUID(volume_id)) == disk_at(image)
     kept = await keeper.checkpoint(None, comment="", auto=False, frozen=None)
     assert kept.id == f"v{before.next}"
-
-
-async def settled(keeper: Keeper) -> None:
-    """Everything is in the store, and known to be: a snapshot right after a write cannot be sure of its time."""
-    while keeper.dirty(SETTINGS):
-        await sync(keeper)

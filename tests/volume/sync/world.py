@@ -28,6 +28,17 @@ def keeper_of(pool: VolumePool, volume_id: str, store: Store, uploads: Uploads) 
     return Keeper.open(pool, volume_id, store=store, uploads=uploads, writer="test")
 
 
+async def sync(keeper: Keeper) -> None:
+    """Bring a volume that is not attached into the log."""
+    await keeper.sync(lambda: None, SETTINGS)
+
+
+async def settled(keeper: Keeper) -> None:
+    """As `sync`, until that is known: a snapshot right after a write cannot be sure of its time."""
+    while keeper.dirty(SETTINGS):
+        await sync(keeper)
+
+
 def freezer_of(disk: AttachedVolume) -> Any:
     """What stops the writers of a disk, here without a process of its own."""
 
