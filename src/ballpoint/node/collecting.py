@@ -10,7 +10,7 @@ from ballpoint.core.clock import SYSTEM_CLOCK, Clock
 from ballpoint.core.errors import BallpointError
 from ballpoint.store.store import Store
 from ballpoint.volume.log.collect import RETENTION_SECONDS, collect
-from ballpoint.volume.sync.recover import lineages
+from ballpoint.volume.log.survey import lineages
 
 log = logging.getLogger(__name__)
 

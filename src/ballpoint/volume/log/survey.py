@@ -8,7 +8,7 @@ from typing import Final
 from uuid import UUID
 
 from ballpoint.core.errors import CorruptError
-from ballpoint.store.store import Store, list_all
+from ballpoint.store.store import LIST_MAX, Store, list_all
 from ballpoint.volume.log.keys import MemberName, members_prefix, parse_member
 
 LINEAGES: Final = "lineages/"
@@ -27,22 +27,41 @@ def refuse(error: CorruptError) -> None:
 
 
 async def lineages(store: Store, foreign: Foreign = refuse) -> AsyncIterator[UUID]:
-    """All lineages, one request for each.
+    """All lineages, each once: one request for a thousand of their members.
 
     Args:
         foreign: is told of what else is in their place, and is passed over then.
 
     Raises:
         CorruptError: as `foreign` does.
+        UnavailableError: the store does not answer.
     """
-    async for name in _directories(store, LINEAGES, foreign):
-        yield name
+    after, last = "", None
+    while page := await store.list(LINEAGES, after=after):
+        for item in page:
+            try:
+                lineage = parse_member(item.key).lineage
+            except CorruptError as error:
+                foreign(error)
+                continue
+            if lineage != last:
+                yield lineage
+            last = lineage
+        after = page[-1].key
+        if len(page) < LIST_MAX:
+            break
 
 
 async def volumes(store: Store, foreign: Foreign = refuse) -> AsyncIterator[UUID]:
     """All volumes that have objects, members or not, one request for each. As `lineages`."""
-    async for name in _directories(store, VOLUMES, foreign):
-        yield name
+    after = ""
+    while page := await store.list(VOLUMES, after=after, limit=1):
+        name, slash, _ = page[0].key.removeprefix(VOLUMES).partition("/")
+        after = f"{VOLUMES}{name}{_AFTER_SLASH}" if slash else page[0].key
+        if slash and _UUID.fullmatch(name):
+            yield UUID(name)
+        else:
+            foreign(CorruptError(f"the store's object {page[0].key!r} is not Ballpoint's", hint=_HINT))
 
 
 async def members(store: Store, lineage: UUID, foreign: Foreign = refuse) -> list[MemberName]:
@@ -54,14 +73,3 @@ async def members(store: Store, lineage: UUID, foreign: Foreign = refuse) -> lis
         except CorruptError as error:
             foreign(error)
     return names
-
-
-async def _directories(store: Store, prefix: str, foreign: Foreign) -> AsyncIterator[UUID]:
-    after = ""
-    while page := await store.list(prefix, after=after, limit=1):
-        name, slash, _ = page[0].key.removeprefix(prefix).partition("/")
-        after = f"{prefix}{name}{_AFTER_SLASH}" if slash else page[0].key
-        if slash and _UUID.fullmatch(name):
-            yield UUID(name)
-        else:
-            foreign(CorruptError(f"the store's object {page[0].key!r} is not Ballpoint's", hint=_HINT))

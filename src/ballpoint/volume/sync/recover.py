@@ -121,25 +121,6 @@ async def inventory(store: Store) -> AsyncIterator[Found | Unreadable]:
         after = page[-1].key
 
 
-async def lineages(store: Store) -> AsyncIterator[UUID]:
-    """All lineages of a store, each once: one request for a thousand of their volumes.
-
-    Raises:
-        CorruptError: somebody else writes into this place.
-        UnavailableError: the store, in a way that it may repair.
-    """
-    after, last = "", None
-    while page := await store.list(LINEAGES, after=after):
-        for item in page:
-            lineage = parse_member(item.key).lineage
-            if lineage != last:
-                yield lineage
-            last = lineage
-        if len(page) < LIST_MAX:
-            break
-        after = page[-1].key
-
-
 async def _look(store: Store, key: str) -> Found | None:
     member = parse_member(key)
     view = await read(store, member.volume)
