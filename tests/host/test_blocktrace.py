@@ -16,7 +16,7 @@ import pytest
 
 from ballpoint.core.errors import UnavailableError
 from ballpoint.host import blocktrace, btf, loop
-from ballpoint.host.blocktrace import UNIT, BlockTrace
+from ballpoint.host.blocktrace import UNIT, BlockTrace, open_trace
 
 pytestmark = pytest.mark.host
 
@@ -179,3 +179,18 @@ def test_a_kernel_without_what_is_needed(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(btf, "_VMLINUX", tmp_path / "absent")
     with pytest.raises(UnavailableError):
         BlockTrace()
+
+
+def test_the_program_is_tried_before_it_is_believed(
+    root: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with open_trace(tmp_path) as trace, device(tmp_path / "disk") as (name, fd):
+        notes = trace.note(name, SIZE)
+        os.pwrite(fd, b"x", 0)
+        os.fsync(fd)
+        assert union(notes.take()) == {0}
+        notes.close()
+    monkeypatch.setattr(blocktrace.Notes, "take", lambda _: [])
+    with pytest.raises(UnavailableError):
+        open_trace(tmp_path)
+    assert not list(tmp_path.iterdir())

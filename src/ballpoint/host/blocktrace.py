@@ -19,6 +19,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Final, Self
 
 from ballpoint.core.errors import UnavailableError
@@ -62,6 +63,7 @@ _JA, _JEQ, _JEQ_K, _JNE, _JGE_K, _CALL, _EXIT = 0x05, 0x1D, 0x15, 0x5D, 0x35, 0x
 _ATOMIC_DW, _ATOMIC_OR, _ATOMIC_FETCH_ADD = 0xDB, 0x40, 0x01
 _R0, _R1, _R2, _R3, _R4, _R5, _R6, _R7, _R8, _R9, _R10 = range(11)
 
+_TRIAL_UNITS = 256
 _ZERO_PAGE = bytes(4096)
 _BITS_OF = [bytes(byte >> bit & 1 for bit in range(8)) for byte in range(256)]
 _RUN = re.compile(b"\x01+")
@@ -149,6 +151,34 @@ class BlockTrace:
             size: of the device, in bytes.
         """
         return Notes(self, self._maps, device, size)
+
+
+def open_trace(directory: Path) -> BlockTrace:
+    """The program, having been tried on a small device with its file in `directory`: a tenth of a second or two.
+
+    Raises:
+        UnavailableError: the kernel lacks what this needs, or notes something else than what was written.
+    """
+    with ExitStack() as stack:
+        trace = BlockTrace()
+        stack.callback(trace.close)
+        with TemporaryFile(dir=directory) as file:
+            file.truncate(_TRIAL_UNITS * UNIT)
+            device, fd = loop.attach(Path(f"/proc/self/fd/{file.fileno()}"))
+            try:
+                notes = trace.note(device, _TRIAL_UNITS * UNIT)
+                try:
+                    os.pwrite(fd, bytes(UNIT), _TRIAL_UNITS // 2 * UNIT)
+                    os.fsync(fd)
+                    noted = notes.take()
+                finally:
+                    notes.close()
+            finally:
+                os.close(fd)
+        if noted != [range(_TRIAL_UNITS // 2, _TRIAL_UNITS // 2 + 1)]:
+            raise UnavailableError("the kernel does not note what is written to a loop device", hint=f"noted: {noted}")
+        stack.pop_all()
+        return trace
 
 
 class Notes:
