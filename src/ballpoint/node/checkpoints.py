@@ -19,6 +19,7 @@ from ballpoint.node.disks import Disks
 from ballpoint.node.node import Node
 from ballpoint.node.running import Running
 from ballpoint.node.saving import Saver, moment
+from ballpoint.node.shown import Shown
 from ballpoint.node.views import CheckpointView, DiskView, NewFork, Progress, ProgressKind, SpriteView
 from ballpoint.node.watch.space import Space
 from ballpoint.registry.records import Sprite
@@ -34,11 +35,14 @@ AUTO_KEPT = 5
 class Checkpoints:
     """The verbs of disks' states, for callers."""
 
-    def __init__(self, node: Node, disks: Disks, saver: Saver, space: Space, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(
+        self, node: Node, disks: Disks, saver: Saver, space: Space, shown: Shown, clock: Clock = SYSTEM_CLOCK
+    ) -> None:
         self._node = node
         self._disks = disks
         self._saver = saver
         self._space = space
+        self._shown = shown
         self._clock = clock
         self._restoring: set[str] = set()
 
@@ -59,6 +63,7 @@ class Checkpoints:
     async def _keep(self, sprite: Sprite, comment: str, cause: str) -> Kept:
         async with self._node.lock(sprite.id):
             kept = await self._take(sprite, comment, auto=False)
+            self._shown.changed()
         await self._node.registry.add_event(sprite.id, "checkpoint", f"{kept.id} made {cause}")
         return kept
 
@@ -73,13 +78,14 @@ class Checkpoints:
         return kept
 
     async def checkpoints(self, caller: Caller, name: str, *, include_auto: bool) -> list[CheckpointView]:
-        keeper = await self._keeper(caller, name)
-        record = keeper.record
-        return [_view(record, each) for each in record.checkpoints if include_auto or not each.auto]
+        sprite = await self._node.registry.sprite(caller.org_id, name)
+        record = (await self._saver.keeper(sprite)).record
+        return [self._view(sprite, record, each) for each in record.checkpoints if include_auto or not each.auto]
 
     async def get_checkpoint(self, caller: Caller, name: str, checkpoint_id: str) -> CheckpointView:
-        keeper = await self._keeper(caller, name)
-        return _view(keeper.record, keeper.record.checkpoint(checkpoint_id))
+        sprite = await self._node.registry.sprite(caller.org_id, name)
+        record = (await self._saver.keeper(sprite)).record
+        return self._view(sprite, record, record.checkpoint(checkpoint_id))
 
     async def forget(self, caller: Caller, name: str, checkpoint_id: str) -> None:
         sprite = await self._node.registry.sprite(caller.org_id, name)
@@ -96,6 +102,7 @@ class Checkpoints:
                     f"a fork of {checkpoint_id!r} is not in the store yet", hint="try again in some seconds"
                 )
             await keeper.forget(checkpoint_id)
+            self._shown.changed()
             await self._saver.changed(sprite.id, sprite.volume_id)
             self._saver.on_garbage(keeper.record.lineage)
         await self._node.registry.add_event(sprite.id, "checkpoint_deleted", f"{checkpoint_id} deleted {cause}")
@@ -218,23 +225,20 @@ class Checkpoints:
             size=record.size,
         )
 
-    async def _keeper(self, caller: Caller, name: str) -> Keeper:
-        return await self._saver.keeper(await self._node.registry.sprite(caller.org_id, name))
+    def _view(self, sprite: Sprite, record: Record, kept: Kept) -> CheckpointView:
+        return CheckpointView(
+            id=kept.id,
+            create_time=moment(kept.time),
+            comment=kept.comment,
+            is_auto=kept.auto,
+            durable=kept.durable,
+            source_id=kept.source,
+            health="mount_failed" if kept.id in self._shown.failures(sprite.id) else "",
+            history=tuple(_ancestors(record, kept)),
+        )
 
     def _line(self, kind: ProgressKind, data: str) -> Progress:
         return Progress(kind=kind, data=data, time=self._clock.now())
-
-
-def _view(record: Record, kept: Kept) -> CheckpointView:
-    return CheckpointView(
-        id=kept.id,
-        create_time=moment(kept.time),
-        comment=kept.comment,
-        is_auto=kept.auto,
-        durable=kept.durable,
-        source_id=kept.source,
-        history=tuple(_ancestors(record, kept)),
-    )
 
 
 def _ancestors(record: Record, kept: Kept) -> list[str]:

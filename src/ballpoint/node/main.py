@@ -41,6 +41,7 @@ from ballpoint.node.recovery import recover
 from ballpoint.node.routing import Routing
 from ballpoint.node.running import Starter
 from ballpoint.node.saving import Saver
+from ballpoint.node.shown import Shown
 from ballpoint.node.standby.pool import Pool
 from ballpoint.node.standby.spares import MOST as SPARES_MOST
 from ballpoint.node.standby.spares import Spares
@@ -142,6 +143,8 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
         tasks.start(space.run(), "space")
         tasks.start(images.run(disks), "images")
         tasks.start(saver.run(), "saving")
+        shown = Shown(disks)
+        tasks.start(shown.run(node, saver), "checkpoints inside")
         tasks.start(collector.run(), "collecting")
         tasks.start(images.keep(), "images for the store")
         tasks.start(Walls(node, network).run(), "walls")
@@ -152,7 +155,7 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
         routing = Routing(node, config.run)
         routing.start(edge_uid)
         stack.callback(routing.close)
-        app = make_app(node, Checkpoints(node, disks, saver, space))
+        app = make_app(node, Checkpoints(node, disks, saver, space, shown))
         inside.open(app)
         server = _ApiServer(app, config.run / "api.sock", edge_uid)
         tasks.start(server.serve_here(), "control API")

@@ -115,6 +115,10 @@ class Saver:
         """The keeper of a sprite's volume."""
         return (await self._volume(sprite.id, sprite.volume_id)).keeper
 
+    async def keeper_of(self, running: Running) -> Keeper:
+        """The keeper of a running sprite's volume."""
+        return (await self._volume(running.sprite_id, running.volume.id)).keeper
+
     async def _volume(self, sprite_id: str, volume_id: str) -> _Volume:
         if volume_id not in self._volumes:
             keeper = await asyncio.to_thread(

@@ -5,17 +5,27 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Final
 from weakref import WeakValueDictionary
 
 from ballpoint.core.errors import BallpointError
+from ballpoint.core.tasks import for_each
 from ballpoint.host import staging
 from ballpoint.node.disks import Disks
+from ballpoint.node.node import Node
 from ballpoint.node.running import Running
+from ballpoint.node.saving import Saver
 from ballpoint.volume.readable import mount_readable
 
 log = logging.getLogger(__name__)
+
+_SHOWN: Final = 5
+_LOOK_SECONDS: Final = 2.0
+_AT_ONCE: Final = 4
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,40 @@ class Shown:
     def __init__(self, disks: Disks) -> None:
         self._disks = disks
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._settled: dict[str, tuple[str, ...]] = {}
+        self._failed: dict[str, dict[str, str]] = {}
+        self._changed = asyncio.Event()
+
+    def changed(self) -> None:
+        """Some sprite's checkpoints have changed: look at once."""
+        self._changed.set()
+
+    def failures(self, sprite_id: str) -> dict[str, str]:
+        """The checkpoints of a sprite that should be readable inside and are not, and why."""
+        return self._failed.get(sprite_id, {})
+
+    async def run(self, node: Node, keepers: Saver) -> None:
+        """Let the newest checkpoints of every running sprite be readable inside, from its start on."""
+        while True:
+            self._changed.clear()
+            await for_each(list(node.running.values()), partial(self._look_at, keepers), at_once=_AT_ONCE)
+            living = {running.instance.id for running in node.running.values()}
+            self._settled = {name: ids for name, ids in self._settled.items() if name in living}
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await self._changed.wait()
+
+    async def _look_at(self, keepers: Saver, running: Running) -> None:
+        try:
+            keeper = await keepers.keeper_of(running)
+            named = [each for each in keeper.record.checkpoints if not each.auto and each.sequence is not None]
+            wanted = [Readable(each.id, keeper.image_of(each), each.image) for each in named[-_SHOWN:]]
+            ids = tuple(each.id for each in wanted)
+            if not running.ending and self._settled.get(running.instance.id, ()) != ids:
+                self._failed[running.sprite_id] = await self.show_checkpoints(running, wanted)
+                self._settled[running.instance.id] = ids
+        except (BallpointError, OSError) as error:
+            log.warning("checkpoints of %s are not shown inside: %s", running.sprite_id, error)
 
     async def show_checkpoints(self, running: Running, wanted: Sequence[Readable]) -> dict[str, str]:
         """Make `wanted` what can be read inside, no more and no less. Idempotent; a start need not wait for it.

@@ -282,6 +282,11 @@ class Keeper:
         await asyncio.to_thread(self._pool.fork, new_volume_id, of=self.volume_id, sequence=sequence, record=made)
         steps.reach(_FORKED)
 
+    def image_of(self, kept: Kept) -> Path:
+        """Where the snapshot of a checkpoint is that has one here."""
+        assert kept.sequence is not None
+        return snapshots.path_of(self._directory, kept.sequence)
+
     # ---- what is in the store only ----
 
     async def fetch(self, progress: Progress | None = None) -> None:
