@@ -1,0 +1,208 @@
+"""What is here of a volume becomes commits of its log."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+import msgspec
+
+from ballpoint.core import steps
+from ballpoint.core.errors import InternalError
+from ballpoint.store.store import Store
+from ballpoint.volume import snapshots
+from ballpoint.volume.log.blob import Blob, Reference
+from ballpoint.volume.log.commit import Checkpoint, Kind, State
+from ballpoint.volume.log.compact import Compacted, compact
+from ballpoint.volume.log.log import Writer
+from ballpoint.volume.log.mapped import load_map, load_pages, store_map
+from ballpoint.volume.record import Kept, Operation, settings_hash
+from ballpoint.volume.sync.differences import differences
+from ballpoint.volume.sync.local import Local, Snapshot
+from ballpoint.volume.sync.upload import Place, Upload, Uploads
+
+# A commit that names everything: so often, or after so many changes (32 bytes each to whoever replays the log).
+_COMPLETE_EVERY: Final = 64
+_COMPLETE_CHANGES: Final = 32_768
+
+_UPLOADED = steps.declare("sync: all packs are stored")
+_COMMITTED = steps.declare("sync: the commit is stored")
+_RECORDED = steps.declare("sync: the record names the new base")
+_TRIMMED = steps.declare("sync: the log is trimmed")
+
+
+class Committer:
+    """Writes the log of one volume, from when that was begun or taken over to the end of this process.
+
+    Args:
+        uploads: shared by all volumes of the node.
+
+    Attributes:
+        writer: of the log. What it writes is noted in the record here.
+    """
+
+    def __init__(self, local: Local, writer: Writer, store: Store, uploads: Uploads) -> None:
+        self._local = local
+        self._store = store
+        self._uploads = uploads
+        self._trim_due = False
+        self.writer = writer
+
+    async def carry_out(self, operation: Operation, settings: dict[str, Any]) -> None:
+        """Bring the first pending operation into the log; it may be there already, if that could not be noted."""
+        state = self.writer.view.state
+        assert state is not None
+        kept = next((each for each in self._local.record.checkpoints if each.id == operation.id), None)
+        logged = next((each for each in state.checkpoints if each.id == operation.id), None)
+        if operation.kind == "checkpoint" and logged is None:
+            snapshot = Snapshot(operation.sequence, operation.mtime_ns, operation.time)
+            # One that was deleted meanwhile is a state of the disk all the same: the next is compared with it.
+            await self.log(settings, "checkpoint" if kept else "root", snapshot, kept=kept)
+        elif operation.kind == "restore":
+            if logged is None:
+                raise InternalError(f"the checkpoint {operation.id} was restored, and is not in the log")
+            everything = self._state(logged.root, settings, image=logged.image)
+            await self._commit(settings, Snapshot(operation.sequence), "restore", state=everything)
+        elif operation.kind == "forget" and logged is not None:
+            await self.log(settings, "forget", None, forget=operation.id)
+        await self._settle(operation)
+
+    async def _settle(self, operation: Operation) -> None:
+        async with self._local.lock:
+            checkpoints = tuple(
+                msgspec.structs.replace(each, durable=True) if each.id == operation.id else each
+                for each in self._local.record.checkpoints
+            )
+            await self._local.write(pending=self._local.record.pending[1:], checkpoints=checkpoints)
+
+    async def log(
+        self,
+        settings: dict[str, Any],
+        kind: Kind | None,
+        snapshot: Snapshot | None,
+        *,
+        kept: Kept | None = None,
+        forget: str | None = None,
+    ) -> None:
+        """Write a commit with everything that it needs.
+
+        Args:
+            settings: the sprite's, as they are now.
+            kind: None: whatever suits the changes of the disk, and none where nothing has changed.
+            snapshot: the new state of the disk; None: it is as the log has it.
+            kept: a checkpoint of that state, which the commit names.
+            forget: id of one that it does not name any more.
+        """
+        upload = Upload(self._uploads, self._store, self.writer.new_pack)
+        try:
+            places: list[tuple[int, Place]] = []
+            if snapshot is not None:
+                places = await differences(
+                    self._store, self._local, self.writer.view, snapshot.sequence, upload, inline=kind is None
+                )
+                if kind is None and not places:
+                    await self._local.note(snapshot_mtime_ns=snapshot.mtime_ns, snapshot_time=snapshot.time)
+                    await asyncio.to_thread(snapshots.remove, self._local.directory, snapshot.sequence)
+                    return
+            kind = kind or ("data" if len(places) <= _COMPLETE_CHANGES else "root")
+            root = await self._root(places, upload) if kind != "data" else None
+            closed = await upload.finish()
+        finally:
+            await upload.cancel()
+            self._local.cost.cpu_seconds += upload.cpu_seconds
+        steps.reach(_UPLOADED)
+        if root is None:
+            await self._commit(settings, snapshot, kind, upload, closed=closed, blocks=places)
+        else:
+            everything = self._state(root, settings, kept=kept, forget=forget)
+            await self._commit(settings, snapshot, kind, upload, closed=closed, state=everything)
+
+    async def _commit(
+        self,
+        settings: dict[str, Any],
+        snapshot: Snapshot | None,
+        kind: Kind,
+        upload: Upload | None = None,
+        **content: Any,
+    ) -> None:
+        """Write a commit, and note what the disk is compared with from now on."""
+        base_stays = self._local.valid_base(self.writer.view)
+        await self.writer.commit(kind, **content)
+        steps.reach(_COMMITTED)
+        changes: dict[str, Any] = {}
+        if snapshot is not None:
+            changes["base"] = await asyncio.to_thread(self._local.base, self.writer.view, snapshot.sequence)
+            changes["snapshot_mtime_ns"] = snapshot.mtime_ns
+            changes["bytes_written"] = snapshots.allocated(self._local.directory, snapshot.sequence)
+            changes["snapshot_time"] = snapshot.time or self._local.record.snapshot_time
+        elif base_stays is not None:
+            changes["base"] = await asyncio.to_thread(self._local.base, self.writer.view, base_stays)
+        if kind != "data":
+            changes["settings"] = settings_hash(settings)
+            self._trim_due = True
+        if upload is not None:
+            changes["bytes_stored"] = self._local.record.bytes_stored + upload.bytes_stored
+        await self._local.note(**changes)
+        steps.reach(_RECORDED)
+
+    def _state(
+        self,
+        root: Reference,
+        settings: dict[str, Any],
+        *,
+        image: str | None = None,
+        kept: Kept | None = None,
+        forget: str | None = None,
+    ) -> State:
+        """What a commit says that names everything."""
+        former = self.writer.view.state
+        assert former is not None
+        checkpoints = [each for each in former.checkpoints if each.id != forget]
+        if kept is not None:
+            named = {name: getattr(kept, name) for name in ("id", "time", "comment", "auto", "image")}
+            checkpoints.append(Checkpoint(root=root, **named))
+        return State(
+            root=root,
+            checkpoints=tuple(checkpoints),
+            image=image or former.image,
+            size=former.size,
+            settings=settings,
+            trashed=self.writer.view.trashed,
+            count=self.writer.view.count + 1,
+            next=self._local.record.next,
+        )
+
+    async def _root(self, places: list[tuple[int, Place]], upload: Upload) -> Reference:
+        """The root of the map with `places` in it; what it needs is in the upload."""
+        view = self.writer.view
+        assert view.state is not None
+        if not places and not view.changes:
+            return view.state.root
+        disk = await load_map(self._store, view)
+        await load_pages(self._store, view, disk, (block for block, _ in places))
+        for block, place in places:
+            disk[block] = await upload.add(place, "block") if isinstance(place, Blob) else place
+        return await store_map(disk, view, upload.add)
+
+    async def settings(self, settings: dict[str, Any]) -> None:
+        """Bring the sprite's settings into the log, where they are others."""
+        if self._local.record.settings != (digest := settings_hash(settings)):
+            await self.writer.commit("settings", settings=settings)
+            await self._local.note(settings=digest)
+
+    async def tidy(self, settings: dict[str, Any]) -> None:
+        """Keep the log short for whoever replays it."""
+        if len(self.writer.view.changes) >= _COMPLETE_EVERY:
+            await self.log(settings, "root", None)
+        if self._trim_due:
+            await self.writer.trim()
+            self._trim_due = False
+            steps.reach(_TRIMMED)
+
+    async def compact(self) -> Compacted:
+        """Move what is still needed out of objects that are mostly garbage."""
+        base, before = self._local.valid_base(self.writer.view), self.writer.view.disk
+        done = await compact(self._store, self.writer)
+        if base is not None and self.writer.view.disk != before:
+            await self._local.note(base=await asyncio.to_thread(self._local.base, self.writer.view, base))
+        return done
