@@ -18,6 +18,7 @@ from ballpoint.core import steps
 from ballpoint.core.clock import SYSTEM_CLOCK, Clock
 from ballpoint.core.errors import ConflictError
 from ballpoint.store.store import Store
+from ballpoint.volume import snapshots
 from ballpoint.volume.log.compact import Compacted
 from ballpoint.volume.log.log import milliseconds
 from ballpoint.volume.pool import AttachedVolume, VolumePool
@@ -198,7 +199,7 @@ class Keeper:
     def image_of(self, kept: Kept) -> Path:
         """Where the snapshot of a checkpoint is that has one here."""
         assert kept.sequence is not None
-        return snapshots.path_of(self._directory, kept.sequence)
+        return snapshots.path_of(self._local.directory, kept.sequence)
 
     # ---- what is in the store only ----
 
