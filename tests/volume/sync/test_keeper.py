@@ -10,9 +10,12 @@ import msgspec
 import pytest
 
 from ballpoint.core import ids
+from ballpoint.core.errors import UnavailableError
 from ballpoint.store.directory import DirectoryStore
 from ballpoint.store.store import list_all
-from ballpoint.volume.log.keys import packs_prefix
+from ballpoint.volume.log.collect import collect
+from ballpoint.volume.log.fork import join
+from ballpoint.volume.log.keys import MemberName, packs_prefix
 from ballpoint.volume.pool import VolumePool
 from ballpoint.volume.record import read_record, write_record
 from ballpoint.volume.sync.recover import Found, inventory
@@ -132,6 +135,19 @@ async def test_a_fork_whose_log_began_unnoticed_goes_on(
     assert len(await list_all(store, packs_prefix(UUID(fork_id)))) <= stored + 1
 
 
+async def test_a_volume_that_was_given_up_before_it_began_gets_another_name(
+    pool: VolumePool, volume_id: str, store: DirectoryStore, uploads: Uploads
+) -> None:
+    keeper = keeper_of(pool, volume_id, store, uploads)
+    await join(store, MemberName(keeper.record.lineage, keeper.record.volume), None)
+    await collect(store, keeper.record.lineage, writer="another", abandon=0)
+    with pytest.raises(UnavailableError):
+        await sync(keeper)
+    await sync(keeper)
+    assert keeper.record.volume != UUID(volume_id)
+    assert await disk_in(store, keeper.record.volume) == disk_at(pool.directory(volume_id) / "disk.img")
+
+
 async def test_a_disk_that_is_in_the_store_only_comes_back_whole(
     pool: VolumePool, volume_id: str, store: DirectoryStore, uploads: Uploads
 ) -> None:
@@ -150,8 +166,10 @@ async def test_a_disk_that_is_in_the_store_only_comes_back_whole(
     assert list((pool.directory(volume_id) / "snapshots").iterdir()) == []
     await sync(keeper)
     keeper = keeper_of(pool, volume_id, store, uploads)
+    stored = keeper.record.bytes_stored
     await keeper.fetch()
     assert disk_at(image) == second
+    assert keeper.record.bytes_written and keeper.record.bytes_stored >= stored
     assert await keeper.evict_checkpoints() == 0
     await keeper.replace_disk(kept.id, await keeper.stage(kept.id))
     assert disk_at(image) == first

@@ -17,9 +17,10 @@ import msgspec
 from ballpoint.core import steps
 from ballpoint.core.clock import SYSTEM_CLOCK, Clock
 from ballpoint.core.errors import ConflictError
-from ballpoint.store.store import Store
+from ballpoint.store.store import Store, list_all
 from ballpoint.volume import snapshots
 from ballpoint.volume.log.compact import Compacted
+from ballpoint.volume.log.keys import packs_prefix
 from ballpoint.volume.log.log import milliseconds
 from ballpoint.volume.pool import AttachedVolume, VolumePool
 from ballpoint.volume.record import Kept, Operation, Origin, Record, settings_hash
@@ -225,6 +226,7 @@ class Keeper:
                 volume=self.record.volume,
                 progress=progress,
             )
+            stored = await list_all(self._store, packs_prefix(self.record.volume))
             steps.reach(_FETCHED)
             async with self._local.lock:
                 # Whoever wrote it last: this node's own state was given up when it was evicted.
@@ -233,6 +235,8 @@ class Keeper:
                     base=await asyncio.to_thread(self._local.base, view, sequence),
                     snapshot_time=view.time,
                     snapshot_mtime_ns=0,
+                    bytes_written=await asyncio.to_thread(snapshots.allocated, self._local.directory, sequence),
+                    bytes_stored=sum(item.size for item in stored),
                 )
                 staged = await asyncio.to_thread(self._local.pool.stage, self._local.volume_id, sequence)
                 await asyncio.to_thread(self._local.pool.replace_disk, self._local.volume_id, staged)

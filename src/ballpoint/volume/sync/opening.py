@@ -11,7 +11,7 @@ from ballpoint.core.clock import Clock
 from ballpoint.core.errors import FencedError, NotFoundError, UnavailableError
 from ballpoint.store.store import Store
 from ballpoint.volume.log.fork import fork, found
-from ballpoint.volume.log.log import OutdatedError, Writer
+from ballpoint.volume.log.log import OutdatedError, Writer, read
 from ballpoint.volume.record import Origin, settings_hash
 from ballpoint.volume.sync.local import Local
 
@@ -68,7 +68,10 @@ async def _begin(store: Store, local: Local, settings: dict[str, Any], writer_na
         writer = await _begin_fork(store, local, origin, settings, writer_name, clock)
     steps.reach(_BEGUN)
     if writer is None:
-        raise UnavailableError(f"the log of volume {record.volume} has begun meanwhile", hint="try again")
+        view = await read(store, record.volume)
+        if view is not None and view.dead:
+            await _rename(local)
+        raise UnavailableError(f"volume {record.volume} has a log by now, or had one", hint="the next try goes on")
     base = None if origin is None else await asyncio.to_thread(local.base, writer.view, origin.sequence)
     await local.note(base=base, origin=None, settings=settings_hash(settings))
     return writer
@@ -92,6 +95,13 @@ async def _begin_fork(
             f"volume {local.record.volume} is a fork of a checkpoint that is not in the store yet"
         ) from error
     except OutdatedError:
-        # The name is used up; as a volume of another one, with all blocks of its own, it loses nothing.
-        await local.note(volume=UUID(ids.new_uuid()), lineage=UUID(ids.new_uuid()), epoch=0, origin=None)
+        await _rename(local)
         raise
+
+
+async def _rename(local: Local) -> None:
+    """Let it be another volume in the store, of a lineage of its own, with all blocks its own: it loses nothing.
+
+    The name that it had is used up: a log that is closed for good is never opened again.
+    """
+    await local.note(volume=UUID(ids.new_uuid()), lineage=UUID(ids.new_uuid()), epoch=0, base=None, origin=None)
