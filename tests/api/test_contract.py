@@ -15,7 +15,7 @@ from .double import MALLORY, NodeDouble, caller_header
 
 SPRITE_KEYS = {
     "id", "name", "organization", "org_slug", "status", "health", "health_reason", "url", "url_settings", "created_at",
-    "updated_at", "config", "environment", "labels", "last_running_at", "last_warming_at", "version",
+    "updated_at", "config", "environment", "labels", "last_running_at", "last_warming_at", "durable_at", "version",
 }  # fmt: skip
 
 
@@ -38,7 +38,7 @@ async def test_a_moment_is_rfc_3339_and_an_unknown_one_null(client: httpx2.Async
     sprite = (await client.get("/v1/sprites/web")).json()
     assert sprite["created_at"] == "2026-05-06T07:08:09.000000Z"
     assert sprite["last_running_at"] is None
-    assert sprite["last_warming_at"] is None
+    assert sprite["last_warming_at"] is sprite["durable_at"] is None
 
 
 async def test_health_stands_beside_the_status(client: httpx2.AsyncClient, node: NodeDouble) -> None:

@@ -61,6 +61,9 @@ class Savings:
     async def changed(self, sprite_id: str, volume_id: str) -> None:
         pass
 
+    def durable_at(self, volume_id: str) -> None:
+        pass
+
     async def prepare(self, sprite: Sprite) -> None:
         pass
 

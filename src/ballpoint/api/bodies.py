@@ -186,6 +186,9 @@ class Sprite(_Response):
     labels: list[str]
     last_running_at: Timestamp | None
     last_warming_at: Timestamp | None
+    durable_at: Timestamp | None = Field(
+        description="Up to when its disk is in the store; null where nothing of it is, as right after its creation."
+    )
     version: str = Field(description="Digest of the standard image it runs on.")
 
     @computed_field(description="The same as `organization`, which older clients read here.")  # type: ignore[prop-decorator]

@@ -221,7 +221,7 @@ class Checkpoints:
             bytes_stored=record.bytes_stored,
             checkpoints=len(record.checkpoints),
             lag_seconds=self._saver.lag(sprite),
-            durable_at=moment(record.snapshot_time) if record.snapshot_time else None,
+            durable_at=self._saver.durable_at(sprite.volume_id),
             size=record.size,
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from datetime import datetime
 from typing import Any, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
@@ -48,6 +49,9 @@ class Saving(Protocol):
 
     async def changed(self, sprite_id: str, volume_id: str) -> None:
         """A volume is to be looked at."""
+
+    def durable_at(self, volume_id: str) -> datetime | None:
+        """When the newest state of a disk was taken that the store has; None where it has none."""
 
     async def prepare(self, sprite: Sprite) -> None:
         """A sprite is to be started: its disk is here when this returns."""
@@ -464,6 +468,7 @@ class Node:
             labels=tuple(sprite.labels),
             last_running_at=sprite.last_running_at,
             last_warming_at=sprite.last_warming_at,
+            durable_at=self.saving.durable_at(sprite.volume_id),
         )
 
 

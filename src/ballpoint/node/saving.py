@@ -287,6 +287,12 @@ class Saver:
         await self._node.registry.add_event(sprite.id, "evicted", "the pool had little room; its disk is in the store")
         return True
 
+    def durable_at(self, volume_id: str) -> datetime | None:
+        """When the newest state of a disk was taken that the store has; None where it has none."""
+        volume = self._volumes.get(volume_id)
+        saved = volume.keeper.record.snapshot_time if volume is not None else 0
+        return moment(saved) if saved else None
+
     def lag(self, sprite: Sprite) -> float | None:
         """For how many seconds something of a sprite has been waiting to be saved; None: nothing is."""
         volume = self._volumes.get(sprite.volume_id)

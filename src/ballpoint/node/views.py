@@ -93,6 +93,7 @@ class SpriteView(msgspec.Struct, frozen=True, kw_only=True):
         url: where its port 8080 is reached.
         version: digest of the standard image its volume belongs to.
         last_running_at, last_warming_at: when it last started and last fell asleep; None where it never did.
+        durable_at: when the newest state of its disk was taken that the store has; None where it has none.
     """
 
     id: str
@@ -111,6 +112,7 @@ class SpriteView(msgspec.Struct, frozen=True, kw_only=True):
     labels: tuple[str, ...] = ()
     last_running_at: datetime | None = None
     last_warming_at: datetime | None = None
+    durable_at: datetime | None = None
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
