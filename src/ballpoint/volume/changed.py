@@ -9,7 +9,6 @@ never stored.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -21,7 +20,6 @@ BLOCK: Final = 64 * 1024
 
 # The place on the device says nothing about the bytes there.
 _UNSURE = fiemap.UNKNOWN | fiemap.DELALLOC | fiemap.ENCODED | fiemap.NOT_ALIGNED
-_RUN = re.compile(b"\x01+")
 
 
 @dataclass(frozen=True)
@@ -54,14 +52,51 @@ def changed(old: int | None, new: int) -> Blocks:
     status = os.fstat(new)
     count = -(-status.st_size // BLOCK)
     present = list(fiemap.extents(new))
-    allocated = marked(count, _with_data(present))
+    allocated = _united(count, _with_data(present))
     if old is None:
-        return Blocks(data=runs(allocated))
+        return Blocks(data=tuple(allocated))
     before = os.fstat(old)
     if (before.st_dev, before.st_size) != (status.st_dev, status.st_size):
         raise InvalidError("two files are no snapshots of one disk: their size or file system differs")
-    differing = marked(count, _differing(list(fiemap.extents(old)), present))
-    return split(differing, allocated)
+    differing = _united(count, _differing(list(fiemap.extents(old)), present))
+    return Blocks(tuple(_both(differing, allocated)), tuple(_both(differing, _gaps(count, allocated))))
+
+
+def _united(count: int, pieces: Iterable[tuple[int, int]]) -> list[range]:
+    """The blocks, of `count`, that the pieces (start, end), in bytes, touch; rising, and what touches is one."""
+    found: list[range] = []
+    for start, end in sorted(pieces):
+        first, last = start // BLOCK, min(-(-end // BLOCK), count)
+        if found and first <= found[-1].stop:
+            found[-1] = range(found[-1].start, max(found[-1].stop, last))
+        elif first < last:
+            found.append(range(first, last))
+    return found
+
+
+def _gaps(count: int, blocks: Iterable[range]) -> Iterator[range]:
+    """What `blocks`, rising, leave of `count`."""
+    since = 0
+    for run in blocks:
+        if since < run.start:
+            yield range(since, run.start)
+        since = run.stop
+    if since < count:
+        yield range(since, count)
+
+
+def _both(one: Iterable[range], other: Iterable[range]) -> Iterator[range]:
+    """What is in both, each rising."""
+    rest = iter(other)
+    beside = next(rest, None)
+    for run in one:
+        while beside is not None and beside.stop <= run.start:
+            beside = next(rest, None)
+        while beside is not None and beside.start < run.stop:
+            yield range(max(run.start, beside.start), min(run.stop, beside.stop))
+            if beside.stop > run.stop:
+                break
+            beside = next(rest, None)
 
 
 def split(differing: bytearray, allocated: bytearray) -> Blocks:
@@ -82,8 +117,14 @@ def marked(count: int, pieces: Iterable[tuple[int, int]]) -> bytearray:
 
 
 def runs(marks: bytes | bytearray) -> tuple[range, ...]:
-    """Where the marks are 1."""
-    return tuple(range(*match.span()) for match in _RUN.finditer(marks))
+    """Where the marks are 1, and not 0."""
+    found = []
+    start = marks.find(1)
+    while start >= 0:
+        end = marks.find(0, start)
+        found.append(range(start, end if end >= 0 else len(marks)))
+        start = marks.find(1, found[-1].stop)
+    return tuple(found)
 
 
 def _differing(old: list[fiemap.Extent], new: list[fiemap.Extent]) -> Iterator[tuple[int, int]]:
