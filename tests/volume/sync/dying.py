@@ -20,6 +20,7 @@ from uuid import UUID
 from ballpoint.core import steps
 from ballpoint.host import mount, namespaces
 from ballpoint.store.directory import DirectoryStore
+from ballpoint.volume.log.collect import collect
 from ballpoint.volume.pool import AttachedVolume, VolumePool
 from ballpoint.volume.sync.keeper import Keeper
 from ballpoint.volume.sync.upload import Uploads
@@ -160,11 +161,18 @@ async def live(pool: VolumePool, store: DirectoryStore, uploads: Uploads) -> Non
     await life.forget(first)
     life.write()
     await life.sync()
+    assert (await life.keeper.compact(SETTINGS)).moved
+    await collect(store, life.keeper.record.lineage, writer="test")
+    life.write()
+    await life.sync()
     life.end()
     fork.end()
     await fork.keeper.trash()
     say(trashed=FORK)
     pool.destroy(FORK)
+    # The first closes the volume for good, the second deletes its packs, the third what was left of it.
+    for _ in range(3):
+        await collect(store, life.keeper.record.lineage, writer="test", retention=0)
 
 
 def _shut_down(directory: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 from uuid import UUID
 
-from ballpoint.core import ids
+from ballpoint.core import ids, steps
 from ballpoint.core.clock import SYSTEM_CLOCK, Clock
 from ballpoint.core.errors import FencedError, NotFoundError
 from ballpoint.core.tasks import for_each
@@ -36,6 +36,11 @@ RETENTION_SECONDS: Final = 86400.0
 _AT_ONCE: Final = 8
 # So many are deleted by one call at most, which bounds its memory; the next call goes on.
 _CANDIDATES_MAX: Final = 100_000
+
+_CLOSED = steps.declare("collect: a volume is closed for good")
+_DELETED = steps.declare("collect: packs are deleted")
+_TRIMMED = steps.declare("collect: the log of a closed volume is trimmed")
+_REMOVED = steps.declare("collect: a member is deleted")
 
 
 @dataclass
@@ -208,6 +213,7 @@ class _Collection:
         try:
             if await delete(self._store, volume, writer=self._writer, clock=self._clock):
                 self._done.deleted += 1
+                steps.reach(_CLOSED)
         except FencedError:
             pass  # somebody else is at it, or its owner took it back
 
@@ -239,7 +245,9 @@ class _Collection:
     async def _remove(self, head: CommitName) -> None:
         """Remove what is left of a volume that is closed for good, but for what keeps it closed."""
         await trim(self._store, head, {})
+        steps.reach(_TRIMMED)
         await self._store.delete([MemberName(self._lineage, head.volume).key])
+        steps.reach(_REMOVED)
         self._done.removed += 1
 
     async def _delete_packs(self, packs: dict[PackName, int]) -> None:
@@ -247,5 +255,6 @@ class _Collection:
         for start in range(0, len(doomed), LIST_MAX):
             batch = doomed[start : start + LIST_MAX]
             await self._store.delete([pack.key for pack in batch])
+            steps.reach(_DELETED)
             self._done.packs += len(batch)
             self._done.size += sum(packs[pack] for pack in batch)

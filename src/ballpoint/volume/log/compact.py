@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from ballpoint.core import steps
 from ballpoint.core.errors import InternalError, NotFoundError
 from ballpoint.store.store import Store, list_all
 from ballpoint.volume.log.blob import Blob, Reference, encode_blob
@@ -24,8 +25,13 @@ from ballpoint.volume.log.page import Page, encode_root, read_page, read_root
 
 DEAD_SHARE: Final = 0.5
 MOVED_BYTES: Final = 256 * 1024 * 1024
+# So many commits one call makes at most.
+COMMITS_MAX: Final = 2
 # Pages that are held in memory at a time: of 28 KiB each.
 _PAGES: Final = 64
+
+_MOVED = steps.declare("compact: what is moved is stored")
+_COMMITTED = steps.declare("compact: the commit is stored")
 
 
 @dataclass(frozen=True)
@@ -138,9 +144,11 @@ class _Compaction:
         await self._move_pages(victims.keys())
         moved = {root: await self._move_root(root, victims.keys()) for root in self._roots}
         await self._packing.flush()
+        steps.reach(_MOVED)
         checkpoints = tuple(msgspec.structs.replace(each, root=moved[each.root]) for each in self._state.checkpoints)
         state = msgspec.structs.replace(self._state, root=moved[self._state.root], checkpoints=checkpoints)
         await self._writer.commit("compact", closed=self._packing.closed, state=state)
+        steps.reach(_COMMITTED)
         return Compacted(len(victims), sum(victims.values()), sum(self._live[pack].size() for pack in victims))
 
     async def _read_roots(self) -> None:
