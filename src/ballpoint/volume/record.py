@@ -101,10 +101,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         lineage: its name in the store.
         size: apparent size of the disk in bytes.
         image: digest of the standard image below the disk.
-        epoch: the last one of the log that this node wrote in; 0 where the log has not begun.
+        epoch, number: the last commit that this node may have made, noted before it is; 0 where the log has not begun.
+            What comes after it in the log is another's.
         origin: of a fork whose log has not begun.
         sequence: the last one given to a snapshot.
         base: None where nothing is known of the disk's difference from the log.
+        coming: the base, once a commit is in the log whose outcome is not known.
         snapshot_mtime_ns: when the disk was last written before the newest snapshot that is in the log; 0 where a later
             write may bear the same time.
         snapshot_time: when that was made, in milliseconds since 1970: up to then everything is in the store.
@@ -123,9 +125,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     size: int
     image: str
     epoch: int = 0
+    number: int = 0
     origin: Origin | None = None
     sequence: int = 0
     base: Base | None = None
+    coming: Base | None = None
     snapshot_mtime_ns: int = 0
     snapshot_time: int = 0
     settings: str = ""
@@ -142,8 +146,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         """The sequences of all snapshots that are needed."""
         found = {each.sequence for each in self.checkpoints if each.sequence is not None}
         found.update(each.sequence for each in self.pending if each.sequence)
-        if self.base is not None:
-            found.add(self.base.sequence)
+        found.update(each.sequence for each in (self.base, self.coming) if each is not None)
         if self.origin is not None:
             found.add(self.origin.sequence)
         return found

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Final
 from uuid import UUID
 
@@ -20,16 +19,12 @@ import pytest
 from ballpoint.core import steps
 from ballpoint.host import filesystem, loop
 from ballpoint.store.directory import DirectoryStore
-from ballpoint.volume.log import collect as collect_module
-from ballpoint.volume.log import compact as compact_module
 from ballpoint.volume.log.check import Damage, check
 from ballpoint.volume.log.collect import collect
 from ballpoint.volume.log.log import read
 from ballpoint.volume.log.stats import stats
 from ballpoint.volume.pool import VolumePool
 from ballpoint.volume.record import Record, read_record
-from ballpoint.volume.sync import keeper as keeper_module
-from ballpoint.volume.sync import upload as upload_module
 from ballpoint.volume.sync.hydrate import hydrate
 from ballpoint.volume.sync.keeper import Keeper
 from ballpoint.volume.sync.upload import Uploads
@@ -41,12 +36,13 @@ pytestmark = [pytest.mark.host, pytest.mark.slow]
 
 # A step that is reached more often is the same as before.
 _TIMES: Final = 3
-_MODULES: Final = (keeper_module, upload_module, compact_module, collect_module)
 
 
-def steps_of(module: ModuleType) -> list[str]:
-    declared = steps.declared()
-    return [value for value in vars(module).values() if isinstance(value, str) and value in declared]
+def steps_of_volumes() -> list[str]:
+    """All steps that are declared by modules which a keeper or garbage collection needs."""
+    modules = [module for name, module in sys.modules.items() if name.startswith("ballpoint.volume.")]
+    constants = {value for module in modules for value in vars(module).values() if isinstance(value, str)}
+    return sorted(constants.intersection(steps.declared()))
 
 
 @dataclass
@@ -123,7 +119,7 @@ def run(data: Path, store: Path, failure: str, step: str, count: int) -> Story |
 
 
 @pytest.mark.parametrize("failure", ["process", "pool"])
-@pytest.mark.parametrize("step", [step for module in _MODULES for step in steps_of(module)])
+@pytest.mark.parametrize("step", steps_of_volumes())
 async def test_nothing_is_lost_at(step: str, failure: str, prepared: Path, uploads: Uploads, tmp_path: Path) -> None:
     for count in range(1, _TIMES + 1):
         data = tmp_path / f"data-{count}"

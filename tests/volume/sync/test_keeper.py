@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
 
@@ -35,22 +34,8 @@ from tests.volume.world import path
 
 
 @pytest.fixture
-def uploads() -> Iterator[Uploads]:
-    made = Uploads()
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def store(tmp_path: Path) -> DirectoryStore:
     return DirectoryStore(tmp_path / "store")
-
-
-@pytest.fixture
-def volume_id(pool: VolumePool) -> str:
-    made = ids.new_uuid()
-    pool.create(made, template="base", meta={"image": "digest"})
-    return made
 
 
 async def test_the_store_has_what_was_on_the_disk(
@@ -125,7 +110,8 @@ async def test_a_fork_whose_log_began_unnoticed_goes_on(
     directory = pool.directory(fork_id)
     before = read_record(directory)
     await sync(keeper_of(pool, fork_id, store, uploads))
-    write_record(directory, msgspec.structs.replace(before, epoch=1))  # as if its node had died before it was noted
+    # As if its node had died before it was noted.
+    write_record(directory, msgspec.structs.replace(before, epoch=1, number=1))
     stored = len(await list_all(store, packs_prefix(UUID(fork_id))))
     fork = keeper_of(pool, fork_id, store, uploads)
     Scribbler(directory / "disk.img", 6).write(1)

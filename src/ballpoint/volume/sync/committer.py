@@ -8,12 +8,11 @@ from typing import Any, Final
 import msgspec
 
 from ballpoint.core import steps
-from ballpoint.core.errors import InternalError
 from ballpoint.store.store import Store
 from ballpoint.volume import snapshots
 from ballpoint.volume.log.blob import Blob, Reference
 from ballpoint.volume.log.commit import Checkpoint, Kind, State
-from ballpoint.volume.log.compact import Compacted, compact
+from ballpoint.volume.log.compact import COMMITS_MAX, Compacted, compact
 from ballpoint.volume.log.log import Writer
 from ballpoint.volume.log.mapped import load_map, load_pages, store_map
 from ballpoint.volume.record import Kept, Operation, settings_hash
@@ -48,6 +47,26 @@ class Committer:
         self._trim_due = False
         self.writer = writer
 
+    async def settle(self) -> None:
+        """Find out whether the last commit is in the log, whose outcome is not known. Errors as `Writer.commit`."""
+        await self.writer.settle()
+        if (coming := self._local.record.coming) is not None:
+            at = self.writer.view.disk
+            has_come = (coming.epoch, coming.number) == (at.epoch, at.number)
+            await self._local.note(base=coming if has_come else self._local.record.base, coming=None)
+
+    async def append(self, kind: Kind, *, base: int | None = None, **content: Any) -> None:
+        """Write a commit. That it is this node's own is noted before, for a process that finds it in the log.
+
+        Args:
+            base: sequence of the snapshot that the disk is compared with from then on, where the commit changes that.
+            content: as `Writer.commit`.
+        """
+        at = self.writer.view.next
+        coming = None if base is None else await asyncio.to_thread(self._local.base, at, base)
+        await self._local.note(epoch=at.epoch, number=at.number, coming=coming)
+        await self.writer.commit(kind, **content)
+
     async def carry_out(self, operation: Operation, settings: dict[str, Any]) -> None:
         """Bring the first pending operation into the log; it may be there already, if that could not be noted."""
         state = self.writer.view.state
@@ -59,10 +78,10 @@ class Committer:
             # One that was deleted meanwhile is a state of the disk all the same: the next is compared with it.
             await self.log(settings, "checkpoint" if kept else "root", snapshot, kept=kept)
         elif operation.kind == "restore":
-            if logged is None:
-                raise InternalError(f"the checkpoint {operation.id} was restored, and is not in the log")
-            everything = self._state(logged.root, settings, image=logged.image)
-            await self._commit(settings, Snapshot(operation.sequence), "restore", state=everything)
+            # One that was deleted before it was in the log does not come there; something was restored after it.
+            if logged is not None:
+                everything = self._state(logged.root, settings, image=logged.image)
+                await self._commit(settings, Snapshot(operation.sequence), "restore", state=everything)
         elif operation.kind == "forget" and logged is not None:
             await self.log(settings, "forget", None, forget=operation.id)
         await self._settle(operation)
@@ -101,8 +120,10 @@ class Committer:
                     self._store, self._local, self.writer.view, snapshot.sequence, upload, inline=kind is None
                 )
                 if kind is None and not places:
-                    await self._local.note(snapshot_mtime_ns=snapshot.mtime_ns, snapshot_time=snapshot.time)
-                    await asyncio.to_thread(snapshots.remove, self._local.directory, snapshot.sequence)
+                    base = self._local.record.base
+                    if self._local.valid_base(self.writer.view) is None:
+                        base = await asyncio.to_thread(self._local.base, self.writer.view.disk, snapshot.sequence)
+                    await self._local.note(base=base, snapshot_mtime_ns=snapshot.mtime_ns, snapshot_time=snapshot.time)
                     return
             kind = kind or ("data" if len(places) <= _COMPLETE_CHANGES else "root")
             root = await self._root(places, upload) if kind != "data" else None
@@ -126,17 +147,16 @@ class Committer:
         **content: Any,
     ) -> None:
         """Write a commit, and note what the disk is compared with from now on."""
-        base_stays = self._local.valid_base(self.writer.view)
-        await self.writer.commit(kind, **content)
+        base = snapshot.sequence if snapshot is not None else self._local.valid_base(self.writer.view)
+        await self.append(kind, base=base, **content)
         steps.reach(_COMMITTED)
         changes: dict[str, Any] = {}
+        if base is not None:
+            changes["base"], changes["coming"] = self._local.record.coming, None
         if snapshot is not None:
-            changes["base"] = await asyncio.to_thread(self._local.base, self.writer.view, snapshot.sequence)
             changes["snapshot_mtime_ns"] = snapshot.mtime_ns
             changes["bytes_written"] = snapshots.allocated(self._local.directory, snapshot.sequence)
             changes["snapshot_time"] = snapshot.time or self._local.record.snapshot_time
-        elif base_stays is not None:
-            changes["base"] = await asyncio.to_thread(self._local.base, self.writer.view, base_stays)
         if kind != "data":
             changes["settings"] = settings_hash(settings)
             self._trim_due = True
@@ -187,7 +207,7 @@ class Committer:
     async def settings(self, settings: dict[str, Any]) -> None:
         """Bring the sprite's settings into the log, where they are others."""
         if self._local.record.settings != (digest := settings_hash(settings)):
-            await self.writer.commit("settings", settings=settings)
+            await self.append("settings", settings=settings)
             await self._local.note(settings=digest)
 
     async def tidy(self, settings: dict[str, Any]) -> None:
@@ -201,8 +221,10 @@ class Committer:
 
     async def compact(self) -> Compacted:
         """Move what is still needed out of objects that are mostly garbage."""
-        base, before = self._local.valid_base(self.writer.view), self.writer.view.disk
+        base, at = self._local.valid_base(self.writer.view), self.writer.view.next
+        await self._local.note(epoch=at.epoch, number=at.number + COMMITS_MAX - 1)
         done = await compact(self._store, self.writer)
-        if base is not None and self.writer.view.disk != before:
-            await self._local.note(base=await asyncio.to_thread(self._local.base, self.writer.view, base))
+        view = self.writer.view
+        still = self._local.record.base if base is None else await asyncio.to_thread(self._local.base, view.disk, base)
+        await self._local.note(number=view.head.number, base=still)
         return done

@@ -27,7 +27,7 @@ from ballpoint.volume.record import Kept, Operation, Origin, Record, settings_ha
 from ballpoint.volume.sync.committer import Committer
 from ballpoint.volume.sync.hydrate import Progress
 from ballpoint.volume.sync.local import Cost, Frozen, Local, Snapshot
-from ballpoint.volume.sync.opening import open_log
+from ballpoint.volume.sync.opening import open_log, take_over
 from ballpoint.volume.sync.place import fetch
 from ballpoint.volume.sync.upload import Uploads
 
@@ -124,12 +124,15 @@ class Keeper:
                 mtime_ns=snapshot.mtime_ns,
                 time=snapshot.time,
             )
-            await self._local.write(
-                checkpoints=(*self.record.checkpoints, kept),
-                next=self.record.next + (not auto),
-                current=kept.id,
-                pending=(*self.record.pending, operation),
-            )
+            try:
+                await self._local.write(
+                    checkpoints=(*self.record.checkpoints, kept),
+                    next=self.record.next + (not auto),
+                    current=kept.id,
+                    pending=(*self.record.pending, operation),
+                )
+            finally:
+                await self._local.remove_unless_named(snapshot)
             steps.reach(_NOTED)
             return kept
 
@@ -230,9 +233,12 @@ class Keeper:
             steps.reach(_FETCHED)
             async with self._local.lock:
                 # Whoever wrote it last: this node's own state was given up when it was evicted.
+                own, last = (self.record.epoch, self.record.number), (view.last.epoch, view.last.number)
+                epoch, number = max(own, last)
                 await self._local.write(
-                    epoch=max(self.record.epoch, view.last.epoch),
-                    base=await asyncio.to_thread(self._local.base, view, sequence),
+                    epoch=epoch,
+                    number=number,
+                    base=await asyncio.to_thread(self._local.base, view.disk, sequence),
                     snapshot_time=view.time,
                     snapshot_mtime_ns=0,
                     bytes_written=await asyncio.to_thread(snapshots.allocated, self._local.directory, sequence),
@@ -257,7 +263,7 @@ class Keeper:
             if self.record.origin is not None or self.dirty(settings):
                 return False
             checkpoints = tuple(msgspec.structs.replace(each, sequence=None) for each in self.record.checkpoints)
-            await self._local.write(base=None, checkpoints=checkpoints)
+            await self._local.write(base=None, coming=None, checkpoints=checkpoints)
             steps.reach(_LET_GO)
             await asyncio.to_thread(self._local.pool.evict, self.volume_id)
             return True
@@ -338,14 +344,17 @@ class Keeper:
                 return
             committer = await self._opened(settings)
             if committer.writer.view.trashed is not None:
-                await committer.writer.commit("untrash")  # its sprite was to be destroyed, and was not
+                await committer.append("untrash")  # its sprite was to be destroyed, and was not
             while True:
                 while self.record.pending:
                     await committer.carry_out(self.record.pending[0], settings)
                 if (self.record.base is not None or not self.local) and await self._local.unchanged(disk()):
                     break
                 if (snapshot := await self._present(disk())) is not None:
-                    await committer.log(settings, None, snapshot)
+                    try:
+                        await committer.log(settings, None, snapshot)
+                    finally:
+                        await self._local.remove_unless_named(snapshot)
                     break
             await committer.settings(settings)
             await committer.tidy(settings)
@@ -374,15 +383,19 @@ class Keeper:
             As `sync`.
         """
         async with self._logging:
-            if self._committer is None and not self.record.epoch:
-                return
+            if self._committer is None:
+                writer = await take_over(self._store, self._local, writer_name=self._name, clock=self._clock)
+                if writer is None:
+                    return
+                self._committer = Committer(self._local, writer, self._store, self._uploads)
             committer = await self._opened({})
-            await committer.writer.commit("trash")
+            await committer.append("trash")
 
     async def _opened(self, settings: dict[str, Any]) -> Committer:
         if self._committer is None:
             writer = await open_log(self._store, self._local, settings, writer_name=self._name, clock=self._clock)
             self._committer = Committer(self._local, writer, self._store, self._uploads)
+        await self._committer.settle()
         return self._committer
 
     async def _present(self, disk: AttachedVolume | None) -> Snapshot | None:

@@ -17,6 +17,7 @@ from ballpoint.core.clock import Clock
 from ballpoint.core.errors import CorruptError, NotFoundError
 from ballpoint.host import filesystem
 from ballpoint.volume import snapshots
+from ballpoint.volume.log.keys import CommitName
 from ballpoint.volume.log.log import View, milliseconds
 from ballpoint.volume.pool import AttachedVolume, VolumePool
 from ballpoint.volume.record import Base, Record, read_record, write_record
@@ -137,12 +138,11 @@ class Local:
         steps.reach(_KEPT)
         return Snapshot(sequence, 0 if cloned - written < _RACY_NS else written, now)
 
-    def base(self, view: View, sequence: int) -> Base:
-        """That a snapshot is what the log has of the disk as of now."""
+    def base(self, at: CommitName, sequence: int) -> Base:
+        """That a snapshot is what the log has of the disk after a commit."""
         identity = snapshots.identity(self.directory, sequence)
         if identity is None:
             raise CorruptError(f"snapshot {sequence} of volume {self.volume_id} has gone", hint="look at the pool")
-        at = view.disk
         return Base(sequence=sequence, inode=identity[0], generation=identity[1], epoch=at.epoch, number=at.number)
 
     def valid_base(self, view: View) -> int | None:
@@ -153,6 +153,11 @@ class Local:
         if snapshots.identity(self.directory, base.sequence) != (base.inode, base.generation):
             return None
         return base.sequence
+
+    async def remove_unless_named(self, snapshot: Snapshot) -> None:
+        """Give back the room of a snapshot that nothing came of."""
+        if snapshot.sequence not in self.record.snapshots:
+            await asyncio.to_thread(snapshots.remove, self.directory, snapshot.sequence)
 
     def next_sequence(self) -> int:
         """For the next snapshot."""
@@ -167,7 +172,14 @@ class Local:
     async def write(self, **changes: Any) -> None:
         """Change the record, then remove the snapshots that it needs no more. The caller holds the lock."""
         before, after = self.record, msgspec.structs.replace(self.record, **changes)
-        await asyncio.to_thread(write_record, self.directory, after)
+        writing = asyncio.ensure_future(asyncio.to_thread(write_record, self.directory, after))
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            # The thread goes on; the next one must find its work done.
+            await writing
+            self.record = after
+            raise
         self.record = after
         for sequence in before.snapshots - after.snapshots:
             await asyncio.to_thread(snapshots.remove, self.directory, sequence)

@@ -70,6 +70,7 @@ class Found:
             image=self.image,
             # Of a seal that nobody followed up, too: its writer has written nothing.
             epoch=self.head.epoch,
+            number=self.head.number,
             snapshot_time=self.time,
             settings=settings_hash(self.settings),
             checkpoints=checkpoints,

@@ -1,0 +1,242 @@
+"""One volume between its disk and its log when something goes wrong: stale copies, outages, cancelled calls."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import threading
+from pathlib import Path
+from uuid import UUID
+
+import msgspec
+import pytest
+
+from ballpoint.core import ids
+from ballpoint.core.errors import FencedError, UnavailableError
+from ballpoint.store.directory import DirectoryStore
+from ballpoint.store.faulty import Faults, FaultyStore
+from ballpoint.volume.log.blob import BLOCK_BYTES
+from ballpoint.volume.log.changes import INLINE_MAX
+from ballpoint.volume.log.collect import collect
+from ballpoint.volume.log.fork import join
+from ballpoint.volume.log.keys import MemberName
+from ballpoint.volume.log.log import read
+from ballpoint.volume.pool import VolumePool
+from ballpoint.volume.record import Record, read_record, write_record
+from ballpoint.volume.sync import local as local_module
+from ballpoint.volume.sync.upload import Uploads
+from tests.volume.sync.world import SETTINGS, Scribbler, disk_at, disk_in, keeper_of, settled, sync
+
+
+class HangingStore(DirectoryStore):
+    """A store that makes objects and then does not say so, while `hangs` is set."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.hangs = False
+        self.has_made = asyncio.Event()
+
+    async def create(self, key: str, data: bytes) -> bool:
+        made = await super().create(key, data)
+        if self.hangs:
+            self.has_made.set()
+            await asyncio.Event().wait()
+        return made
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> HangingStore:
+    return HangingStore(tmp_path / "store")
+
+
+def copied(pool: VolumePool, volume_id: str) -> str:
+    """A copy of all that the pool has of a volume, as a node has it whose disk was copied, or put back to an earlier
+    state.
+    """
+    made = ids.new_uuid()
+    source, target = pool.directory(volume_id), pool.volumes_directory / made
+    subprocess.run(["cp", "--archive", "--reflink=always", source, target], check=True)
+    return made
+
+
+async def test_a_stale_copy_writes_nothing_and_disturbs_nobody(
+    pool: VolumePool, volume_id: str, store: HangingStore, uploads: Uploads
+) -> None:
+    image = pool.directory(volume_id) / "disk.img"
+    keeper = keeper_of(pool, volume_id, store, uploads)
+    scribbler = Scribbler(image, 1)
+    scribbler.write()
+    await sync(keeper)
+    copy_id = copied(pool, volume_id)
+    scribbler.write()
+    await sync(keeper)
+    before = await read(store, UUID(volume_id))
+
+    directory = pool.directory(copy_id)
+    Scribbler(directory / "disk.img", 2).write()
+    copy = keeper_of(pool, copy_id, store, uploads)
+    kept = await copy.checkpoint(None, comment="", auto=False, frozen=None)
+    local, files = disk_at(directory / "disk.img"), read_record(directory).snapshots
+    for _ in range(2):
+        with pytest.raises(FencedError):
+            await sync(copy)
+    with pytest.raises(FencedError):
+        await copy.trash()
+    assert await read(store, UUID(volume_id)) == before
+    assert disk_at(directory / "disk.img") == local
+    assert read_record(directory).checkpoints == (kept,)
+    assert {int(each.stem) for each in (directory / "snapshots").iterdir()} == files
+
+    scribbler.write()
+    await sync(keeper)
+    assert await disk_in(store, UUID(volume_id)) == disk_at(image)
+
+
+async def test_of_two_equal_copies_the_second_takes_the_volume_and_the_first_is_fenced(
+    pool: VolumePool, volume_id: str, store: HangingStore, uploads: Uploads
+) -> None:
+    first = pool.directory(volume_id) / "disk.img"
+    keeper = keeper_of(pool, volume_id, store, uploads)
+    Scribbler(first, 1).write()
+    await sync(keeper)
+    copy_id = copied(pool, volume_id)
+    second = pool.directory(copy_id) / "disk.img"
+    Scribbler(second, 2).write()
+    await sync(keeper_of(pool, copy_id, store, uploads))
+    Scribbler(first, 3).write()
+    local = disk_at(first)
+    for each in (keeper, keeper_of(pool, volume_id, store, uploads)):
+        with pytest.raises(FencedError):
+            await sync(each)
+    assert disk_at(first) == local
+    assert await disk_in(store, UUID(volume_id)) == disk_at(second)
+
+
+async def test_a_commit_whose_answer_was_lost_is_counted_in(
+    pool: VolumePool, volume_id: str, store: HangingStore, uploads: Uploads
+) -> None:
+    """A block that it changed, and that is as before by now, differs from the log."""
+    image = pool.directory(volume_id) / "disk.img"
+    keeper = keeper_of(pool, volume_id, store, uploads)
+    write(image, b"before")
+    await settled(keeper)
+    write(image, b"between")
+    store.hangs = True
+    saving = asyncio.ensure_future(sync(keeper))
+    await store.has_made.wait()
+    saving.cancel()
+    await asyncio.wait([saving])
+    store.hangs = False
+    write(image, b"before")
+    await settled(keeper)
+    assert await disk_in(store, UUID(volume_id)) == disk_at(image)
+
+
+def write(image: Path, text: bytes) -> None:
+    with image.open("r+b") as file:
+        file.seek(100 * BLOCK_BYTES)
+        file.write(text.ljust(BLOCK_BYTES, b"."))
+
+
+async def test_an_attempt_in_vain_leaves_no_snapshot(
+    pool: VolumePool, volume_id: str, store: HangingStore, uploads: Uploads
+) -> None:
+    refusing = FaultyStore(store, Faults(), 1)
+    keeper = keeper_of(pool, volume_id, refusing, uploads)
+    await settled(keeper)
+    with (pool.directory(volume_id) / "disk.img").open("r+b") as file:
+        file.write(os.urandom(2 * INLINE_MAX))
+    refusing.out = True
+    with pytest.raises(UnavailableError):
+        await sync(keeper)
+    found = {int(each.stem) for each in (pool.directory(volume_id) / "snapshots").iterdir()}
+    assert found == keeper.record.snapshots
+
+
+async def test_a_disk_that_proves_to_be_in_the_log_is_clean(
+    pool: VolumePool, volume_id: str, store: HangingStore, uploads: Uploads
+) -> None:
+    """Its node died when the record did without the disk that was to be evicted."""
+    directory = pool.directory(volume_id)
+    await settled(keeper_of(pool, volume_id, store, uploads))
+    write_record(directory, msgspec.structs.replace(read_record(directory), base=None))
+    keeper = keeper_of(pool, volume_id, store, uploads)
+    await sync(keeper)
+    assert not keeper.dirty(SETTINGS)
+    assert await keeper.evict(SETTINGS)
+
+
+async def test_a_checkpoint_that_was_restored_and_deleted_before_it_was_saved_holds_nothing_up(
+    pool: VolumePool, volume_id: str, store: HangingStore, uploads: Uploads
+) -> None:
+    image = pool.directory(volume_id) / "disk.img"
+    keeper = keeper_of(pool, volume_id, store, uploads)
+    scribbler = Scribbler(image, 1)
+    for _ in range(2):
+        scribbler.write()
+        kept = await keeper.checkpoint(None, comment="", auto=False, frozen=None)
+        await keeper.replace_disk(kept.id, await keeper.stage(kept.id))
+    await keeper.forget("v0")
+    await sync(keeper)
+    assert [each.id for each in keeper.record.checkpoints] == ["v1"]
+    assert await disk_in(store, UUID(volume_id), "v1") == disk_at(image)
+    assert await disk_in(store, UUID(volume_id)) == disk_at(image)
+
+
+async def test_a_fork_waits_for_its_source_and_does_without_if_that_is_gone(
+    pool: VolumePool, volume_id: str, store: HangingStore, uploads: Uploads
+) -> None:
+    Scribbler(pool.directory(volume_id) / "disk.img", 1).write()
+    source = keeper_of(pool, volume_id, store, uploads)
+    kept = await source.checkpoint(None, comment="", auto=False, frozen=None)
+    forks = [ids.new_uuid(), ids.new_uuid()]
+    for each in forks:
+        await source.fork(kept.id, each)
+    keepers = [keeper_of(pool, each, store, uploads) for each in forks]
+    for keeper in keepers:
+        with pytest.raises(UnavailableError):
+            await sync(keeper)
+    await keepers[1].trash()
+    pool.destroy(volume_id)
+    await sync(keepers[0])
+    assert await disk_in(store, keepers[0].record.volume) == disk_at(pool.directory(forks[0]) / "disk.img")
+
+
+async def test_a_volume_that_was_given_up_before_its_log_began_begins_as_another(
+    pool: VolumePool, volume_id: str, store: HangingStore, uploads: Uploads
+) -> None:
+    keeper = keeper_of(pool, volume_id, store, uploads)
+    Scribbler(pool.directory(volume_id) / "disk.img", 1).write()
+    kept = await keeper.checkpoint(None, comment="", auto=False, frozen=None)
+    lineage = keeper.record.lineage
+    await join(store, MemberName(lineage, UUID(volume_id)), None)
+    assert (await collect(store, lineage, writer="test", abandon=0)).abandoned
+    with pytest.raises(UnavailableError):
+        await sync(keeper)
+    await sync(keeper)
+    assert keeper.record.volume != UUID(volume_id)
+    assert await disk_in(store, keeper.record.volume) == disk_at(pool.directory(volume_id) / "disk.img")
+    assert await disk_in(store, keeper.record.volume, kept.id) == disk_at(pool.directory(volume_id) / "disk.img")
+
+
+async def test_a_call_that_is_cancelled_while_the_record_is_written_has_written_it(
+    pool: VolumePool, volume_id: str, store: HangingStore, uploads: Uploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = keeper_of(pool, volume_id, store, uploads)
+    writing, cancelled = threading.Event(), threading.Event()
+
+    def write_slowly(directory: Path, record: Record) -> None:
+        writing.set()
+        assert cancelled.wait(30)
+        write_record(directory, record)
+
+    monkeypatch.setattr(local_module, "write_record", write_slowly)
+    making = asyncio.ensure_future(keeper.checkpoint(None, comment="", auto=False, frozen=None))
+    assert await asyncio.to_thread(writing.wait, 30)
+    making.cancel()
+    asyncio.get_running_loop().call_soon(cancelled.set)
+    await asyncio.wait([making])
+    assert making.cancelled()
+    assert keeper.record == read_record(pool.directory(volume_id))
+    assert [each.id for each in keeper.record.checkpoints] == ["v0"]
