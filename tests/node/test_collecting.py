@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
+from ballpoint.core.metrics import Metrics
 from ballpoint.node.collecting import SOON_SECONDS, Collector
 from ballpoint.store.store import list_all
 from ballpoint.volume.log.collect import RETENTION_SECONDS
@@ -50,7 +51,7 @@ async def test_what_nobody_needs_goes_after_a_while_and_not_before() -> None:
     before = await list_all(store, packs_prefix(name))
     await disk.forget("v0")
 
-    collector = Collector(compactions, store, "node", clock)
+    collector = Collector(compactions, store, "node", Metrics(), clock)
     collector.later(lineage)
     await collector.tick()
     assert await list_all(store, packs_prefix(name)) and not compactions.asked
@@ -67,7 +68,9 @@ async def test_a_volume_in_the_trash_goes_when_its_time_is_over_whoever_put_it_t
     await disk.writer.commit("trash")
     name = disk.writer.view.head.volume
     clock.seconds = disk.writer.view.time / 1000 - clock.now().timestamp()
-    collector = Collector(Compactions(), store, "node", clock)  # of a later process, that knows nothing of it
+    collector = Collector(
+        Compactions(), store, "node", Metrics(), clock
+    )  # of a later process, that knows nothing of it
     for hour in range(int(RETENTION_SECONDS // 3600)):
         await collector.tick()
         assert await list_all(store, packs_prefix(name)), hour

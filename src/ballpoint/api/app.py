@@ -20,10 +20,12 @@ from ballpoint.api.docs_page import render_docs
 from ballpoint.api.errors import add_error_handlers
 from ballpoint.api.guard import LIVENESS_PATH, Guard
 from ballpoint.api.inside import Inside, add_inside_routes
+from ballpoint.api.metrics import add_metrics_route
 from ballpoint.api.organization import add_organization_routes
 from ballpoint.api.policy import add_policy_routes
 from ballpoint.api.service import DiskService, NodeService
 from ballpoint.api.sprites import add_sprite_routes
+from ballpoint.core.metrics import Metrics
 
 _DESCRIPTION = """\
 A sprite is a computer with a durable disk that is there in milliseconds. This page lists what the node answers itself;
@@ -58,11 +60,12 @@ class ControlApi(FastAPI):
         return super().openapi()
 
 
-def make_app(node: NodeService, disks: DiskService | None = None) -> FastAPI:
+def make_app(node: NodeService, disks: DiskService | None = None, metrics: Metrics | None = None) -> FastAPI:
     """The ASGI application that answers for `node`.
 
     Args:
         disks: answers for the states of its sprites' disks; where it is None, the routes for them are not found.
+        metrics: the node's numbers; where it is None, there are none.
     """
     app = ControlApi(
         title="Ballpoint",
@@ -81,6 +84,7 @@ def make_app(node: NodeService, disks: DiskService | None = None) -> FastAPI:
         add_checkpoint_routes(app, disks)
     add_policy_routes(app, node)
     add_organization_routes(app, node)
+    add_metrics_route(app, (metrics or Metrics()).samples)
     add_inside_routes(app, node)
 
     @cache

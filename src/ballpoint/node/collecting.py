@@ -8,6 +8,7 @@ from uuid import UUID
 
 from ballpoint.core.clock import SYSTEM_CLOCK, Clock
 from ballpoint.core.errors import BallpointError
+from ballpoint.core.metrics import Metrics
 from ballpoint.store.store import Store
 from ballpoint.volume.log.collect import RETENTION_SECONDS, collect
 from ballpoint.volume.log.survey import lineages
@@ -29,11 +30,17 @@ class Compactor(Protocol):
 class Collector:
     """Removes garbage of the lineages of a node, each when it is due, and of all that its store has once a day."""
 
-    def __init__(self, saver: Compactor, store: Store, name: str, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(
+        self, saver: Compactor, store: Store, name: str, metrics: Metrics, clock: Clock = SYSTEM_CLOCK
+    ) -> None:
         self._saver = saver
         self._store = store
         self._name = name
         self._clock = clock
+        self._objects = metrics.counter(
+            "ballpoint_collected_objects_total", "Objects removed from the store as garbage."
+        )
+        self._bytes = metrics.counter("ballpoint_collected_bytes_total", "Bytes of these.")
         self._due: dict[UUID, float] = {}
         self._all_due = clock.monotonic() + _FIRST_SECONDS
 
@@ -73,6 +80,8 @@ class Collector:
             log.warning("garbage of lineage %s stays in the store: %s", lineage, error)
             self.later(lineage)
             return
+        self._objects.add(done.packs)
+        self._bytes.add(done.size)
         if done.packs or done.deleted:
             log.info(
                 "lineage %s: %d objects removed, %d MiB; %d volumes left the trash",

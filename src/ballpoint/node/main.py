@@ -22,6 +22,7 @@ from sqlalchemy import URL
 
 from ballpoint.core.config import NodeConfig
 from ballpoint.core.errors import NO_CAPACITY, BallpointError, InvalidError, UnavailableError
+from ballpoint.core.metrics import Metrics
 from ballpoint.core.peer import bind_path
 from ballpoint.core.tasks import Tasks
 from ballpoint.host import mount, namespaces, prctl
@@ -33,6 +34,7 @@ from ballpoint.network.resolver import Resolver
 from ballpoint.node.checkpoints import Checkpoints
 from ballpoint.node.collecting import Collector
 from ballpoint.node.disks import Disks
+from ballpoint.node.gauges import measure
 from ballpoint.node.inside import Inside
 from ballpoint.node.instances import Instances
 from ballpoint.node.logbook import Logbook
@@ -129,9 +131,10 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
         )
         spares = Spares(disks, pool, min(config.pool, SPARES_MOST))
         stack.push_async_callback(spares.close)
-        saver = Saver(node, volumes, storage, config.node_id, lost=node.volume_lost)
+        metrics = Metrics()
+        saver = Saver(node, volumes, storage, config.node_id, metrics, lost=node.volume_lost)
         stack.push_async_callback(saver.close)
-        collector = Collector(saver, storage, config.node_id)
+        collector = Collector(saver, storage, config.node_id, metrics)
         saver.on_trash, saver.on_garbage = collector.destroyed, collector.later
         node.use(starter, spares, saver)
         await recover(node, instances, disks)
@@ -155,7 +158,8 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
         routing = Routing(node, config.run)
         routing.start(edge_uid)
         stack.callback(routing.close)
-        app = make_app(node, Checkpoints(node, disks, saver, space, shown))
+        measure(metrics, node, pool, volumes, storage)
+        app = make_app(node, Checkpoints(node, disks, saver, space, shown), metrics)
         inside.open(app)
         server = _ApiServer(app, config.run / "api.sock", edge_uid)
         tasks.start(server.serve_here(), "control API")

@@ -12,6 +12,7 @@ from uuid import UUID
 
 from ballpoint.core.clock import SYSTEM_CLOCK, Clock, rfc3339
 from ballpoint.core.errors import BallpointError, FencedError, NotFoundError, UnavailableError
+from ballpoint.core.metrics import Metrics
 from ballpoint.core.tasks import Tasks
 from ballpoint.node.node import Node
 from ballpoint.node.running import Running
@@ -89,6 +90,7 @@ class Saver:
         pool: VolumePool,
         store: Store,
         name: str,
+        metrics: Metrics,
         *,
         lost: Callable[[str, FencedError], Awaitable[None]],
         clock: Clock = SYSTEM_CLOCK,
@@ -97,6 +99,14 @@ class Saver:
         self._pool = pool
         self._store = store
         self._name = name
+        self._saves = metrics.counter("ballpoint_saves_total", "Disks brought into the store.")
+        self._failures = metrics.counter("ballpoint_save_failures_total", "Saves that failed, and will be tried again.")
+        self._bytes = metrics.counter("ballpoint_saved_bytes_total", "Bytes stored by saves.")
+        self._evictions = metrics.counter("ballpoint_evictions_total", "Disks and checkpoints left to the store alone.")
+        self._fetches = metrics.counter("ballpoint_fetches_total", "Disks that came back from the store.")
+        self._fetched = metrics.counter("ballpoint_fetched_bytes_total", "Bytes of these.")
+        metrics.gauge("ballpoint_unsaved_disks", "Disks that have changed since they were saved.", self._unsaved)
+        metrics.gauge("ballpoint_lag_seconds_max", "How long the oldest change has waited.", self._longest_lag)
         self._lost = lost
         self._clock = clock
         self._uploads = Uploads()
@@ -253,6 +263,8 @@ class Saver:
             size, seconds = volume.filled.total, self._clock.monotonic() - began
         finally:
             volume.filled = None
+        self._fetches.add()
+        self._fetched.add(size)
         await self._node.registry.add_event(
             sprite.id, "fetched", f"its disk has come from the store: {size >> 20} MiB in {seconds:.1f} s"
         )
@@ -272,6 +284,7 @@ class Saver:
         gone = 0
         for volume in list(self._volumes.values()):
             gone += await volume.keeper.evict_checkpoints()
+        self._evictions.add(gone)
         if gone:
             log.info("the pool has little room: %d checkpoints are in the store only from now on", gone)
             return
@@ -284,8 +297,16 @@ class Saver:
         volume = await self._volume(sprite.id, sprite.volume_id)
         if not volume.keeper.local or not await volume.keeper.evict(settings_of(sprite)):
             return False
+        self._evictions.add()
         await self._node.registry.add_event(sprite.id, "evicted", "the pool had little room; its disk is in the store")
         return True
+
+    def _unsaved(self) -> int:
+        return sum(volume.since is not None for volume in self._volumes.values())
+
+    def _longest_lag(self) -> float:
+        since = [volume.since for volume in self._volumes.values() if volume.since is not None]
+        return self._clock.monotonic() - min(since) if since else 0.0
 
     def durable_at(self, volume_id: str) -> datetime | None:
         """When the newest state of a disk was taken that the store has; None where it has none."""
@@ -350,6 +371,7 @@ class Saver:
             sprite = await self._node.registry.sprite_by_id(volume.sprite_id)
             keeper = volume.keeper
             before = keeper.record.base, keeper.record.settings
+            stored = keeper.record.bytes_stored
             keeper.cost.reset()
             try:
                 await keeper.sync(lambda: self._attached(volume.sprite_id), settings_of(sprite))
@@ -359,10 +381,13 @@ class Saver:
             except (BallpointError, OSError) as error:
                 await self._failed(volume, sprite, str(error))
                 raise
+            self._saves.add()
+            self._bytes.add(keeper.record.bytes_stored - stored)
             await self._succeeded(volume, sprite, began, changed=before != (keeper.record.base, keeper.record.settings))
 
     async def _failed(self, volume: _Volume, sprite: Sprite, trouble: str) -> None:
         volume.failures += 1
+        self._failures.add()
         first, last = _RETRY_SECONDS
         volume.not_before = self._clock.monotonic() + min(last, first * 2 ** (volume.failures - 1))
         if volume.since is None:

@@ -1,0 +1,26 @@
+"""The node's numbers, in the text format that Prometheus reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fastapi import FastAPI, Response
+
+from ballpoint.api.parameters import errors
+from ballpoint.core.metrics import Sample
+
+# https://prometheus.io/docs/instrumenting/exposition_formats/, "Text-based format"
+_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def add_metrics_route(app: FastAPI, samples: Callable[[], list[Sample]]) -> None:
+    """Give `app` the route `/metrics`, for whoever has a token of the node."""
+
+    @app.get("/metrics", tags=["Node"], response_class=Response, responses=errors(503))
+    async def metrics() -> Response:
+        """What the node counts and measures, of all organizations together."""
+        lines = [
+            f"# HELP {each.name} {each.help}\n# TYPE {each.name} {each.kind}\n{each.name} {each.value:g}\n"
+            for each in samples()
+        ]
+        return Response("".join(lines), media_type=_TYPE)
