@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from fastapi import FastAPI, Response
 
-from ballpoint.api.parameters import errors
 from ballpoint.core.metrics import Sample
 
 # https://prometheus.io/docs/instrumenting/exposition_formats/, "Text-based format"
@@ -16,7 +15,7 @@ _TYPE = "text/plain; version=0.0.4; charset=utf-8"
 def add_metrics_route(app: FastAPI, samples: Callable[[], list[Sample]]) -> None:
     """Give `app` the route `/metrics`, for whoever has a token of the node."""
 
-    @app.get("/metrics", tags=["Node"], response_class=Response, responses=errors(503))
+    @app.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:
         """What the node counts and measures, of all organizations together."""
         lines = [
