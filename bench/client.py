@@ -11,7 +11,7 @@ from urllib.parse import urlencode, urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
 
-_SECONDS = 120.0
+_SECONDS = 600.0
 _STDOUT, _EXIT = 1, 3
 
 
@@ -76,6 +76,29 @@ class Client:
     async def delete(self, name: str) -> None:
         await self.request("DELETE", f"/v1/sprites/{name}")
 
+    async def sync(self, name: str) -> None:
+        """Returns once the store has everything."""
+        await self.request("POST", f"/v1/sprites/{name}/sync")
+
+    async def checkpoint(self, name: str) -> str:
+        """Make a checkpoint, which must succeed. Returns its id."""
+        await self.steps(f"/v1/sprites/{name}/checkpoint")
+        made = await self.request("GET", f"/v1/sprites/{name}/checkpoints")
+        return str(made[-1]["id"])
+
+    async def steps(self, path: str) -> None:
+        """POST what is answered step by step, to its last step. RuntimeError where that is not `complete`."""
+        last = (await self.request("POST", path))[-1]
+        if last["type"] != "complete":
+            raise RuntimeError(f"{path}: {last}")
+
+    async def run(self, name: str, *command: str) -> Exec:
+        """A command that must succeed."""
+        done = await self.exec(name, *command)
+        if done.code != 0:
+            raise RuntimeError(f"{command[0]} ended with {done.code}")
+        return done
+
     async def exec(self, name: str, *command: str) -> Exec:
         """A command on a WebSocket of its own; returns once the connection is closed."""
         query = urlencode([*(("cmd", word) for word in command), ("stdin", "false")])
@@ -122,7 +145,7 @@ class Http:
         return cls(client, *await asyncio.open_connection(client.host, client.port))
 
     async def request(self, method: str, path: str, body: Any = None, *, expected: int | None = None) -> Any:
-        """The answer's JSON. RuntimeError where it is neither a success nor has the `expected` status."""
+        """The answer's JSON; of NDJSON a list. RuntimeError where it has neither the `expected` status nor success."""
         content = b"" if body is None else json.dumps(body).encode()
         head = [f"{method} {path} HTTP/1.1", f"Host: {self._client.host}:{self._client.port}"]
         head += [f"Authorization: Bearer {self._client._token}", f"Content-Length: {len(content)}"]
@@ -132,12 +155,27 @@ class Http:
             self._writer.write(("\r\n".join(head) + "\r\n\r\n").encode() + content)
             answer = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1")
             line, *fields = answer.splitlines()
-            length = next((int(f.split(":")[1]) for f in fields if f.lower().startswith("content-length:")), 0)
-            data = await self._reader.readexactly(length)
+            if any(field.lower() == "transfer-encoding: chunked" for field in fields):
+                data = await self._chunks()
+            else:
+                length = next((int(f.split(":")[1]) for f in fields if f.lower().startswith("content-length:")), 0)
+                data = await self._reader.readexactly(length)
         status = int(line.split()[1])
         if not 200 <= status < 300 and status != expected:
             raise RuntimeError(f"{method} {path}: {line}: {data[:300].decode(errors='replace')}")
+        if any(field.lower() == "content-type: application/x-ndjson" for field in fields):
+            return [json.loads(each) for each in data.splitlines()]
         return json.loads(data) if data else None
+
+    async def _chunks(self) -> bytes:
+        """A body of chunks (RFC 9112, 7.1), to the last one."""
+        body = bytearray()
+        while size := int((await self._reader.readuntil(b"\r\n")).partition(b";")[0], 16):
+            body += await self._reader.readexactly(size)
+            await self._reader.readexactly(len(b"\r\n"))
+        while await self._reader.readuntil(b"\r\n") != b"\r\n":
+            pass
+        return bytes(body)
 
     def close(self) -> None:
         self._writer.close()

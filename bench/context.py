@@ -9,10 +9,11 @@ import itertools
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -51,10 +52,15 @@ class Context:
         return quick if self.quick else full
 
     @asynccontextmanager
-    async def node(self, *, pool: int, pool_gb: int = 40) -> AsyncIterator[Bench]:
-        """A node of its own with `pool` blanks standing by; stopped and removed at the end."""
+    async def node(self, *, pool: int, pool_gb: int = 40, store: str | None = None) -> AsyncIterator[Bench]:
+        """A node of its own with `pool` blanks standing by; stopped and removed at the end.
+
+        Args:
+            store: its URL; None: a directory that goes with the node.
+        """
         home = self.work / f"node-{next(self._numbers)}"
         options = ["--pool", str(pool), "--pool-max", str(max(pool, 1)), "--pool-gb", str(pool_gb)]
+        options += ["--store", store] if store is not None else []
         node = TestNode(home / "data", options)
         try:
             await asyncio.to_thread(node.start)
@@ -93,6 +99,36 @@ class Bench:
         self.cgroup = Hierarchies.detect().v2 / f"ballpoint-{node.id}"
         self._names = itertools.count()
 
+    @asynccontextmanager
+    async def unsaved(self) -> AsyncIterator[None]:
+        """Meanwhile no node runs: its sprites run on, and nothing saves their disks."""
+        await asyncio.to_thread(self.node.terminate)
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(self.node.start)
+            self.client = Client(self.node.url, self.node.token)
+
+    def pool(self) -> Path:
+        """The volume pool, as the node sees it: it is mounted nowhere else."""
+        (node,) = self.node.processes("node")
+        return Path(f"/proc/{node}/root{self.node.data}/pool")
+
+    def pool_used(self) -> int:
+        """Bytes taken of the pool."""
+        found = os.statvfs(self.pool())
+        return (found.f_blocks - found.f_bfree) * found.f_frsize
+
+    def volume(self, sprite: str) -> Path:
+        """The directory of a sprite's volume in the pool."""
+        with closing(sqlite3.connect(self.node.data / "registry.db")) as registry:
+            (volume,) = registry.execute("select volume_id from sprites where name = ?", (sprite,)).fetchone()
+        return self.pool() / "volumes" / str(volume)
+
+    async def root(self, sprite: str) -> Path:
+        """A running sprite's root directory, as its processes see it."""
+        return Path(f"/proc/{await self._process(sprite, 'inner', 'init')}/root")
+
     def name(self) -> str:
         """A name no sprite of this node had."""
         return f"bench-{next(self._names)}"
@@ -119,12 +155,18 @@ class Bench:
 
     async def agent(self, sprite: str) -> int:
         """Pid of a sprite's agent."""
+        return await self._process(sprite, "agent", "agent")
+
+    async def _process(self, sprite: str, group: str, name: str) -> int:
+        """Pid of the first process called `name` in a part of a sprite's cgroup."""
         sprite_id = (await self.client.request("GET", f"/v1/sprites/{sprite}"))["id"]
         for record in self.records():
             if json.loads(record.read_bytes()).get("note", {}).get("sprite") == sprite_id:
-                procs = (self.cgroup / record.parent.name / "agent" / "cgroup.procs").read_text().split()
-                return next(int(pid) for pid in procs if Path(f"/proc/{pid}/comm").read_text().strip() == "agent")
-        raise RuntimeError(f"{sprite} has no instance")
+                for procs in (self.cgroup / record.parent.name / group).rglob("cgroup.procs"):
+                    for pid in map(int, procs.read_text().split()):
+                        if Path(f"/proc/{pid}/comm").read_text().strip() == name:
+                            return pid
+        raise RuntimeError(f"{sprite} has no {name}")
 
     def anchors(self) -> set[int]:
         """Pids of the anchors of all instances: an instance that was lost, or started again, has another."""

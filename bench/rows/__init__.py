@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from bench.context import Context
 from bench.report import Result
-from bench.rows import creating, hydration, many, memory, running
+from bench.rows import checkpoints, creating, hydration, many, memory, running, work
 
 ROWS: dict[str, Callable[[Context], Awaitable[Result]]] = {
     "tti": creating.tti,
@@ -22,4 +22,7 @@ ROWS: dict[str, Callable[[Context], Awaitable[Result]]] = {
     "growth": many.growth,
     "hydrate": hydration.hydrate_small,
     "hydrate-8gb": hydration.hydrate_large,
+    "checkpoint": checkpoints.checkpoint,
+    "restore": checkpoints.restore,
+    "work": work.work,
 }
