@@ -8,9 +8,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from fastapi import FastAPI
 
-from ballpoint.api.app import make_app
 from ballpoint.api.bodies import MAX_COMMENT
 from ballpoint.core.clock import rfc3339
 from ballpoint.node.views import CheckpointView
@@ -212,13 +210,3 @@ async def test_another_organization_finds_no_checkpoint(client: httpx2.AsyncClie
     await made(client, node, "one")
     answer = await client.get(f"{CHECKPOINTS}/v0", headers=caller_header(MALLORY))
     assert answer.status_code == 404
-
-
-async def test_a_node_without_disks_knows_no_route_of_theirs(app: FastAPI, node: NodeDouble) -> None:
-    node.put("web")
-    ours, bare = (set(each.openapi()["paths"]) for each in (app, make_app(node)))
-    transport = httpx2.ASGITransport(app=make_app(node))
-    async with httpx2.AsyncClient(transport=transport, base_url="http://node", headers=caller_header()) as client:
-        assert (await client.get(CHECKPOINTS)).status_code == 404
-        assert (await client.get(WEB)).status_code == 200
-    assert bare < ours

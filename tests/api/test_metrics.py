@@ -20,7 +20,7 @@ async def test_numbers_are_told_as_they_are_now_and_to_those_with_a_token() -> N
     metrics, lag = Metrics(), [0.25]
     saves = metrics.counter("ballpoint_saves_total", "Disks brought into the store.")
     metrics.gauge("ballpoint_lag_seconds_max", "How long.", lambda: lag[0])
-    app = make_app(NodeDouble(), None, metrics)
+    app = make_app(NodeDouble(), NodeDouble(), metrics)
     saves.add()
     saves.add(2)
     answer = await ask(app, caller_header())

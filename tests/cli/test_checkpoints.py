@@ -25,10 +25,10 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @contextmanager
-def serving(node: NodeDouble, disks: NodeDouble | None) -> Iterator[str]:
+def serving(node: NodeDouble) -> Iterator[str]:
     """The API over `node` at a URL."""
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(behind_edge(make_app(node, disks)), http="httptools", lifespan="off", log_config=None)
+    config = uvicorn.Config(behind_edge(make_app(node, node)), http="httptools", lifespan="off", log_config=None)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=asyncio.run, args=[server.serve(sockets=[listener])])
     thread.start()
@@ -50,7 +50,7 @@ def command(home: Path, url: str) -> Command:
 @pytest.fixture(scope="module")
 def served() -> Iterator[tuple[NodeDouble, str]]:
     node = NodeDouble()
-    with serving(node, node) as url:
+    with serving(node) as url:
         yield node, url
 
 
@@ -236,14 +236,6 @@ def test_info_shows_the_disk(run: Command, node: NodeDouble) -> None:
     assert ["durability lag", "none"] in [
         [cell.strip() for cell in line.split("  ", 1)] for line in said(run("info")).splitlines()
     ]
-
-
-def test_info_of_a_node_without_disks_shows_the_rest(node: NodeDouble, tmp_path: Path) -> None:
-    with serving(node, None) as url:
-        run = command(tmp_path, url)
-        assert "durable" not in said(run("info", "web"))
-        assert json.loads(said(run("info", "web", "--json")))["disk"] is None
-        assert refused(run("info", "nosuch"))[0] == "ballpoint: there is no sprite 'nosuch'"
 
 
 @pytest.mark.parametrize(

@@ -60,11 +60,11 @@ class ControlApi(FastAPI):
         return super().openapi()
 
 
-def make_app(node: NodeService, disks: DiskService | None = None, metrics: Metrics | None = None) -> FastAPI:
+def make_app(node: NodeService, disks: DiskService, metrics: Metrics | None = None) -> FastAPI:
     """The ASGI application that answers for `node`.
 
     Args:
-        disks: answers for the states of its sprites' disks; where it is None, the routes for them are not found.
+        disks: answers for the states of its sprites' disks.
         metrics: the node's numbers; where it is None, there are none.
     """
     app = ControlApi(
@@ -80,8 +80,7 @@ def make_app(node: NodeService, disks: DiskService | None = None, metrics: Metri
     app.add_middleware(Inside)
     add_error_handlers(app)
     add_sprite_routes(app, node)
-    if disks is not None:
-        add_checkpoint_routes(app, disks)
+    add_checkpoint_routes(app, disks)
     add_policy_routes(app, node)
     add_organization_routes(app, node)
     add_metrics_route(app, (metrics or Metrics()).samples)

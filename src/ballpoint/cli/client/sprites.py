@@ -11,9 +11,9 @@ import click
 from ballpoint.cli import columns
 from ballpoint.cli.client import settings
 from ballpoint.cli.client.exec_command import open_console, parse_environment
-from ballpoint.cli.client.http import Api, api, sprite_name, sprite_path
+from ballpoint.cli.client.http import api, sprite_name, sprite_path
 from ballpoint.cli.client.names import new_name
-from ballpoint.core.errors import InvalidError, NotFoundError
+from ballpoint.core.errors import InvalidError
 
 _PAGE = 50
 
@@ -84,7 +84,7 @@ def info(ctx: click.Context, name: str | None, as_json: bool) -> None:
     """Show a sprite, where its disk is, and how far the store is behind it."""
     node, wanted = api(ctx), sprite_name(ctx, name)
     sprite = node.call("GET", sprite_path(wanted))
-    disk = _disk(node, wanted)
+    disk = node.call("GET", sprite_path(wanted, "/disk"))
     if as_json:
         click.echo(json.dumps({**sprite, "disk": disk}, indent=2))
         return
@@ -101,24 +101,14 @@ def info(ctx: click.Context, name: str | None, as_json: bool) -> None:
     shown["image"] = (sprite.get("version") or "")[:16]
     if sprite["labels"]:
         shown["labels"] = ", ".join(sprite["labels"])
-    if disk is not None:
-        lag = disk["lag_seconds"]
-        shown["disk"] = disk["place"]
-        shown["written"] = f"{columns.size(disk['bytes_written'])} of {columns.size(disk['size'])}"
-        shown["stored"] = columns.size(disk["bytes_stored"])
-        shown["checkpoints"] = str(disk["checkpoints"])
-        shown["durability lag"] = "none" if lag is None else f"{lag:.1f} s"
-        shown["durable state of"] = columns.moment(disk["durable_at"] or "")
+    lag = disk["lag_seconds"]
+    shown["disk"] = disk["place"]
+    shown["written"] = f"{columns.size(disk['bytes_written'])} of {columns.size(disk['size'])}"
+    shown["stored"] = columns.size(disk["bytes_stored"])
+    shown["checkpoints"] = str(disk["checkpoints"])
+    shown["durability lag"] = "none" if lag is None else f"{lag:.1f} s"
+    shown["durable state of"] = columns.moment(disk["durable_at"] or "")
     columns.facts(shown)
-
-
-def _disk(node: Api, name: str) -> dict[str, Any] | None:
-    """What the node says of a sprite's disk; None where it knows no such route."""
-    try:
-        disk: dict[str, Any] = node.call("GET", sprite_path(name, "/disk"))
-    except NotFoundError:
-        return None
-    return disk
 
 
 @click.command()
