@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 VARIABLE: Final = "BALLPOINT_DIE_AT"
@@ -17,6 +17,11 @@ _declared: list[str] = []
 _last: list[Callable[[], None]] = []
 _step, _, _count = os.environ.get(VARIABLE, "").partition("@")
 _left = int(_count or 1)
+
+
+def variables(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Those of `environment` that say where to end, for a child process that gets no others."""
+    return {VARIABLE: environment[VARIABLE]} if VARIABLE in environment else {}
 
 
 def declare(name: str) -> str:

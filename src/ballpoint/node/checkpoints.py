@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
-from ballpoint.core import ids
+from ballpoint.core import ids, steps
 from ballpoint.core.clock import SYSTEM_CLOCK, Clock
-from ballpoint.core.errors import ConflictError
+from ballpoint.core.errors import ConflictError, UnavailableError
 from ballpoint.core.types import Caller
 from ballpoint.node.disks import Disks
 from ballpoint.node.node import Node
-from ballpoint.node.running import Running
 from ballpoint.node.saving import Saver, moment
 from ballpoint.node.shown import Shown
 from ballpoint.node.views import CheckpointView, DiskView, NewFork, Progress, ProgressKind, SpriteView
@@ -30,6 +30,15 @@ log = logging.getLogger(__name__)
 
 # Automatic checkpoints beyond these go, the oldest first.
 AUTO_KEPT = 5
+# The front door waits 150 s for an answer's first byte, and clients give up a stream that is silent for 300 s.
+_SYNC_SECONDS: Final = 120.0
+_SAYING_SECONDS: Final = 30.0
+_DURABLE_SECONDS: Final = 600.0
+
+_STARTED = steps.declare("restore: the sprite runs over its new disk, too")
+_STOPPED = steps.declare("restore: what ran before goes on no more")
+_RESTORED = steps.declare("restore: what ran before has ended")
+_MADE = steps.declare("fork: the volume's keeper knows it")
 
 
 class Checkpoints:
@@ -53,22 +62,33 @@ class Checkpoints:
     ) -> AsyncIterator[Progress]:
         sprite = await self._node.registry.sprite(caller.org_id, name)
         cause = f"with token {caller.token_id}"
-        kept = await self._node.to_the_end(self._keep(sprite, comment, cause), f"checkpoint {name}")
+        kept = await self._node.to_the_end(self._keep(sprite.id, comment, cause), f"checkpoint {name}")
         yield self._line("info", f"checkpoint {kept.id} of {name} is kept on this node")
         if wait_durable:
-            await self._saver.save(sprite)
+            saving = await self._saver.start_saving(sprite)
+            waited = 0.0
+            while not (await asyncio.wait([saving], timeout=_SAYING_SECONDS))[0]:
+                waited += _SAYING_SECONDS
+                if waited >= _DURABLE_SECONDS:
+                    raise UnavailableError(
+                        f"checkpoint {kept.id} is kept on this node, and not in the store within {waited:g} s",
+                        hint="it goes on being saved; the checkpoint's `durable` says when it is",
+                    )
+                yield self._line("info", f"checkpoint {kept.id} is not in the store yet")
+            saving.result()
             yield self._line("info", f"checkpoint {kept.id} is in the store")
         yield self._line("complete", f"Checkpoint {kept.id} created")
 
-    async def _keep(self, sprite: Sprite, comment: str, cause: str) -> Kept:
-        async with self._node.lock(sprite.id):
-            kept = await self._take(sprite, comment, auto=False)
+    async def _keep(self, sprite_id: str, comment: str, cause: str) -> Kept:
+        async with self._node.lock(sprite_id):
+            kept = await self._take(await self._node.living(sprite_id), comment, auto=False)
             self._shown.changed()
-        await self._node.registry.add_event(sprite.id, "checkpoint", f"{kept.id} made {cause}")
+        await self._node.registry.add_event(sprite_id, "checkpoint", f"{kept.id} made {cause}")
         return kept
 
     async def _take(self, sprite: Sprite, comment: str, *, auto: bool) -> Kept:
         """A checkpoint of the disk as it is. The caller holds the sprite's lock."""
+        await self._saver.prepare(sprite)
         keeper = await self._saver.keeper(sprite)
         running = self._node.running.get(sprite.id)
         disk = running.volume if running is not None else None
@@ -90,11 +110,12 @@ class Checkpoints:
     async def forget(self, caller: Caller, name: str, checkpoint_id: str) -> None:
         sprite = await self._node.registry.sprite(caller.org_id, name)
         await self._node.to_the_end(
-            self._forget(sprite, checkpoint_id, f"with token {caller.token_id}"), f"forget {checkpoint_id} of {name}"
+            self._forget(sprite.id, checkpoint_id, f"with token {caller.token_id}"), f"forget {checkpoint_id} of {name}"
         )
 
-    async def _forget(self, sprite: Sprite, checkpoint_id: str, cause: str) -> None:
-        async with self._node.lock(sprite.id):
+    async def _forget(self, sprite_id: str, checkpoint_id: str, cause: str) -> None:
+        async with self._node.lock(sprite_id):
+            sprite = await self._node.living(sprite_id)
             keeper = await self._saver.keeper(sprite)
             keeper.record.checkpoint(checkpoint_id)
             if self._saver.forked_from(keeper.record.volume, checkpoint_id):
@@ -105,101 +126,113 @@ class Checkpoints:
             self._shown.changed()
             await self._saver.changed(sprite.id, sprite.volume_id)
             self._saver.on_garbage(keeper.record.lineage)
-        await self._node.registry.add_event(sprite.id, "checkpoint_deleted", f"{checkpoint_id} deleted {cause}")
+        await self._node.registry.add_event(sprite_id, "checkpoint_deleted", f"{checkpoint_id} deleted {cause}")
 
     # ---- restore ----
 
     async def restore(self, caller: Caller, name: str, checkpoint_id: str) -> AsyncIterator[Progress]:
         sprite = await self._node.registry.sprite(caller.org_id, name)
-        keeper = await self._saver.keeper(sprite)
-        keeper.record.checkpoint(checkpoint_id)
+        (await self._saver.keeper(sprite)).record.checkpoint(checkpoint_id)
         if sprite.id in self._restoring:
             raise ConflictError(f"{name!r} is being restored already", hint="wait for that", code="restoring")
-        yield self._line("info", f"restoring {name} to {checkpoint_id}")
-        cause = f"restored to {checkpoint_id} with token {caller.token_id}"
         self._restoring.add(sprite.id)
-        try:
-            former = await self._node.to_the_end(self._restore(sprite, keeper, checkpoint_id, cause), f"restore {name}")
-        finally:
-            self._restoring.discard(sprite.id)
-        if former is not None:
-            yield self._line("info", f"what {name} was before is kept as {former.id}")
+        cause = f"restored to {checkpoint_id} with token {caller.token_id}"
+        # Begun before the first line is told: whoever reads no further has asked for it all the same.
+        restoring = self._node.begin_to_the_end(self._restore(sprite.id, checkpoint_id, cause), f"restore {name}")
+        yield self._line("info", f"restoring {name} to {checkpoint_id}")
+        former = await restoring
+        yield self._line("info", f"what {name} was before is kept as {former.id}")
         yield self._line("complete", f"Restored to {checkpoint_id}")
 
-    async def _restore(self, sprite: Sprite, keeper: Keeper, checkpoint_id: str, cause: str) -> Kept:
+    async def _restore(self, sprite_id: str, checkpoint_id: str, cause: str) -> Kept:
         """Start the sprite anew over the checkpoint's disk, beside the old one, and then let that take its place.
 
-        Until then a failure leaves the old one as it was: its writers wait from its automatic checkpoint on.
+        The rename of the disk decides: until then the old one is as it was, and from then on the new one is the sprite.
         """
-        async with self._node.lock(sprite.id):
-            kept = keeper.record.checkpoint(checkpoint_id)
-            old = self._node.running.get(sprite.id)
-            async with AsyncExitStack() as frozen:
-                if old is not None:
-                    await frozen.enter_async_context(self._space.frozen(old.volume))
-                former = await keeper.checkpoint(
-                    old.volume if old else None, comment=f"before it was {cause}", auto=True, frozen=None
-                )
+        try:
+            async with self._node.lock(sprite_id):
+                sprite = await self._node.living(sprite_id)
+                await self._saver.prepare(sprite)
+                keeper = await self._saver.keeper(sprite)
                 staged = await keeper.stage(checkpoint_id)
-                new = await self._start_beside(sprite, kept, staged)
                 try:
-                    if old is not None:
-                        await old.instance.runtime.set_note({"replaced": sprite.id})
-                    await keeper.replace_disk(checkpoint_id, staged)
-                    await new.instance.runtime.set_note({"sprite": sprite.id})
+                    former = await self._exchange(sprite, keeper, checkpoint_id, staged, cause)
                 except BaseException:
-                    if old is not None:
-                        await old.instance.runtime.set_note({"sprite": sprite.id})
-                    await self._node.starter.stop(new)
+                    await asyncio.shield(asyncio.to_thread(self._disks.pool.drop_staged, staged))
                     raise
-            await self._node.replace(sprite, new, cause)
-            if kept.image != sprite.image_digest:
-                await self._node.registry.update_sprite(sprite.id, image_digest=kept.image)
-            await self._prune(keeper)
-            await self._saver.changed(sprite.id, sprite.volume_id)
+                await self._prune(keeper)
+                await self._saver.changed(sprite_id, sprite.volume_id)
+            return former
+        finally:
+            self._restoring.discard(sprite_id)
+
+    async def _exchange(self, sprite: Sprite, keeper: Keeper, checkpoint_id: str, staged: Path, cause: str) -> Kept:
+        """Start `sprite` over a staged disk, keep what it was, and end that. Returns the checkpoint of what it was."""
+        kept = keeper.record.checkpoint(checkpoint_id)
+        volume = await asyncio.to_thread(self._disks.attach_staged, sprite.volume_id, staged)
+        new = await self._node.starter.start(msgspec.structs.replace(sprite, image_digest=kept.image), volume)
+        steps.reach(_STARTED)
+        old = self._node.running.get(sprite.id)
+        try:
+            async with self._space.frozen(old.volume) if old is not None else nullcontext():
+                former = await keeper.checkpoint(
+                    old.volume if old is not None else None, comment=f"before it was {cause}", auto=True, frozen=None
+                )
+                await keeper.replace_disk(checkpoint_id, staged)
+                if old is not None:
+                    # What waits to write must not go on with a disk that is the sprite's no more.
+                    old.instance.runtime.cgroup.child("inner").freeze(True)
+                    steps.reach(_STOPPED)
+        except BaseException:
+            await asyncio.shield(self._node.starter.stop(new))
+            raise
+        await self._node.replace(sprite, new, cause)
+        steps.reach(_RESTORED)
+        if kept.image != sprite.image_digest:
+            await self._node.registry.update_sprite(sprite.id, image_digest=kept.image)
         return former
 
-    async def _start_beside(self, sprite: Sprite, kept: Kept, staged: Path) -> Running:
-        """Start a sprite over another disk, while it may run over its own. A later process ends such an instance."""
-        volume = await asyncio.to_thread(self._disks.attach_staged, sprite.volume_id, staged)
-        of_then = msgspec.structs.replace(sprite, image_digest=kept.image)
-        return await self._node.starter.start(of_then, volume, note={"restoring": sprite.id})
-
     async def _prune(self, keeper: Keeper) -> None:
-        autos = [each for each in keeper.record.checkpoints if each.auto and each.id != keeper.record.current]
+        record = keeper.record
+        autos = [each for each in record.checkpoints if each.auto and each.id not in {record.current, record.restored}]
         for each in autos[:-AUTO_KEPT]:
-            if not self._saver.forked_from(keeper.record.volume, each.id):
+            if not self._saver.forked_from(record.volume, each.id):
                 await keeper.forget(each.id)
 
     # ---- forks ----
 
     async def fork(self, caller: Caller, name: str, request: NewFork) -> SpriteView:
         source = await self._node.registry.sprite(caller.org_id, name)
-        work = self._fork(caller, source, request)
+        work = self._fork(caller, source.id, request)
         return await self._node.to_the_end(work, f"fork {name} to {request.name}")
 
-    async def _fork(self, caller: Caller, source: Sprite, request: NewFork) -> SpriteView:
+    async def _fork(self, caller: Caller, source_id: str, request: NewFork) -> SpriteView:
         await self._node.registry.require_free(caller.org_id, request.name)
-        async with self._node.lock(source.id):
+        async with self._node.lock(source_id):
+            source = await self._node.living(source_id)
             keeper = await self._saver.keeper(source)
             if request.checkpoint is None:
                 kept = await self._take(source, f"forked to {request.name}", auto=True)
+                await self._prune(keeper)
             else:
                 kept = keeper.record.checkpoint(request.checkpoint)
             volume_id = ids.new_uuid()
             await keeper.fork(kept.id, volume_id)
-            await self._prune(keeper)
-        sprite = self._node.registry.new_sprite(
-            caller,
-            request.name,
-            sprite_id=f"sprite-{ids.new_uuid()}",
-            volume_id=volume_id,
-            image_digest=kept.image,
-            environment=source.environment,
-            labels=[],
-            config=source.config,
-            url_settings={},
-        )
+            made = self._node.registry.new_sprite(
+                caller,
+                request.name,
+                sprite_id=f"sprite-{ids.new_uuid()}",
+                volume_id=volume_id,
+                image_digest=kept.image,
+                environment=source.environment,
+                labels=[],
+                config=source.config,
+                url_settings={},
+            )
+            # From here on the checkpoint is known to be needed, and is not deleted before the fork is in the store.
+            await self._saver.changed(made.id, volume_id)
+            steps.reach(_MADE)
+        sprite = msgspec.structs.replace(made, privileges=source.privileges)
         return await self._node.begin(
             sprite, None, f"forked from {source.name} at {kept.id} with token {caller.token_id}"
         )
@@ -208,7 +241,7 @@ class Checkpoints:
 
     async def sync(self, caller: Caller, name: str) -> DiskView:
         sprite = await self._node.registry.sprite(caller.org_id, name)
-        await self._saver.save(sprite)
+        await self._saver.save(sprite, _SYNC_SECONDS)
         return await self.disk(caller, name)
 
     async def disk(self, caller: Caller, name: str) -> DiskView:

@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
-from ballpoint.core import ids
+from ballpoint.core import ids, steps
 from ballpoint.core.clock import SYSTEM_CLOCK, Clock
 from ballpoint.core.errors import BallpointError, ConflictError, FencedError, InvalidError, UnavailableError
 from ballpoint.core.tasks import Tasks
@@ -42,6 +42,14 @@ T = TypeVar("T")
 
 # An init gives its processes 5 s before it ends them, and the kernel then needs some time for what waits for a disk.
 _END_SECONDS = 15.0
+
+_BEGUN = steps.declare("create: the sprite runs")
+_RECORDED = steps.declare("create: the registry knows it")
+_DISCARDED = steps.declare("destroy: the store knows")
+_DELETING = steps.declare("destroy: the registry knows")
+_ENDED = steps.declare("destroy: nothing runs any more")
+_DESTROYED = steps.declare("destroy: the volume is removed")
+_FORGOTTEN = steps.declare("destroy: the registry has forgotten it")
 
 
 class Saving(Protocol):
@@ -152,8 +160,10 @@ class Node:
         async with self.lock(sprite.id):
             try:
                 self.running[sprite.id] = await self.starter.start(sprite, volume, patient=patient)
+                steps.reach(_BEGUN)
                 # Last: a crash before it leaves a volume and an instance of no sprite, which the next start removes.
                 await self.registry.create_sprite(sprite, cause)
+                steps.reach(_RECORDED)
             except BaseException as error:
                 try:
                     await asyncio.shield(self._remove(sprite, f"create failed: {error}"))
@@ -190,7 +200,9 @@ class Node:
     async def _destroy(self, sprite: Sprite, cause: str) -> None:
         async with self.lock(sprite.id):
             await self.saving.discard(sprite)
+            steps.reach(_DISCARDED)
             await self.registry.set_state(sprite.id, "deleting", kind="deleting", cause=cause)
+            steps.reach(_DELETING)
             await self._remove(sprite, cause)
 
     async def restart(self, caller: Caller, name: str) -> SpriteView:
@@ -210,9 +222,7 @@ class Node:
 
     async def _sleep(self, sprite_id: str, cause: str) -> SpriteView:
         async with self.lock(sprite_id):
-            sprite = await self.registry.sprite_by_id(sprite_id)
-            if sprite.state == "deleting":
-                raise ConflictError(f"the sprite {sprite.name!r} is being destroyed")
+            sprite = await self.living(sprite_id)
             if sprite_id in self.running:
                 await self._stop(sprite_id, cause)
                 sprite = await self.registry.set_state(sprite_id, "cold", kind="cold", cause=cause)
@@ -269,15 +279,17 @@ class Node:
         """Let `new` be what runs of a sprite; the one before is ended, whatever it does."""
         old = self.running.get(sprite.id)
         self.running[sprite.id] = new
-        await self.registry.set_state(sprite.id, "running", kind="restored", cause=cause)
-        if old is not None:
-            old.ends.set()
-            old.said = old.instance.runtime.logs() or old.said
-            try:
-                await self.starter.stop(old)
-            except UnavailableError as error:
-                log.error("the former instance of %s stays until the next start: %s", sprite.name, error)
-            await asyncio.to_thread(self.logbook.add, sprite.id, old.said, cause)
+        try:
+            await self.registry.set_state(sprite.id, "running", kind="restored", cause=cause)
+        finally:
+            if old is not None:
+                old.ends.set()
+                old.said = old.instance.runtime.logs() or old.said
+                try:
+                    await self.starter.stop(old)
+                except UnavailableError as error:
+                    log.error("the former instance of %s stays until the next start: %s", sprite.name, error)
+                await asyncio.to_thread(self.logbook.add, sprite.id, old.said, cause)
 
     async def evict(self, sprite: Sprite, how: Callable[[Sprite], Awaitable[bool]]) -> bool:
         """Let `how` remove the disk of a sprite that does not run, unless somebody else is changing the sprite."""
@@ -381,10 +393,20 @@ class Node:
 
     # ---- steps; their caller holds the sprite's lock ----
 
-    async def _start(self, sprite_id: str, kind: str, cause: str) -> Sprite:
+    async def living(self, sprite_id: str) -> Sprite:
+        """A sprite as it is now.
+
+        Raises:
+            NotFoundError: it has been destroyed.
+            ConflictError: it is being destroyed.
+        """
         sprite = await self.registry.sprite_by_id(sprite_id)
         if sprite.state == "deleting":
             raise ConflictError(f"the sprite {sprite.name!r} is being destroyed")
+        return sprite
+
+    async def _start(self, sprite_id: str, kind: str, cause: str) -> Sprite:
+        sprite = await self.living(sprite_id)
         try:
             await self.saving.prepare(sprite)
             self.running[sprite_id] = await self.starter.start(sprite)
@@ -406,10 +428,13 @@ class Node:
 
     async def _remove(self, sprite: Sprite, cause: str) -> None:
         await self._stop(sprite.id, cause)
+        steps.reach(_ENDED)
         await self.saving.forget(sprite.volume_id)
         await asyncio.to_thread(self._disks.pool.destroy, sprite.volume_id)
+        steps.reach(_DESTROYED)
         await asyncio.to_thread(self.logbook.remove, sprite.id)
         await self.registry.delete_sprite(sprite.id, cause)
+        steps.reach(_FORGOTTEN)
 
     async def finish_removal(self, sprite: Sprite, cause: str) -> None:
         """Finish what an earlier process began: the removal of a sprite, or the undoing of a half-made one."""
@@ -418,6 +443,10 @@ class Node:
 
     async def to_the_end(self, work: Coroutine[Any, Any, T], name: str) -> T:
         """Run `work` whole, whether or not the caller waits for it."""
+        return await self.begin_to_the_end(work, name)
+
+    def begin_to_the_end(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Future[T]:
+        """As `to_the_end`, for a caller who waits later, or not at all."""
         outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
 
         async def run() -> None:
@@ -438,7 +467,7 @@ class Node:
                     outcome.set_result(result)
 
         self._tasks.start(run(), name)
-        return await outcome
+        return outcome
 
     # ---- views ----
 

@@ -17,9 +17,9 @@ log = logging.getLogger(__name__)
 async def recover(node: Node, instances: Instances, disks: Disks) -> None:
     """Bring registry, instances and volumes together. Idempotent; nothing else may use them meanwhile.
 
-    An instance is adopted if it answers, was claimed for a sprite of the registry, and its volume is attached. Every
-    other one is removed. Then no sprite is called running that is not, half-made and half-destroyed ones are finished,
-    and volumes of no sprite are destroyed.
+    An instance is adopted if it answers, was claimed for a sprite of the registry, and runs over the disk that is the
+    sprite's now; a restore has two instances for a moment. Every other one is removed. Then no sprite is called running
+    that is not, half-made and half-destroyed ones are finished, and volumes of no sprite are destroyed.
 
     Raises:
         ConflictError: a running sprite's volume was made by a later version.
@@ -36,6 +36,10 @@ async def recover(node: Node, instances: Instances, disks: Disks) -> None:
         if sprite is not None and sprite.state == "running" and instance.runtime.phase == "running":
             await asyncio.to_thread(disks.pool.meta, sprite.volume_id)  # one of a later version is left as it is
             volume = await asyncio.to_thread(disks.pool.adopt, sprite.volume_id)
+            # Versions without checkpoints noted no disk; they had one only.
+            if volume is not None and instance.runtime.note.get("disk", volume.inode) != volume.inode:
+                volume.release()
+                volume = None
         if sprite is None or volume is None:
             if sprite is not None:
                 said[sprite.id] = instance.runtime.logs()

@@ -89,14 +89,12 @@ class Starter:
         volume: AttachedVolume | None = None,
         *,
         patient: bool = False,
-        note: dict[str, str] | None = None,
     ) -> Running:
         """Give `sprite` a running instance over its volume. A failure leaves none, and the volume detached.
 
         Args:
-            volume: the sprite's own where it is attached already; taken over.
+            volume: the sprite's own where it is attached already, or one that may become it; taken over.
             patient: as `Pool.take`.
-            note: what a later process shall know of the instance; None: that it is the sprite's.
 
         Raises:
             UnavailableError: no blank, or the volume is still in use.
@@ -116,8 +114,9 @@ class Starter:
                 limits = self.limits(sprite.config)
                 if limits != self._instances.limits:
                     blank.runtime.limit(limits)
-                # Written before anything of the sprite is in the instance: after a crash it is known whose it was.
-                await blank.runtime.set_note(note or {"sprite": sprite.id})
+                # Written before anything of the sprite is in the instance: after a crash it is known whose it was, and
+                # over which of the sprite's disks it runs.
+                await blank.runtime.set_note({"sprite": sprite.id, "disk": volume.inode})
                 await blank.runtime.claim(
                     image,
                     volume.mount,

@@ -36,8 +36,6 @@ _STALL_FACTOR: Final = 20.0
 _CPU_FACTOR: Final = 10.0
 # While the store does not answer.
 _RETRY_SECONDS: Final = (5.0, 60.0)
-# Of one sync that somebody waits for.
-_WAIT_SECONDS: Final = 300.0
 _DISCARD_SECONDS: Final = 10.0
 # Less than that is not worth the requests, however small the disk.
 _GARBAGE_BYTES: Final = 64 << 20
@@ -217,20 +215,26 @@ class Saver:
                 hint="try again when the store answers; nothing has changed",
             ) from error
 
-    async def save(self, sprite: Sprite) -> None:
+    async def save(self, sprite: Sprite, seconds: float) -> None:
         """Bring everything into the store that was before this call.
 
+        Args:
+            seconds: to wait.
+
         Raises:
-            UnavailableError: the store does not answer in time.
+            UnavailableError: the store does not answer, or not in time; it goes on being saved.
         """
-        volume = await self._volume(sprite.id, sprite.volume_id)
-        try:
-            async with asyncio.timeout(_WAIT_SECONDS):
-                await asyncio.shield(self._tasks.start(self._save(volume), f"save {sprite.name}"))
-        except TimeoutError as error:
+        saving = await self.start_saving(sprite)
+        if not (await asyncio.wait([saving], timeout=seconds))[0]:
             raise UnavailableError(
-                f"{sprite.name!r} is not in the store within {_WAIT_SECONDS:g} s", hint="it goes on being saved"
-            ) from error
+                f"{sprite.name!r} is not in the store within {seconds:g} s", hint="it goes on being saved"
+            )
+        saving.result()
+
+    async def start_saving(self, sprite: Sprite) -> asyncio.Task[None]:
+        """Begin to `save`; it goes on whoever waits for the task."""
+        volume = await self._volume(sprite.id, sprite.volume_id)
+        return self._tasks.start(self._save(volume), f"save {sprite.name}")
 
     def forked_from(self, volume: UUID, checkpoint_id: str) -> bool:
         """Whether a fork of a checkpoint still needs it, because its own log has not begun.
@@ -374,6 +378,7 @@ class Saver:
             stored = keeper.record.bytes_stored
             keeper.cost.reset()
             try:
+                await self._save_source(keeper)
                 await keeper.sync(lambda: self._attached(volume.sprite_id), settings_of(sprite))
             except FencedError as error:
                 await self._lost(volume.sprite_id, error)
@@ -384,6 +389,19 @@ class Saver:
             self._saves.add()
             self._bytes.add(keeper.record.bytes_stored - stored)
             await self._succeeded(volume, sprite, began, changed=before != (keeper.record.base, keeper.record.settings))
+
+    async def _save_source(self, keeper: Keeper) -> None:
+        """Bring what a fork was made of into the store first: only then can its own log begin."""
+        origin = keeper.record.origin
+        if origin is None:
+            return
+        for source in list(self._volumes.values()):
+            record = source.keeper.record
+            if record.volume == origin.volume and not record.checkpoint(origin.checkpoint).durable:
+                try:
+                    await self._save(source)
+                except FencedError as error:
+                    raise UnavailableError(f"what it was forked from is not this node's any more: {error}") from error
 
     async def _failed(self, volume: _Volume, sprite: Sprite, trouble: str) -> None:
         volume.failures += 1

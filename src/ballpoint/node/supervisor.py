@@ -19,7 +19,7 @@ from typing import Literal
 
 import msgspec
 
-from ballpoint.core import peer
+from ballpoint.core import peer, steps
 from ballpoint.core.clock import SYSTEM_CLOCK
 from ballpoint.core.config import RUN_ROOT, NodeConfig, load_config
 from ballpoint.core.errors import BallpointError, ConflictError, InvalidError, UnavailableError
@@ -386,7 +386,7 @@ class _Supervisor:
             sys.executable, "-m", "ballpoint.api", str(self._config.run / _CONFIG),
             f"--ready-fd={ready}", f"--edge-uid={_EDGE_UID}",
         ]  # fmt: skip
-        environment = {**mirrors.variables(), **url.variables(self._config.store_url)}
+        environment = {**mirrors.variables(), **url.variables(self._config.store_url), **steps.variables()}
         return process.start(command, pass_fds=[ready], env=environment)
 
     def _start_edge(self) -> process.Child:

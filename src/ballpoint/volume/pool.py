@@ -89,6 +89,11 @@ class AttachedVolume:
         self.mount = mount_fd
         self.device = device
 
+    @property
+    def inode(self) -> int:
+        """Of its image, which has it for as long as it is attached, under whatever name."""
+        return self._file[1]
+
     def detach(self, timeout: float = _DETACH_SECONDS) -> None:
         """Let go of it, and prove that nobody else holds it. Idempotent.
 
@@ -186,7 +191,7 @@ class VolumePool:
                     self._attachments.wait_released(entry / "disk.img", _DETACH_SECONDS)
                     remove_tree(entry)
                 else:
-                    self._attachments.wait_released(entry, _DETACH_SECONDS)
+                    # What may run over it still is another's to end; the file is there for as long.
                     entry.unlink()
 
     def ensure_template(self, key: str, disk_gb: int, populate: Callable[[int], None]) -> None:
@@ -325,6 +330,15 @@ class VolumePool:
         with staged.open("rb") as file:
             os.fsync(file.fileno())
         return staged
+
+    def drop_staged(self, staged: Path) -> None:
+        """Remove an image that did not become a disk. Idempotent.
+
+        Raises:
+            UnavailableError: it is attached.
+        """
+        self._attachments.wait_released(staged, _DETACH_SECONDS)
+        staged.unlink(missing_ok=True)
 
     def attach_staged(self, volume_id: str, staged: Path) -> AttachedVolume:
         """Mount a staged image, beside the volume's own that may be attached."""
