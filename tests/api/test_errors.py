@@ -84,7 +84,6 @@ def shaped(answer: httpx2.Response, status: int, error: str) -> ErrorBody:
 
 def test_the_document_has_every_route_of_the_contract() -> None:
     assert set(OPERATIONS) == {
-        ("GET", "/metrics"),
         ("POST", "/v1/sprites"),
         ("GET", "/v1/sprites"),
         ("GET", "/v1/sprites/{name}"),
