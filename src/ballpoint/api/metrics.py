@@ -19,7 +19,7 @@ def add_metrics_route(app: FastAPI, samples: Callable[[], list[Sample]]) -> None
     async def metrics() -> Response:
         """What the node counts and measures, of all organizations together."""
         lines = [
-            f"# HELP {each.name} {each.help}\n# TYPE {each.name} {each.kind}\n{each.name} {each.value:g}\n"
+            f"# HELP {each.name} {each.help}\n# TYPE {each.name} {each.kind}\n{each.name} {each.value:.15g}\n"
             for each in samples()
         ]
         return Response("".join(lines), media_type=_TYPE)

@@ -1,0 +1,49 @@
+"""Saving on a real node: what is brought into the store, in which order, and when nothing is."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from ballpoint.core import ids
+from tests.support.nodes import TestNode
+
+pytestmark = pytest.mark.node
+
+# Twice as long as a disk that has changed waits at first.
+_LONG_SECONDS = 10.0
+
+
+def objects(node: TestNode) -> dict[Path, int]:
+    """What is in the node's store, and when each was written."""
+    found = [path for path in (node.data / "store").rglob("*") if path.is_file()]
+    return {path: path.stat().st_mtime_ns for path in found}
+
+
+def test_a_fork_of_a_fork_is_saved_after_those_it_came_from(own_node: TestNode) -> None:
+    own_node.start()
+    names = [f"t-{ids.new_instance_id()}" for _ in range(3)]
+    assert own_node.api("POST", "/v1/sprites", json={"name": names[0]}).status_code == 201
+    for source, fork in zip(names, names[1:], strict=False):
+        assert own_node.api("POST", f"/v1/sprites/{source}/fork", json={"name": fork}).status_code == 201
+    assert own_node.api("POST", f"/v1/sprites/{names[-1]}/sync").status_code == 200
+    for name in names:
+        assert own_node.api("GET", f"/v1/sprites/{name}").json()["durable_at"]
+        assert "not_saved" not in own_node.api("GET", f"/v1/sprites/{name}/events").text
+
+
+def test_a_sprite_that_changes_nothing_costs_no_request(own_node: TestNode) -> None:
+    own_node.start()
+    name = f"t-{ids.new_instance_id()}"
+    assert own_node.api("POST", "/v1/sprites", json={"name": name}).status_code == 201
+    disk = {"lag_seconds": 0.0}
+    while disk["lag_seconds"] is not None:  # what a start itself changes is saved
+        assert own_node.api("POST", f"/v1/sprites/{name}/sync").status_code == 200
+        disk = own_node.api("GET", f"/v1/sprites/{name}/disk").json()
+    before = objects(own_node)
+    command = "cmd=sh&cmd=-c&cmd=i=0;while%20[%20$i%20-lt%20100000%20];do%20i=$((i%2B1));done"
+    assert own_node.api("POST", f"/v1/sprites/{name}/exec?{command}").status_code == 200
+    time.sleep(_LONG_SECONDS)  # nothing tells of what does not happen
+    assert objects(own_node) == before
