@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,7 +39,7 @@ def test_a_sprite_that_changes_nothing_costs_no_request(own_node: TestNode) -> N
     own_node.start()
     name = f"t-{ids.new_instance_id()}"
     assert own_node.api("POST", "/v1/sprites", json={"name": name}).status_code == 201
-    disk = {"lag_seconds": 0.0}
+    disk: dict[str, Any] = {"lag_seconds": 0.0}
     while disk["lag_seconds"] is not None:  # what a start itself changes is saved
         assert own_node.api("POST", f"/v1/sprites/{name}/sync").status_code == 200
         disk = own_node.api("GET", f"/v1/sprites/{name}/disk").json()
