@@ -13,6 +13,16 @@ from tests.support.host import traces
 from tests.support.nodes import CACHE, TestNode
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", action="store_true", help="let the tests that search at random go on for long")
+
+
+@pytest.fixture
+def soak(pytestconfig: pytest.Config) -> bool:
+    """Whether a test that searches at random shall go on for long."""
+    return bool(pytestconfig.getoption("--soak"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Fast tests first: a mistake in one layer should not cost the time of all layers."""
     items.sort(key=lambda item: ("node" in item.keywords, "host" in item.keywords, "slow" in item.keywords))
