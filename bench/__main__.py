@@ -29,13 +29,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; all by default")
     parser.add_argument("--quick", action="store_true", help="few samples: to see that it works")
+    parser.add_argument("--long", action="store_true", help="the longer form of rows that have one; not of a whole run")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
     given = parser.parse_args()
     if unknown := set(given.rows) - set(ROWS):
         parser.error(f"there is no row {', '.join(sorted(unknown))}")
     if os.geteuid() != 0:
         parser.error("a node runs as root, and so does this")
-    report = asyncio.run(_measure(given.rows or list(ROWS), quick=given.quick))
+    if given.long and not given.rows:
+        parser.error("--long is for rows that are named")
+    report = asyncio.run(_measure(given.rows or list(ROWS), quick=given.quick, long=given.long))
     text = json.dumps(report.json(), indent=1) + "\n"
     print(report.markdown())
     if given.json is not None:
@@ -47,7 +50,7 @@ def main() -> int:
     return 1 if any(result.failure for result in report.results) else 0
 
 
-async def _measure(rows: list[str], *, quick: bool) -> Report:
+async def _measure(rows: list[str], *, quick: bool, long: bool) -> Report:
     date, layout, devices = now(), Hierarchies.detect().layout, len(loop_devices())
     work = Path(tempfile.mkdtemp(prefix="ballpoint-bench-"))
     try:
@@ -59,7 +62,7 @@ async def _measure(rows: list[str], *, quick: bool) -> Report:
             await asyncio.to_thread(first.down)
         say("preparing the yardsticks")
         async with containers(work) as yardsticks:
-            context = Context(quick, work, yardsticks)
+            context = Context(quick, work, yardsticks, long)
             results = []
             gc.collect()
             gc.freeze()

@@ -21,6 +21,7 @@ from time import perf_counter
 from tests.support.host import traces
 from tests.support.nodes import TestNode
 
+from ballpoint.host import process
 from ballpoint.host.cgroup import Hierarchies
 from bench.client import Client
 from bench.yardsticks import Containers
@@ -39,12 +40,14 @@ class Context:
     """One run of the benchmark.
 
     Attributes:
+        long: rows that have a longer form take it.
         left_behind: what nodes left on the host after they were stopped; should stay empty.
     """
 
     quick: bool
     work: Path
     containers: Containers
+    long: bool = False
     left_behind: list[str] = field(default_factory=list)
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
 
@@ -52,17 +55,22 @@ class Context:
         return quick if self.quick else full
 
     @asynccontextmanager
-    async def node(self, *, pool: int, pool_gb: int = 40, store: str | None = None) -> AsyncIterator[Bench]:
+    async def node(
+        self, *, pool: int, pool_gb: int = 40, store: str | None = None, recovers: Bench | None = None
+    ) -> AsyncIterator[Bench]:
         """A node of its own with `pool` blanks standing by; stopped and removed at the end.
 
         Args:
             store: its URL; None: a directory that goes with the node.
+            recovers: a former node of the same store, whose sprites it brings back before it starts.
         """
         home = self.work / f"node-{next(self._numbers)}"
         options = ["--pool", str(pool), "--pool-max", str(max(pool, 1)), "--pool-gb", str(pool_gb)]
         options += ["--store", store] if store is not None else []
         node = TestNode(home / "data", options)
         try:
+            if recovers is not None:
+                await asyncio.to_thread(_recover, node, recovers.node, store or recovers.node.config.store_url)
             await asyncio.to_thread(node.start)
             bench = Bench(node, pool)
             bench.blanks = await bench.ready()
@@ -118,6 +126,10 @@ class Bench:
         """Bytes taken of the pool."""
         found = os.statvfs(self.pool())
         return (found.f_blocks - found.f_bfree) * found.f_frsize
+
+    def store(self) -> Path:
+        """The directory that is the node's store, where it was given no other."""
+        return self.node.data / "store"
 
     def volume(self, sprite: str) -> Path:
         """The directory of a sprite's volume in the pool."""
@@ -191,6 +203,14 @@ class Bench:
         return found
 
 
+def _recover(node: TestNode, lost: TestNode, store: str) -> None:
+    """Fill a node's directory from a store, and let it know the token that the lost one knew."""
+    node.token = lost.token
+    node.token_file.write_text(node.token)
+    command = [*node.program, "recover", "--data", str(node.data), "--store", store, "--pool-gb", "40"]
+    process.run(command, timeout=_READY_SECONDS, env=dict(os.environ))
+
+
 def cpu_sentence(before: dict[str, float], after: dict[str, float], count: int, what: str) -> str:
     """Where CPU time went, for each of `count`."""
     parts = [f"{name} {(after[name] - before[name]) / count * 1000:.1f}" for name in before]
@@ -248,6 +268,13 @@ async def alternated(
             if after_each is not None:
                 await after_each()
     return samples
+
+
+async def appears(path: Path, seconds: float = 1200.0) -> None:
+    """Wait until there is a file."""
+    async with asyncio.timeout(seconds):
+        while not path.exists():
+            await asyncio.sleep(_LOOK_SECONDS)
 
 
 async def timed(work: Awaitable[object]) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from bench.context import Context
 from bench.report import Result
-from bench.rows import checkpoints, creating, hydration, many, memory, running, work
+from bench.rows import checkpoints, creating, hydration, lost, many, memory, running, saving, uploading, work, writing
 
 ROWS: dict[str, Callable[[Context], Awaitable[Result]]] = {
     "tti": creating.tti,
@@ -24,5 +24,14 @@ ROWS: dict[str, Callable[[Context], Awaitable[Result]]] = {
     "hydrate-8gb": hydration.hydrate_large,
     "checkpoint": checkpoints.checkpoint,
     "restore": checkpoints.restore,
+    "stalls": writing.stalls,
+    "random-writes": writing.random_writes,
     "work": work.work,
+    "upload": uploading.upload,
+    "sqlite": saving.sqlite,
+    "requests": saving.requests,
+    "attach": lost.attach,
+    "recover": lost.recover,
+    "space": lost.space,
+    "cold": lost.cold,
 }

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 _TICK_SECONDS: Final = 1.0
 _AT_ONCE: Final = 4
 # How long after its first change a disk is saved, and how long it may have been changing all the time for that.
-_INTERVALS: Final = ((600.0, 4.0), (1200.0, 14.0), (float("inf"), 29.0))
+INTERVALS: Final = ((600.0, 4.0), (1200.0, 14.0), (float("inf"), 29.0))
 # A sync may take that share of the time: of a writer's, who waits while the disk is cloned, and of the processors'.
 _STALL_FACTOR: Final = 20.0
 _CPU_FACTOR: Final = 10.0
@@ -356,7 +356,7 @@ class Saver:
     def _due(self, volume: _Volume) -> float:
         assert volume.since is not None
         busy = self._clock.monotonic() - (volume.busy_since or volume.since)
-        return volume.since + next(wait for until, wait in _INTERVALS if busy < until)
+        return volume.since + next(wait for until, wait in INTERVALS if busy < until)
 
     async def _save_quietly(self, volume: _Volume) -> None:
         try:

@@ -1,0 +1,184 @@
+"""A host that is lost, a power cut, and what many disks take that nobody uses."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from datetime import UTC, datetime
+from time import perf_counter
+from uuid import UUID
+
+from ballpoint.core import ids
+from ballpoint.core.tasks import for_each
+from ballpoint.host import process
+from ballpoint.host.files import remove_tree
+from ballpoint.store.deployment import claim, new_deployment
+from ballpoint.store.directory import DirectoryStore
+from ballpoint.volume.log.fork import found
+from bench.context import Context, timed
+from bench.programs import FILL, ROOTFS_LIKE, python
+from bench.report import Check, Result, Series, at_most, number
+from bench.stores import slow_s3
+
+_LATENCY = 0.03
+_ATTACH_BYTES = 200_000_000
+_ATTACH_SECONDS = 1.5
+_MAP_MB = 150.0
+_DIRTY = 50
+_AT_ONCE = 16
+_SECONDS = 1200.0
+_LOOK_SECONDS = 0.02
+# Journals and directories of the pool stay.
+_LEFT_BYTES = 20_000_000
+
+
+async def attach(context: Context) -> Result:
+    result = Result("attach", f"an empty host: from recover to the first command, store at {_LATENCY * 1000:g} ms")
+    count = context.count(5, 2)
+    firsts: list[float] = []
+    async with slow_s3(context.work / "attach", _LATENCY) as store:
+        async with context.node(pool=1, store=store) as lost:
+            names = [lost.name() for _ in range(count)]
+            for name in names:
+                await lost.client.create(name)
+                await lost.client.run(name, *python(ROOTFS_LIKE, "data", _ATTACH_BYTES))
+                await lost.client.sync(name)
+        started = perf_counter()
+        async with context.node(pool=1, store=store, recovers=lost) as bench:
+            took = perf_counter() - started
+            for name in names:
+                firsts.append(await timed(bench.client.run(name, "/bin/true")))
+                await bench.client.sync(name)
+                await bench.ready(len(firsts))
+    result.series = {"first command": Series.of(firsts, "s"), "recover and start": Series.of([took], "s")}
+    first = result.series["first command"]
+    result.checks = [
+        at_most(f"first command, disk of 0.2 GB: {first}", first.p50, _ATTACH_SECONDS, unit=" s"),
+        Check(
+            f"takeover: recover, start of the node, first command: {number(took + firsts[0])} s",
+            "-",
+            None,
+            "stated",
+            None,
+        ),
+    ]
+    result.notes.append(
+        "through the API, of sprites whose disks are in the store only; their data is as the image's /usr/lib. The"
+        f" store is an S3 server (SeaweedFS) on the same processors, {_LATENCY * 1000:g} ms away. The node that was"
+        " lost had been stopped; nothing of its directory is used"
+    )
+    return result
+
+
+async def recover(context: Context) -> Result:
+    count = context.count(1000, 50)
+    result = Result("recover", f"recover of {count:,} sprites from a directory")
+    home = context.work / "recover"
+    store = DirectoryStore(home / "store")
+    await claim(store, new_deployment())
+
+    async def make(index: int) -> None:
+        made = await found(
+            store, UUID(ids.new_uuid()), UUID(ids.new_uuid()), image="0" * 64, size=1 << 36,
+            settings=_settings(f"s-{index}"), writer="bench",
+        )  # fmt: skip
+        assert made is not None
+
+    try:
+        await for_each(range(count), make, at_once=_AT_ONCE)
+        options = ["--data", str(home / "data"), "--store", (home / "store").as_uri(), "--pool-gb", "4", "--json"]
+        started = perf_counter()
+        said = await asyncio.to_thread(
+            process.run, [sys.executable, "-m", "ballpoint.cli", "recover", *options], timeout=_SECONDS
+        )
+        took = perf_counter() - started
+        came = len(json.loads(said)["sprites"])
+    finally:
+        await store.close()
+        remove_tree(home)
+    result.series = {"recover": Series.of([took], "s")}
+    result.checks = [
+        Check(f"{number(took)} s", "-", None, "stated", None),
+        Check(f"{came} of {count} came", "-", None, "all", came == count),
+    ]
+    result.notes.append("logs of one commit each, disks of no data; the store is a directory of this host")
+    return result
+
+
+def _settings(name: str) -> dict[str, object]:
+    return {
+        "id": f"sprite-{ids.new_uuid()}",
+        "name": name,
+        "organization": {"id": "bench", "name": "bench"},
+        "labels": [],
+        "environment": {},
+        "config": {},
+        "url_settings": {},
+        "privileges": {},
+        "created_at": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+    }
+
+
+async def space(context: Context) -> Result:
+    size = context.count(2_000_000_000, 200_000_000)
+    result = Result("space", f"space in the pool after a sprite with {number(size / 1e9)} GB is destroyed")
+    async with context.node(pool=1) as bench:
+        before = bench.pool_used()
+        name = bench.name()
+        await bench.client.create(name)
+        await bench.client.run(name, *python(FILL, "data", size))
+        await bench.client.sync(name)
+        full = bench.pool_used()
+        started = perf_counter()
+        await bench.client.delete(name)
+        answered = perf_counter() - started
+        async with asyncio.timeout(_SECONDS):
+            while bench.pool_used() > before + _LEFT_BYTES:
+                await asyncio.sleep(_LOOK_SECONDS)
+        took = perf_counter() - started
+    result.series = {"answered": Series.of([answered], "s"), "space is back": Series.of([took], "s")}
+    result.checks = [Check(f"{number((full - before) / 1e9)} GB back in {number(took)} s", "-", None, "stated", None)]
+    result.notes.append(
+        f"the destroy was answered in {number(answered)} s; space in the store comes back after the time for which"
+        " destroyed sprites can be recovered, 24 hours (docs/durability.md), and is not measured here"
+    )
+    return result
+
+
+async def cold(context: Context) -> Result:
+    size, volumes = context.count(8_000_000_000, 200_000_000), context.count(1000, 100)
+    dirty = min(_DIRTY, volumes // 2)
+    result = Result("cold", f"{volumes:,} volumes of {number(size / 1e9)} GB that nobody uses, {dirty} of them dirty")
+    home = context.work / "cold"
+    home.mkdir()
+
+    async def program(*arguments: str) -> dict[str, float]:
+        command = [sys.executable, "-m", "bench.cold", *arguments]
+        told: dict[str, float] = json.loads(await asyncio.to_thread(process.run, command, timeout=_SECONDS))
+        return told
+
+    try:
+        times = await program("prepare", str(home), str(size), str(volumes), str(dirty))
+        memory = await program("measure", str(home))
+    finally:
+        remove_tree(home)
+    result.series = {key: Series.of([value], "s") for key, value in times.items()}
+    result.series |= {f"memory, {key}": Series.of([value], "MB") for key, value in memory.items()}
+    known, saved = memory["all known"], memory["dirty ones saved"]
+    result.checks = [
+        Check(f"memory: {number(saved)} MB, before the saves {number(known)} MB", "-", None, "stated", None),
+        at_most(f"what {dirty} maps add: {number(saved - known)} MB", saved - known, _MAP_MB, unit=" MB"),
+        Check(
+            f"restart after a power loss that took the base: {number(times['full hash'])} s, CPU"
+            f" {number(times['full hash, CPU'])} s",
+            f"first save: {number(times['first save'])} s", None, "stated", None,
+        ),
+    ]  # fmt: skip
+    result.notes.append(
+        "private memory that a new process takes for a keeper of each volume, as a node has; the dirty ones are forks"
+        " of one disk, each with a log and a map of its own; each is changed by one block, and all are saved at once,"
+        " after which their logs stay open. The rest is in the store only. The full hash is of a disk of which it is"
+        " not known what the store has"
+    )
+    return result
