@@ -167,6 +167,23 @@ async def test_a_disk_that_proves_to_be_in_the_log_is_clean(
     assert await keeper.evict(SETTINGS)
 
 
+async def test_a_checkpoint_is_deleted_while_its_disk_is_in_the_store_only(
+    pool: VolumePool, volume_id: str, store: HangingStore, uploads: Uploads
+) -> None:
+    keeper = keeper_of(pool, volume_id, store, uploads)
+    kept = await keeper.checkpoint(None, comment="", auto=False, frozen=None)
+    await settled(keeper)
+    assert await keeper.evict(SETTINGS)
+    await keeper.forget(kept.id)
+    assert keeper.dirty(SETTINGS)
+    await sync(keeper)
+    view = await read(store, UUID(volume_id))
+    assert view is not None
+    assert view.state is not None
+    assert view.state.checkpoints == ()
+    assert not keeper.dirty(SETTINGS)
+
+
 async def test_a_checkpoint_that_was_restored_and_deleted_before_it_was_saved_holds_nothing_up(
     pool: VolumePool, volume_id: str, store: HangingStore, uploads: Uploads
 ) -> None:

@@ -319,11 +319,11 @@ class Keeper:
             settings: the sprite's, as they are now.
         """
         record = self.record
-        if not self.local:
-            return record.settings != settings_hash(settings)
-        if record.pending or record.base is None or record.settings != settings_hash(settings):
+        if record.pending or record.settings != settings_hash(settings):
             return True
-        return self._local.written_ns() != record.snapshot_mtime_ns
+        if not self.local:
+            return False
+        return record.base is None or self._local.written_ns() != record.snapshot_mtime_ns
 
     async def sync(self, disk: Callable[[], AttachedVolume | None], settings: dict[str, Any]) -> None:
         """Bring everything into the log that was before this call.

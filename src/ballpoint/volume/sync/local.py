@@ -127,15 +127,19 @@ class Local:
             await asyncio.to_thread(_write_out, disk)
         await asyncio.to_thread(snapshots.flush, image)
         steps.reach(_FLUSHED)
-        began = self._clock.monotonic()
-        async with frozen() if frozen is not None and disk is not None else nullcontext():
-            written = self.written_ns()
-            await asyncio.to_thread(snapshots.clone, image, self.directory, sequence)
-            cloned = self._clock.now().timestamp() * 1e9
-        self.cost.stall_seconds = max(self.cost.stall_seconds, self._clock.monotonic() - began)
-        steps.reach(_CLONED)
-        await asyncio.to_thread(snapshots.keep, self.directory, sequence)
-        steps.reach(_KEPT)
+        try:
+            began = self._clock.monotonic()
+            async with frozen() if frozen is not None and disk is not None else nullcontext():
+                written = self.written_ns()
+                await _to_the_end(snapshots.clone, image, self.directory, sequence)
+                cloned = self._clock.now().timestamp() * 1e9
+            self.cost.stall_seconds = max(self.cost.stall_seconds, self._clock.monotonic() - began)
+            steps.reach(_CLONED)
+            await _to_the_end(snapshots.keep, self.directory, sequence)
+            steps.reach(_KEPT)
+        except BaseException:
+            snapshots.remove(self.directory, sequence)
+            raise
         return Snapshot(sequence, 0 if cloned - written < _RACY_NS else written, now)
 
     def base(self, at: CommitName, sequence: int) -> Base:
@@ -172,12 +176,9 @@ class Local:
     async def write(self, **changes: Any) -> None:
         """Change the record, then remove the snapshots that it needs no more. The caller holds the lock."""
         before, after = self.record, msgspec.structs.replace(self.record, **changes)
-        writing = asyncio.ensure_future(asyncio.to_thread(write_record, self.directory, after))
         try:
-            await asyncio.shield(writing)
+            await _to_the_end(write_record, self.directory, after)
         except asyncio.CancelledError:
-            # The thread goes on; the next one must find its work done.
-            await writing
             self.record = after
             raise
         self.record = after
@@ -192,6 +193,16 @@ class Local:
         taken = {each.id for each in self.record.checkpoints} | {each.id for each in self.record.pending}
         stem = self._clock.now().strftime("auto-%Y%m%dT%H%M%SZ")
         return next(name for name in chain([stem], (f"{stem}-{n}" for n in count(2))) if name not in taken)
+
+
+async def _to_the_end(work: Callable[..., None], *arguments: Any) -> None:
+    """Do something in a thread, also where the caller is cancelled meanwhile: who comes next must find it done."""
+    doing = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+    try:
+        await asyncio.shield(doing)
+    except asyncio.CancelledError:
+        await doing
+        raise
 
 
 def _write_out(disk: AttachedVolume) -> None:
