@@ -184,6 +184,23 @@ async def test_a_checkpoint_is_deleted_while_its_disk_is_in_the_store_only(
     assert not keeper.dirty(SETTINGS)
 
 
+async def test_a_checkpoint_that_is_about_to_be_restored_is_not_left_to_the_store(
+    pool: VolumePool, volume_id: str, store: HangingStore, uploads: Uploads
+) -> None:
+    image = pool.directory(volume_id) / "disk.img"
+    keeper = keeper_of(pool, volume_id, store, uploads)
+    kept = [await keeper.checkpoint(None, comment="", auto=False, frozen=None) for _ in range(2)]
+    before = disk_at(image)
+    Scribbler(image, 1).write()
+    await settled(keeper)
+    staged = await keeper.stage(kept[0].id)
+    assert await keeper.evict_checkpoints() == 1
+    await keeper.replace_disk(kept[0].id, staged)
+    assert disk_at(image) == before
+    await settled(keeper)
+    assert await disk_in(store, UUID(volume_id)) == before
+
+
 async def test_a_checkpoint_that_was_restored_and_deleted_before_it_was_saved_holds_nothing_up(
     pool: VolumePool, volume_id: str, store: HangingStore, uploads: Uploads
 ) -> None:

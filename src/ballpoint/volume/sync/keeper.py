@@ -56,6 +56,8 @@ class Keeper:
         self._committer: Committer | None = None
         self._logging = asyncio.Lock()
         self._fetching = asyncio.Lock()
+        # Checkpoints whose snapshots are about to be used.
+        self._wanted: set[str] = set()
 
     @classmethod
     def open(
@@ -165,6 +167,7 @@ class Keeper:
             UnavailableError: the pool is full, or the checkpoint is in the store only and that does not answer.
             CorruptError: what the store has of it is damaged.
         """
+        self._wanted.add(self.record.checkpoint(checkpoint_id).id)  # until `replace_disk`, or for good where that never comes
         sequence = await self._snapshot_of(checkpoint_id, progress)
         return await asyncio.to_thread(self._local.pool.stage, self._local.volume_id, sequence)
 
@@ -181,6 +184,7 @@ class Keeper:
                 pending=(*self.record.pending, restore),
                 snapshot_mtime_ns=0,
             )
+            self._wanted.discard(checkpoint_id)
             steps.reach(_RESTORING)
             await asyncio.to_thread(self._local.pool.replace_disk, self._local.volume_id, staged)
             steps.reach(_REPLACED)
@@ -274,7 +278,11 @@ class Keeper:
             needed = {each.sequence for each in self.record.pending}
             if self.record.base is not None:
                 needed.add(self.record.base.sequence)
-            gone = [each for each in self.record.checkpoints if each.durable and each.sequence not in {None, *needed}]
+            gone = [
+                each
+                for each in self.record.checkpoints
+                if each.durable and each.sequence not in {None, *needed} and each.id not in self._wanted
+            ]
             if gone:
                 checkpoints = tuple(
                     msgspec.structs.replace(each, sequence=None) if each in gone else each
