@@ -167,7 +167,9 @@ class Keeper:
             UnavailableError: the pool is full, or the checkpoint is in the store only and that does not answer.
             CorruptError: what the store has of it is damaged.
         """
-        self._wanted.add(self.record.checkpoint(checkpoint_id).id)  # until `replace_disk`, or for good where that never comes
+        self._wanted.add(
+            self.record.checkpoint(checkpoint_id).id
+        )  # until `replace_disk`, or for good where that never comes
         sequence = await self._snapshot_of(checkpoint_id, progress)
         return await asyncio.to_thread(self._local.pool.stage, self._local.volume_id, sequence)
 
