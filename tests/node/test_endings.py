@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from ballpoint.core.errors import ConflictError
+from ballpoint.core.errors import ConflictError, CorruptError
 from ballpoint.core.types import Caller
 from ballpoint.node.logbook import Logbook
 from ballpoint.node.node import Node
@@ -24,6 +24,7 @@ class Runtime:
     """An instance of no processes."""
 
     alive = True
+    repaired = False
     socket = Path("agent.sock")
 
     def logs(self) -> bytes:
@@ -72,6 +73,9 @@ class Savings:
 
     async def take_from_store(self, sprite: Sprite) -> None:
         pass
+
+    async def mend(self, sprite: Sprite, damage: CorruptError) -> None:
+        raise damage
 
     async def forget(self, volume_id: str) -> None:
         pass

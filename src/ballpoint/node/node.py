@@ -13,7 +13,14 @@ import msgspec
 
 from ballpoint.core import ids, steps
 from ballpoint.core.clock import SYSTEM_CLOCK, Clock
-from ballpoint.core.errors import BallpointError, ConflictError, FencedError, InvalidError, UnavailableError
+from ballpoint.core.errors import (
+    BallpointError,
+    ConflictError,
+    CorruptError,
+    FencedError,
+    InvalidError,
+    UnavailableError,
+)
 from ballpoint.core.tasks import Tasks
 from ballpoint.core.types import Caller
 from ballpoint.node.disks import Disks
@@ -35,6 +42,7 @@ from ballpoint.node.views import (
 from ballpoint.registry.records import Event, Sprite
 from ballpoint.registry.registry import Registry
 from ballpoint.volume.pool import AttachedVolume
+from ballpoint.volume.superblock import DamagedDiskError
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +78,9 @@ class Saving(Protocol):
     async def take_from_store(self, sprite: Sprite) -> None:
         """What is here of a sprite's volume is not the sprite's any more: it is kept aside, and the store's is."""
 
+    async def mend(self, sprite: Sprite, damage: CorruptError) -> None:
+        """The disk of a sprite here is damaged: it is kept aside, and the store's is the sprite's; or an error."""
+
     async def forget(self, volume_id: str) -> None:
         """A volume is about to be removed here. Idempotent."""
 
@@ -92,6 +103,8 @@ class Node:
         self._starter: Starter | None = None
         self._spares: Spares | None = None
         self._saving: Saving | None = None
+        # Sprites whose disk is damaged or lost, and how: until they are started all the same.
+        self._broken: dict[str, str] = {}
         # A lock lives as long as somebody holds it or waits for it.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._tasks = Tasks()
@@ -279,6 +292,7 @@ class Node:
         """Let `new` be what runs of a sprite; the one before is ended, whatever it does."""
         old = self.running.get(sprite.id)
         self.running[sprite.id] = new
+        self._broken.pop(sprite.id, None)
         try:
             await self.registry.set_state(sprite.id, "running", kind="restored", cause=cause)
         finally:
@@ -408,13 +422,34 @@ class Node:
     async def _start(self, sprite_id: str, kind: str, cause: str) -> Sprite:
         sprite = await self.living(sprite_id)
         try:
-            await self.saving.prepare(sprite)
-            self.running[sprite_id] = await self.starter.start(sprite)
+            running = await self._start_from_disk(sprite)
         except Exception as error:
+            if isinstance(error, CorruptError):
+                await self._found_broken(sprite_id, str(error))
             if sprite.state == "running":  # it was, until it was stopped to be started again
                 await self.registry.set_state(sprite_id, "cold", kind="stopped", cause=f"{cause}, and failed: {error}")
             raise
+        self.running[sprite_id] = running
+        self._broken.pop(sprite_id, None)
+        if running.volume.repaired:
+            await self.registry.add_event(sprite_id, "repaired", "its file system had errors")
         return await self.registry.set_state(sprite_id, "running", kind=kind, cause=cause)
+
+    async def _start_from_disk(self, sprite: Sprite) -> Running:
+        """Start it; where its disk here is damaged, with what the store has of it."""
+        await self.saving.prepare(sprite)
+        sprite = await self.registry.sprite_by_id(sprite.id)  # it may be on another image in the store
+        try:
+            return await self.starter.start(sprite)
+        except DamagedDiskError as damage:
+            await self.saving.mend(sprite, damage)
+        await self.saving.prepare(sprite)
+        return await self.starter.start(await self.registry.sprite_by_id(sprite.id))
+
+    async def _found_broken(self, sprite_id: str, trouble: str) -> None:
+        if self._broken.get(sprite_id) != trouble:
+            self._broken[sprite_id] = trouble
+            await self.registry.add_event(sprite_id, "degraded", trouble)
 
     async def _stop(self, sprite_id: str, cause: str) -> None:
         running = self.running.get(sprite_id)
@@ -433,6 +468,7 @@ class Node:
         await asyncio.to_thread(self._disks.pool.destroy, sprite.volume_id)
         steps.reach(_DESTROYED)
         await asyncio.to_thread(self.logbook.remove, sprite.id)
+        self._broken.pop(sprite.id, None)
         await self.registry.delete_sprite(sprite.id, cause)
         steps.reach(_FORGOTTEN)
 
@@ -473,7 +509,7 @@ class Node:
 
     def _view(self, sprite: Sprite) -> SpriteView:
         running = self.running.get(sprite.id)
-        trouble = running.trouble if running is not None else None
+        trouble = running.trouble if running is not None else self._broken.get(sprite.id)
         status: Status = "cold"
         if sprite.state == "running" and running is not None:
             # The contract's three values have none for trouble; `health` beside it says what is wrong.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from ballpoint.core.errors import BallpointError
+from ballpoint.core.errors import BallpointError, CorruptError, NotFoundError
 from ballpoint.node.disks import Disks
 from ballpoint.node.instances import Instances
 from ballpoint.node.node import Node
@@ -34,8 +34,11 @@ async def recover(node: Node, instances: Instances, disks: Disks) -> None:
         sprite = sprites.get(str(instance.runtime.note.get("sprite")))
         volume = None
         if sprite is not None and sprite.state == "running" and instance.runtime.phase == "running":
-            await asyncio.to_thread(disks.pool.meta, sprite.volume_id)  # one of a later version is left as it is
-            volume = await asyncio.to_thread(disks.pool.adopt, sprite.volume_id)
+            try:
+                await asyncio.to_thread(disks.pool.meta, sprite.volume_id)  # one of a later version is left as it is
+                volume = await asyncio.to_thread(disks.pool.adopt, sprite.volume_id)
+            except (NotFoundError, CorruptError) as error:
+                log.error("%s is stopped: %s", sprite.name, error)  # its next start takes it from the store
             # Versions without checkpoints noted no disk; they had one only.
             if volume is not None and instance.runtime.note.get("disk", volume.inode) != volume.inode:
                 volume.release()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
 
 from ballpoint.core.clock import SYSTEM_CLOCK, Clock, rfc3339
-from ballpoint.core.errors import BallpointError, FencedError, NotFoundError, UnavailableError
+from ballpoint.core.errors import BallpointError, CorruptError, FencedError, NotFoundError, UnavailableError
 from ballpoint.core.metrics import Metrics
 from ballpoint.core.tasks import Tasks
 from ballpoint.node.node import Node
@@ -22,7 +23,7 @@ from ballpoint.store.store import Store
 from ballpoint.volume.pool import AttachedVolume, VolumePool
 from ballpoint.volume.sync.hydrate import Filled
 from ballpoint.volume.sync.keeper import Keeper
-from ballpoint.volume.sync.recover import find
+from ballpoint.volume.sync.recover import Found, find, inventory
 from ballpoint.volume.sync.upload import Uploads
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class _Volume:
         failures: how often saving has failed since it last succeeded; trouble: why.
         stored: bytes that had been put into the store for it when garbage was looked for last.
         filled: how far its disk has come from the store; None: it does not come.
+        tried: its disk has been attached by this process, or could have been.
     """
 
     sprite_id: str
@@ -66,6 +68,7 @@ class _Volume:
     trouble: str | None = None
     stored: int = 0
     filled: Filled | None = None
+    tried: bool = False
     saving: asyncio.Task[None] | None = None
     one: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -111,6 +114,11 @@ class Saver:
         self._volumes: dict[str, _Volume] = {}
         self._tasks = Tasks()
         self._slots = asyncio.Semaphore(_AT_ONCE)
+        self._placing = asyncio.Lock()
+        # Volumes whose state in the store was taken in the place of a damaged disk, and has not run since.
+        self._tried: set[str] = set()
+        # Running sprites' volumes that nothing can be done for, and why.
+        self._unsaved_for: dict[str, str] = {}
         self.on_trash: Callable[[UUID], None] = lambda lineage: None
         self.on_garbage: Callable[[UUID], None] = lambda lineage: None
 
@@ -120,14 +128,21 @@ class Saver:
         self._uploads.close()
 
     async def keeper(self, sprite: Sprite) -> Keeper:
-        """The keeper of a sprite's volume."""
-        return (await self._volume(sprite.id, sprite.volume_id)).keeper
+        """The keeper of a sprite's volume.
+
+        Raises:
+            CorruptError: the pool has lost the volume, and the store does not have it; or its record is damaged.
+            UnavailableError: the pool has lost it, and the store does not answer.
+        """
+        return (await self._usable(sprite)).keeper
 
     async def keeper_of(self, running: Running) -> Keeper:
         """The keeper of a running sprite's volume."""
         return (await self._volume(running.sprite_id, running.volume.id)).keeper
 
     async def _volume(self, sprite_id: str, volume_id: str) -> _Volume:
+        if volume_id in self._volumes and not self._pool.has(volume_id):
+            await self.forget(volume_id)
         if volume_id not in self._volumes:
             keeper = await asyncio.to_thread(
                 Keeper.open,
@@ -140,6 +155,65 @@ class Saver:
             )
             self._volumes.setdefault(volume_id, _Volume(sprite_id, keeper))
         return self._volumes[volume_id]
+
+    async def _usable(self, sprite: Sprite) -> _Volume:
+        """A sprite's volume, whatever the sprite is doing. Errors as `keeper`."""
+        if sprite.id not in self._node.running:
+            return await self._placed(sprite)
+        try:
+            return await self._volume(sprite.id, sprite.volume_id)
+        except NotFoundError as error:
+            raise CorruptError(
+                f"the pool has lost the directory of {sprite.name!r}, which still runs: what it writes is not saved",
+                hint="copy what matters out of it; a restart takes its disk from the store",
+            ) from error
+
+    async def _placed(self, sprite: Sprite) -> _Volume:
+        """A sprite's volume; where the pool has lost it, what the store has takes its place. Errors as `keeper`."""
+        with suppress(NotFoundError):
+            return await self._volume(sprite.id, sprite.volume_id)
+        async with self._placing:
+            with suppress(NotFoundError):
+                return await self._volume(sprite.id, sprite.volume_id)  # somebody else was faster
+            found = await self._in_store(sprite)
+            if found is None:
+                raise _lost(sprite)
+            await self._take(sprite, found, "the pool of this node has lost its disk")
+        return await self._volume(sprite.id, sprite.volume_id)
+
+    async def _in_store(self, sprite: Sprite) -> Found | None:
+        """What the store has of a sprite's disk."""
+        names = [UUID(sprite.volume_id)]
+        with suppress(NotFoundError, CorruptError):
+            names.insert(0, (await self._volume(sprite.id, sprite.volume_id)).keeper.record.volume)
+        for name in names:
+            if (found := await find(self._store, name)) is not None:
+                return found
+        # Its log may have got another name (`opening.py`), which only the record knew: rare, and worth reading all.
+        same = [
+            each
+            async for each in inventory(self._store)
+            if isinstance(each, Found) and each.settings.get("id") == sprite.id and each.trashed is None
+        ]
+        return max(same, key=lambda each: each.time, default=None)
+
+    async def _take(self, sprite: Sprite, found: Found, why: str) -> None:
+        """Let what the store has be a sprite's volume; what is here of it, if anything is, is kept aside."""
+        await self.forget(sprite.volume_id)
+        registry = self._node.registry
+        if self._pool.has(sprite.volume_id):
+            aside = await asyncio.to_thread(self._pool.put_aside, sprite.volume_id)
+            await registry.add_event(sprite.id, "kept_aside", f"the disk that was here is in {aside}")
+        await asyncio.to_thread(self._pool.place, sprite.volume_id, meta={"image": found.image}, record=found.record())
+        if found.image != sprite.image_digest:
+            await registry.update_sprite(sprite.id, image_digest=found.image)
+        head, as_of = found.head, rfc3339(moment(found.time))
+        await registry.add_event(
+            sprite.id,
+            "recovered",
+            f"{why}: it goes on with what the store has, as of {as_of}; what was written later is not in it",
+            {"volume": str(found.volume), "epoch": head.epoch, "number": head.number},
+        )
 
     async def look_at_all(self) -> None:
         """Find out which volumes were not saved by the process before this one."""
@@ -186,14 +260,35 @@ class Saver:
         Raises:
             NotFoundError: the store has nothing of it.
         """
-        volume = await self._volume(sprite.id, sprite.volume_id)
-        found = await find(self._store, volume.keeper.record.volume)
+        found = await self._in_store(sprite)
         if found is None:
-            raise NotFoundError(f"the store has no volume {volume.keeper.record.volume}")
-        await self.forget(sprite.volume_id)
-        aside = await asyncio.to_thread(self._pool.put_aside, sprite.volume_id)
-        await asyncio.to_thread(self._pool.place, sprite.volume_id, meta={"image": found.image}, record=found.record())
-        await self._node.registry.add_event(sprite.id, "kept_aside", f"the disk that was here is in {aside}")
+            raise NotFoundError(f"the store has nothing of volume {sprite.volume_id}")
+        await self._take(sprite, found, "another node has written its disk")
+
+    async def mend(self, sprite: Sprite, damage: CorruptError) -> None:
+        """Let what the store has be the disk of a sprite that does not run, in the place of a damaged one.
+
+        Raises:
+            CorruptError: the store has nothing, or what it has was tried before; nothing has changed.
+            UnavailableError: the store does not answer.
+        """
+        try:
+            found = await self._in_store(sprite)
+        except UnavailableError as error:
+            raise UnavailableError(
+                f"the disk of {sprite.name!r} is damaged here, and the store does not say what it has: {error.message}",
+                hint="try again when the store answers",
+            ) from error
+        if found is None:
+            raise CorruptError(f"{damage.message}; the store has nothing of it", hint=damage.hint) from damage
+        as_of = rfc3339(moment(found.time))
+        if sprite.volume_id in self._tried:
+            raise CorruptError(
+                f"{damage.message}; so is what the store has, as of {as_of}", hint="restore one of its checkpoints"
+            ) from damage
+        self._tried.add(sprite.volume_id)
+        log.warning("%s: %s", sprite.name, damage)
+        await self._take(sprite, found, f"its disk here was damaged ({damage.message})")
 
     async def discard(self, sprite: Sprite) -> None:
         """Say in the store that a sprite is destroyed.
@@ -201,12 +296,17 @@ class Saver:
         Raises:
             UnavailableError: the store does not answer in time; the sprite stays.
         """
-        volume = await self._volume(sprite.id, sprite.volume_id)
-        await _give_up(volume)
         try:
-            async with asyncio.timeout(_DISCARD_SECONDS), volume.one:
-                await volume.keeper.trash()
-                self.on_trash(volume.keeper.record.lineage)
+            async with asyncio.timeout(_DISCARD_SECONDS):
+                volume = await self._placed(sprite)
+                await _give_up(volume)
+                async with volume.one:
+                    await volume.keeper.trash()
+                    self.on_trash(volume.keeper.record.lineage)
+        except CorruptError as error:
+            if await self._in_store(sprite) is not None:
+                raise
+            log.warning("%s is destroyed, and the store had nothing of it: %s", sprite.name, error)
         except FencedError as error:
             log.warning("%s is destroyed here only: %s", sprite.name, error)
         except TimeoutError as error:
@@ -233,7 +333,7 @@ class Saver:
 
     async def start_saving(self, sprite: Sprite) -> asyncio.Task[None]:
         """Begin to `save`; it goes on whoever waits for the task."""
-        volume = await self._volume(sprite.id, sprite.volume_id)
+        volume = await self._usable(sprite)
         return self._tasks.start(self._save(volume), f"save {sprite.name}")
 
     def forked_from(self, volume: UUID, checkpoint_id: str) -> bool:
@@ -252,12 +352,20 @@ class Saver:
             UnavailableError: it is in the store only, and that does not answer; or the pool has no room for it.
             CorruptError: what the store has of it is damaged.
         """
-        volume = await self._volume(sprite.id, sprite.volume_id)
+        try:
+            volume = await self._placed(sprite)
+        except CorruptError as damage:
+            if not self._pool.has(sprite.volume_id):
+                raise
+            await self.mend(sprite, damage)  # its record
+            volume = await self._placed(sprite)
         if volume.keeper.local:
             return
         began = self._clock.monotonic()
         volume.filled = Filled(0, 0)
-        await self._node.registry.add_event(sprite.id, "fetching", "its disk is in the store only")
+        # An eviction leaves no base.
+        why = "its disk is in the store only" if volume.keeper.record.base is None else "its disk was not here any more"
+        await self._node.registry.add_event(sprite.id, "fetching", why)
 
         def told(filled: Filled) -> None:
             volume.filled = filled
@@ -265,12 +373,17 @@ class Saver:
         try:
             await volume.keeper.fetch(told)
             size, seconds = volume.filled.total, self._clock.monotonic() - began
+        except NotFoundError as error:
+            raise _lost(sprite) from error
         finally:
             volume.filled = None
         self._fetches.add()
         self._fetched.add(size)
+        as_of = rfc3339(moment(volume.keeper.record.snapshot_time))
         await self._node.registry.add_event(
-            sprite.id, "fetched", f"its disk has come from the store: {size >> 20} MiB in {seconds:.1f} s"
+            sprite.id,
+            "fetched",
+            f"its disk has come from the store, as of {as_of}: {size >> 20} MiB in {seconds:.1f} s",
         )
 
     def place(self, sprite: Sprite, keeper: Keeper) -> DiskPlace:
@@ -298,8 +411,12 @@ class Saver:
                 return
 
     async def _evict(self, sprite: Sprite) -> bool:
-        volume = await self._volume(sprite.id, sprite.volume_id)
-        if not volume.keeper.local or not await volume.keeper.evict(settings_of(sprite)):
+        try:
+            volume = await self._volume(sprite.id, sprite.volume_id)
+            if not volume.keeper.local or not await volume.keeper.evict(settings_of(sprite)):
+                return False
+        except (NotFoundError, CorruptError) as error:
+            log.warning("the disk of %s is not evicted: %s", sprite.name, error)  # and another may be
             return False
         self._evictions.add()
         await self._node.registry.add_event(sprite.id, "evicted", "the pool had little room; its disk is in the store")
@@ -339,7 +456,17 @@ class Saver:
     async def _tick(self) -> None:
         now = self._clock.monotonic()
         for running in list(self._node.running.values()):
-            volume = await self._volume(running.sprite_id, running.volume.id)
+            self._tried.discard(running.volume.id)
+            try:
+                volume = await self._volume(running.sprite_id, running.volume.id)
+            except BallpointError as error:
+                # One whose record is damaged holds up no other.
+                if self._unsaved_for.get(running.volume.id) != str(error):
+                    self._unsaved_for[running.volume.id] = str(error)
+                    await self._node.registry.add_event(running.sprite_id, "not_saved", str(error))
+                continue
+            self._unsaved_for.pop(running.volume.id, None)
+            volume.tried = True
             # What a process wrote may be in memory only, and the image's times show nothing of it yet.
             cpu = running.instance.runtime.cgroup.child("inner").cpu_microseconds()
             if volume.since is None and (cpu != volume.cpu or volume.keeper.record.base is None):
@@ -379,6 +506,7 @@ class Saver:
             keeper.cost.reset()
             try:
                 await self._save_source(keeper)
+                await self._require_sound(volume, settings_of(sprite))
                 await keeper.sync(lambda: self._attached(volume.sprite_id), settings_of(sprite))
             except FencedError as error:
                 await self._lost(volume.sprite_id, error)
@@ -402,6 +530,21 @@ class Saver:
                     await self._save(source)
                 except FencedError as error:
                     raise UnavailableError(f"what it was forked from is not this node's any more: {error}") from error
+
+    async def _require_sound(self, volume: _Volume, settings: dict[str, Any]) -> None:
+        """Refuse a damaged disk: it must not take the place of what the store has.
+
+        A disk that changed while no process of this node had it is looked at once, and well.
+
+        Raises:
+            DamagedDiskError: it is damaged.
+        """
+        keeper = volume.keeper
+        if not keeper.local or not keeper.dirty(settings):
+            return
+        look = self._pool.require_disk if volume.tried else self._pool.require_mountable
+        await asyncio.to_thread(look, keeper.volume_id)
+        volume.tried = True
 
     async def _failed(self, volume: _Volume, sprite: Sprite, trouble: str) -> None:
         volume.failures += 1
@@ -443,6 +586,13 @@ async def _give_up(volume: _Volume) -> None:
     if volume.saving is not None:
         volume.saving.cancel()
         await asyncio.gather(volume.saving, return_exceptions=True)
+
+
+def _lost(sprite: Sprite) -> CorruptError:
+    return CorruptError(
+        f"the disk of {sprite.name!r} is lost: neither the pool of this node nor the store has it",
+        hint="bring back the pool or what was in the store, or destroy the sprite",
+    )
 
 
 def settings_of(sprite: Sprite) -> dict[str, Any]:

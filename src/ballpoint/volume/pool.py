@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 
 from ballpoint.core.errors import (
@@ -29,6 +30,7 @@ from ballpoint.host import filesystem, loop, mount, process, staging
 from ballpoint.host.files import fsync_directory, remove_tree, try_flock
 from ballpoint.volume import snapshots
 from ballpoint.volume.record import Record, write_record
+from ballpoint.volume.superblock import DamagedDiskError, read_superblock
 
 _GIB = 1 << 30
 _MIB = 1 << 20
@@ -52,6 +54,12 @@ _EXT4_FEATURES = "64bit,metadata_csum,^fast_commit,^casefold,^quota"
 _EXT4_EXTENDED = "assume_storage_prezeroed=1,lazy_itable_init=0,lazy_journal_init=0"
 # Of volume.json; a higher one says that a later version of this program must be asked.
 _FORMAT = 1
+# What ext4 answers to a mount of something damaged: EUCLEAN and EBADMSG are its EFSCORRUPTED and EFSBADCRC.
+_DAMAGED = {errno.EINVAL, errno.EUCLEAN, errno.EBADMSG, errno.EIO, errno.ENOENT, errno.ENOTDIR}
+# A check looks at what is in use of a disk: seconds, or a minute for one with millions of files.
+_CHECK_SECONDS = 600.0
+# e2fsck(8), exit code: errors were corrected, and the system should be rebooted, which is for mounted ones.
+_E2FSCK_DONE = 1 | 2
 _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 
 
@@ -79,7 +87,10 @@ class AttachedVolume:
         image: where its image was when it was attached; another one may have taken the name since.
         mount: descriptor of the whole ext4 root.
         device: its loop device.
+        repaired: damage that the kernel had met in its file system was repaired before it was mounted.
     """
+
+    repaired = False
 
     def __init__(self, volume_id: str, image: Path, mount_fd: int, device: str, attachments: loop.Attachments) -> None:
         self._attachments = attachments
@@ -399,14 +410,24 @@ class VolumePool:
         Raises:
             NotFoundError: there is no such volume.
             ConflictError: it is attached already, or a later version made it.
-            CorruptError: its description is damaged.
+            DamagedDiskError: its description or its file system is damaged, in a way that a check does not repair.
         """
         self.meta(volume_id)
+        image = self._image(volume_id)
+        if self._attachments.find(image) is not None:
+            raise ConflictError(f"volume {volume_id} is attached already")
+        repaired = _repair(image)
         with self._attaching:
-            image = self._image(volume_id)
             if self._attachments.find(image) is not None:
                 raise ConflictError(f"volume {volume_id} is attached already")
-            return self._attach(volume_id, image)
+            attached = self._attach(volume_id, image)
+        try:
+            _require_directories(attached)
+        except BaseException:
+            attached.release()
+            raise
+        attached.repaired = repaired
+        return attached
 
     def adopt(self, volume_id: str) -> AttachedVolume | None:
         """A volume that an earlier process attached and something still uses; None where it is not attached."""
@@ -451,12 +472,54 @@ class VolumePool:
         """
         directory = self.directory(volume_id)
         self._attachments.wait_released(directory / "disk.img", _DETACH_SECONDS)
-        aside = self.root / "aside" / volume_id
-        aside.parent.mkdir(exist_ok=True)
+        places = self.root / "aside"
+        places.mkdir(exist_ok=True)
+        aside = next(
+            place
+            for place in (places / name for name in chain([volume_id], (f"{volume_id}.{n}" for n in count(2))))
+            if not place.exists()
+        )
         directory.rename(aside)
-        fsync_directory(aside.parent)
+        fsync_directory(places)
         fsync_directory(self.volumes_directory)
         return aside
+
+    def require_disk(self, volume_id: str) -> None:
+        """
+        Raises:
+            NotFoundError: there is no such volume, or its disk is not here.
+            DamagedDiskError: its disk is no file system at all.
+        """
+        read_superblock(self._image(volume_id))
+
+    def require_mountable(self, volume_id: str) -> None:
+        """As `require_disk`, by trying a clone: what is damaged so that the disk could not be attached is found.
+
+        Raises:
+            UnavailableError: the pool is full.
+        """
+        image, clone = self._image(volume_id), self.root / "staging" / f"{volume_id}.tried.img"
+        self._attachments.wait_released(clone, _DETACH_SECONDS)
+        clone.unlink(missing_ok=True)
+        with self.room():
+            _clone_disk(image, clone)
+        try:
+            _repair(clone)
+            with self._attaching:
+                attached = self._attach(volume_id, clone)
+            try:
+                _require_directories(attached)
+            finally:
+                attached.detach()
+        except DamagedDiskError as error:
+            raise DamagedDiskError(error.message.replace(str(clone), str(image))) from error
+        finally:
+            clone.unlink()
+
+    def has(self, volume_id: str) -> bool:
+        """Whether there is such a volume, wherever its disk is."""
+        _check_id(volume_id)
+        return (self.volumes_directory / volume_id).is_dir()
 
     def volumes(self) -> list[str]:
         """Ids of all volumes."""
@@ -468,7 +531,7 @@ class VolumePool:
         Raises:
             NotFoundError: there is no such volume.
             ConflictError: a later version of this program made it.
-            CorruptError: it cannot be read.
+            DamagedDiskError: it cannot be read.
         """
         return _description(self.directory(volume_id))
 
@@ -530,7 +593,11 @@ class VolumePool:
         device, fd = self._attachments.attach(image)
         try:
             _bound_dirty_data(device, self.usage().total)
-            return AttachedVolume(volume_id, image, _mount_ext4(device), device, self._attachments)
+            try:
+                mounted = _mount_ext4(device)
+            except OSError as error:
+                raise _damaged(image, error) from error
+            return AttachedVolume(volume_id, image, mounted, device, self._attachments)
         finally:
             os.close(fd)  # the mount holds the device from now on
 
@@ -572,7 +639,7 @@ def _description(directory: Path) -> dict[str, str]:
         found = json.loads(file.read_bytes())
         written = int(found["format"])
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CorruptError(
+        raise DamagedDiskError(
             f"{file} is damaged: {error}", hint="docs/volume-layout.md says what belongs there"
         ) from error
     if written > _FORMAT:
@@ -581,6 +648,37 @@ def _description(directory: Path) -> dict[str, str]:
             hint="start the later version that made it",
         )
     return {key: str(value) for key, value in found.items() if key != "format"}
+
+
+def _repair(image: Path) -> bool:
+    """Repair a file system in which the kernel has met damage. Returns whether it had.
+
+    Raises:
+        DamagedDiskError: it has no superblock, or damage that only somebody who looks can repair.
+    """
+    if not read_superblock(image).errors:
+        return False
+    try:
+        process.run(["e2fsck", "-p", "-f", str(image)], timeout=_CHECK_SECONDS)
+    except process.CommandFailedError as error:
+        if error.returncode & ~_E2FSCK_DONE:
+            raise DamagedDiskError(f"{image} is damaged: {error}") from error
+    return True
+
+
+def _require_directories(volume: AttachedVolume) -> None:
+    try:
+        for name in DIRECTORIES:
+            os.close(os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=volume.mount))
+    except OSError as error:
+        raise _damaged(volume.image, error) from error
+
+
+def _damaged(image: Path, error: OSError) -> Exception:
+    """What to raise for an error of the file system in `image`."""
+    if error.errno in _DAMAGED:
+        return DamagedDiskError(f"the file system in {image} is damaged: {error}")
+    return error
 
 
 def _mount_ext4(device: str) -> int:

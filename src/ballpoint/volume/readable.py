@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import os
-import struct
 from pathlib import Path
 
 from ballpoint.core.errors import CorruptError
 from ballpoint.host import loop, mount, staging
+from ballpoint.volume.superblock import read_superblock
 
-# Documentation/filesystems/ext4/super.rst: at 1024, s_magic at 0x38, s_feature_incompat at 0x60.
-_SUPERBLOCK, _SIZE = 1024, 1024
-_MAGIC, _MAGIC_AT = 0xEF53, 0x38
-_INCOMPAT_AT, _INCOMPAT_RECOVER = 0x60, 0x4
 _ATTRIBUTES = mount.MOUNT_ATTR_RDONLY | mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NODEV | mount.MOUNT_ATTR_NOATIME
 
 
@@ -37,9 +33,5 @@ def mount_readable(image: Path) -> int:
 
 
 def _require_clean(image: Path) -> None:
-    with image.open("rb") as file:
-        superblock = os.pread(file.fileno(), _SIZE, _SUPERBLOCK)
-    if len(superblock) < _SIZE or struct.unpack_from("<H", superblock, _MAGIC_AT)[0] != _MAGIC:
-        raise CorruptError(f"{image} is no ext4 file system")
-    if struct.unpack_from("<I", superblock, _INCOMPAT_AT)[0] & _INCOMPAT_RECOVER:
+    if read_superblock(image).needs_recovery:
         raise CorruptError(f"{image} was not frozen when it was taken", hint="its journal was not written out")

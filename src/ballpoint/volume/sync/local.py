@@ -93,6 +93,8 @@ class Local:
         except NotFoundError:
             # Its disk is all there is so far. A volume that never comes to the log needs no record.
             meta = pool.meta(volume_id)
+            if not pool.is_local(volume_id):
+                raise NotFoundError(f"volume {volume_id} has neither a disk here nor a record") from None
             size = (directory / "disk.img").stat().st_size
             record = Record(volume=UUID(volume_id), lineage=UUID(ids.new_uuid()), size=size, image=meta["image"])
         snapshots.remove_others(directory, record.snapshots)
