@@ -3,7 +3,7 @@
 Processes die between any two steps, hosts are lost, the store refuses, answers late or not at all. A volume that is
 read from the store alone is one of its states since it was last saved, and a checkpoint is what it was, for ever.
 
-Hypothesis prints what it takes to see a failure again. BALLPOINT_SOAK=N tries N times as much,
+Hypothesis prints what it takes to see a failure again. `--soak` tries much more often,
 BALLPOINT_SHRINK=1 takes its time to find the shortest way to a failure.
 """
 
@@ -51,7 +51,7 @@ from tests.volume.sync.world import SETTINGS, disk_at, disk_in, snapshot_of
 
 pytestmark = [pytest.mark.host, pytest.mark.slow]
 
-SOAK: Final = int(os.environ.get("BALLPOINT_SOAK", "1"))
+EXAMPLES, SOAK_EXAMPLES = 25, 5000
 SHRINK: Final = "BALLPOINT_SHRINK" in os.environ
 TEMPLATE: Final = "raw"
 SIZE: Final = 4096 * BLOCK_BYTES
@@ -497,13 +497,14 @@ class Lives(RuleBasedStateMachine):
         return True
 
 
-def test_whatever_happens_nothing_is_lost(pool: VolumePool) -> None:
+@pytest.mark.timeout(7200)
+def test_whatever_happens_nothing_is_lost(pool: VolumePool, soak: bool) -> None:
     with (pool.root / "templates" / f"{TEMPLATE}.img").open("wb") as file:
         file.truncate(SIZE)
     run_state_machine_as_test(
         type("OfThisPool", (Lives,), {"pool": pool}),
         settings=settings(
-            max_examples=25 * SOAK,
+            max_examples=SOAK_EXAMPLES if soak else EXAMPLES,
             stateful_step_count=40,
             deadline=None,
             print_blob=True,
