@@ -21,6 +21,7 @@ from ballpoint.node import refill as module
 from ballpoint.node.storage import RECOVERING, read_memory
 from ballpoint.store.deployment import claim, new_deployment, read_deployment
 from ballpoint.store.directory import DirectoryStore
+from ballpoint.volume.log.blob import encode_blob
 from ballpoint.volume.log.fork import found
 from ballpoint.volume.log.log import Writer
 from tests.cli.command import COMMAND
@@ -80,6 +81,7 @@ async def volume(store: DirectoryStore, told: dict[str, Any], seconds: float = 1
         clock=Hand(seconds),
     )  # fmt: skip
     assert writer is not None
+    await writer.commit("data", blocks=[(0, encode_blob(b"disk" * 16384))])
     return writer
 
 
@@ -197,7 +199,7 @@ def test_what_was_destroyed_is_told_and_stays_so(tmp_path: Path, objects: Path) 
 
 
 def test_what_cannot_be_recovered_is_named_and_holds_nothing_up(tmp_path: Path, objects: Path) -> None:
-    good, damaged = fill(objects, (settings("good"), 1.0), (settings("damaged"), 1.0))
+    good, damaged = fill(objects, (settings("good"), 2.0), (settings("damaged"), 1.0))
     odd = fill(
         objects,
         ({"name": "odd"}, 1.0),

@@ -175,7 +175,10 @@ class _Refill:
                 why = ConflictError(f"its settings are not known here: {error}", hint="use the version that wrote them")
                 self._outcome.failures.append((f"volume {found.volume}", why))
                 continue
-            if found.trashed is not None:
+            if found.bare:
+                lost = NotFoundError(f"the host of {settings.name!r} was lost before its disk had come into the store")
+                self._outcome.failures.append((f"volume {found.volume}", lost))
+            elif found.trashed is not None:
                 self._outcome.trashed.append(Trashed(settings.name, str(found.volume), _moment(found.trashed)))
             else:
                 live.append((found, settings))

@@ -193,7 +193,10 @@ class Saver:
         same = [
             each
             async for each in inventory(self._store)
-            if isinstance(each, Found) and each.settings.get("id") == sprite.id and each.trashed is None
+            if isinstance(each, Found)
+            and each.settings.get("id") == sprite.id
+            and each.trashed is None
+            and not each.bare
         ]
         return max(same, key=lambda each: each.time, default=None)
 

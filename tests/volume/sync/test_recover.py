@@ -10,7 +10,7 @@ import pytest
 from ballpoint.core.errors import ConflictError, CorruptError, UnavailableError
 from ballpoint.store.faulty import Faults, FaultyStore
 from ballpoint.store.store import LIST_MAX, Store
-from ballpoint.volume.log.fork import join
+from ballpoint.volume.log.fork import fork, join
 from ballpoint.volume.log.keys import MemberName
 from ballpoint.volume.sync.recover import AT_ONCE, Found, Unreadable, inventory
 from tests.volume.log.damage import later
@@ -52,6 +52,7 @@ async def test_a_volume_is_found_with_all_that_its_log_says(store: WatchedStore)
         checkpoints=view.state.checkpoints,
         next=view.state.next,
         trashed=None,
+        bare=False,
     )
     assert [each.id for each in found.checkpoints] == ["v0"]
 
@@ -68,6 +69,16 @@ async def test_what_is_gone_for_good_or_never_was_is_not_found(store: WatchedSto
     await volume(store, 2)
     assert [each.volume for each in await all_of(store) if isinstance(each, Found)] == [UUID(int=2)]
     assert len(await all_of(store)) == 1
+
+
+async def test_a_volume_without_a_disk_is_told_from_one_and_from_a_fork(store: WatchedStore) -> None:
+    disk = await volume(store, 1)
+    (found,) = await all_of(store)
+    assert isinstance(found, Found) and found.bare
+    await disk.write({1: compressible(random.Random(1))})
+    await disk.checkpoint("v0")
+    assert await fork(store, UUID(int=1), "v0", UUID(int=2), settings={}, writer="w") is not None
+    assert [each.bare for each in await all_of(store) if isinstance(each, Found)] == [False, False]
 
 
 async def test_damage_is_named_and_hides_no_other_volume(store: WatchedStore) -> None:

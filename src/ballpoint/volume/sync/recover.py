@@ -35,6 +35,7 @@ class Found:
         checkpoints: oldest first.
         next: number of the checkpoint that is asked for next.
         trashed: when it was put into the trash, in milliseconds since 1970; None: it is not there.
+        bare: its log has begun, and no disk has come into it: its host was lost in the first seconds of its life.
     """
 
     volume: UUID
@@ -48,6 +49,7 @@ class Found:
     checkpoints: tuple[Checkpoint, ...]
     next: int
     trashed: int | None
+    bare: bool
 
     def record(self) -> Record:
         """What a node keeps of it that has not fetched the disk."""
@@ -137,13 +139,14 @@ async def _look(store: Store, key: str) -> Found | None:
 
 
 async def find(store: Store, volume: UUID) -> Found | None:
-    """A volume, as its log says; None where it has none, or is closed for good.
+    """A volume, as its log says; None where it has none, is closed for good, or has no disk yet.
 
     Raises:
         CorruptError, ConflictError, UnavailableError: as `read`.
     """
     view = await read(store, volume)
-    return None if view is None or view.dead else _found(view)
+    found = None if view is None or view.dead else _found(view)
+    return None if found is None or found.bare else found
 
 
 def _found(view: View) -> Found | None:
@@ -161,4 +164,6 @@ def _found(view: View) -> Found | None:
         checkpoints=view.state.checkpoints,
         next=view.state.next,
         trashed=view.trashed,
+        # A fork begins with a map of its source's, which is in a pack of that.
+        bare=view.disk == CommitName(view.head.volume, 1, 1) and view.state.root.volume == view.head.volume,
     )
