@@ -229,6 +229,19 @@ class Notes:
             return None
         return runs
 
+    def pending(self, but: int | None = None) -> bool:
+        """Whether something was noted since the last `take`. Nobody waits for this.
+
+        Args:
+            but: a unit that does not count.
+        """
+        half = self._halves[0]
+        start, end = (half + _BITS) * 8, (half + self._half) * 8
+        bits = bytearray(self._memory[start:end])
+        if but is not None:
+            bits[but // 8] &= 0xFF ^ 1 << but % 8
+        return self._words[half] != 0 or bits != bytes(len(bits))
+
     def _bits(self, start: int, end: int) -> Iterator[range]:
         """Runs of bits in the words from `start` to `end`, which are cleared."""
         begin = start * 8

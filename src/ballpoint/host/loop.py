@@ -78,7 +78,7 @@ def backed() -> dict[tuple[int, int], str]:
         if not (entry / "loop").is_dir():
             continue
         device = f"/dev/{entry.name}"
-        if (file := _backing(device)) is not None:
+        if (file := backing_of(device)) is not None:
             found[file] = device
     return found
 
@@ -111,7 +111,7 @@ def find_by_backing(path: Path) -> str | None:
         return None
 
 
-def _backing(device: str) -> tuple[int, int] | None:
+def backing_of(device: str) -> tuple[int, int] | None:
     """(st_dev, st_ino) of the file behind `device`; None where it has none any more."""
     try:
         fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
@@ -157,7 +157,7 @@ class Attachments:
         """As `find`, of the file that `identity` gave: it may have another name by now, or none."""
         device = self._devices.get(file)
         # It goes by itself with its last user, and its number to the next who attaches something.
-        if device is not None and _backing(device) != file:
+        if device is not None and backing_of(device) != file:
             self._devices.pop(file, None)
             return None
         return device

@@ -50,6 +50,7 @@ class Mirror:
         self._notes = trace.note(device, self._size)
         self._buffer = memoryview(bytearray(_PIECE))
         self._whole = True
+        self._anything = True
         self._changed = bytearray(-(-self._size // BLOCK))
 
     def close(self) -> None:
@@ -73,6 +74,7 @@ class Mirror:
             os.fdatasync(self._image)  # else the freeze waits for it, and the writers with it
             written = self._notes.take()
             if written is None or self._whole:
+                self._anything = True
                 written = [range(-(-self._size // UNIT))]
             copied = self._carry(written)
             if copied <= _ENOUGH or (before is not None and copied > before / 2):
@@ -91,6 +93,19 @@ class Mirror:
             raise UnavailableError("what was written to the disk is not known", hint="it is copied anew")
         self._carry(written)
 
+    def disturbed(self) -> bool:
+        """Whether something was written since the last `arrive` began: then the disk was not frozen all the time."""
+        return self._notes.pending()
+
+    def written(self) -> bool:
+        """Whether something was written since the last `arrive` began, besides the superblock, which thawing writes."""
+        return self._notes.pending(but=0)
+
+    @property
+    def complete(self) -> bool:
+        """Whether `changed` tells anything: not where the whole disk was copied since the last `settle`."""
+        return not self._anything
+
     def changed(self) -> Blocks:
         """Blocks of the copy that may differ from what it was at the last `settle`; from zeros, before the first.
 
@@ -103,6 +118,7 @@ class Mirror:
     def settle(self) -> None:
         """What `changed` said is stored. Call it before the next `approach`."""
         self._changed = bytearray(len(self._changed))
+        self._anything = False
 
     def _carry(self, written: Iterable[range]) -> int:
         """Copy runs of units; returns how many bytes had to be read."""

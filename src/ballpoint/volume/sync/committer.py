@@ -9,7 +9,6 @@ import msgspec
 
 from ballpoint.core import steps
 from ballpoint.store.store import Store
-from ballpoint.volume import snapshots
 from ballpoint.volume.log.blob import Blob, Reference
 from ballpoint.volume.log.commit import Checkpoint, Kind, State
 from ballpoint.volume.log.compact import COMMITS_MAX, Compacted, compact
@@ -17,7 +16,7 @@ from ballpoint.volume.log.log import Writer
 from ballpoint.volume.log.mapped import load_map, load_pages, store_map
 from ballpoint.volume.record import Kept, Operation, settings_hash
 from ballpoint.volume.sync.differences import differences
-from ballpoint.volume.sync.local import Local, Snapshot
+from ballpoint.volume.sync.local import Local, Logged, Snapshot
 from ballpoint.volume.sync.upload import Place, Upload, Uploads
 
 # A commit that names everything: so often, or after so many changes (32 bytes each to whoever replays the log).
@@ -54,17 +53,20 @@ class Committer:
             at = self.writer.view.disk
             has_come = (coming.epoch, coming.number) == (at.epoch, at.number)
             await self._local.note(base=coming if has_come else self._local.record.base, coming=None)
+        self._local.logged_is_settled(self.writer.view)
 
-    async def append(self, kind: Kind, *, base: int | None = None, **content: Any) -> None:
+    async def append(self, kind: Kind, *, base: int | None = None, logged: int | None = None, **content: Any) -> None:
         """Write a commit. That it is this node's own is noted before, for a process that finds it in the log.
 
         Args:
             base: sequence of the snapshot that the disk is compared with from then on, where the commit changes that.
+            logged: number of the state that the log has of the disk then, likewise.
             content: as `Writer.commit`.
         """
         at = self.writer.view.next
         coming = None if base is None else await asyncio.to_thread(self._local.base, at, base)
         await self._local.note(epoch=at.epoch, number=at.number, coming=coming)
+        self._local.coming = Logged.after(at, logged)
         await self.writer.commit(kind, **content)
 
     async def carry_out(self, operation: Operation, settings: dict[str, Any]) -> None:
@@ -74,7 +76,7 @@ class Committer:
         kept = next((each for each in self._local.record.checkpoints if each.id == operation.id), None)
         logged = next((each for each in state.checkpoints if each.id == operation.id), None)
         if operation.kind == "checkpoint" and logged is None:
-            snapshot = Snapshot(operation.sequence, operation.mtime_ns, operation.time)
+            snapshot = self._local.of(operation)
             # One that was deleted meanwhile is a state of the disk all the same: the next is compared with it.
             await self.log(settings, "checkpoint" if kept else "root", snapshot, kept=kept)
         elif operation.kind == "restore":
@@ -93,6 +95,7 @@ class Committer:
                 for each in self._local.record.checkpoints
             )
             await self._local.write(pending=self._local.record.pending[1:], checkpoints=checkpoints)
+            self._local.pending.pop(operation.sequence, None)
 
     async def log(
         self,
@@ -116,14 +119,10 @@ class Committer:
         try:
             places: list[tuple[int, Place]] = []
             if snapshot is not None:
-                places = await differences(
-                    self._store, self._local, self.writer.view, snapshot.sequence, upload, inline=kind is None
-                )
+                view = self.writer.view
+                places = await differences(self._store, self._local, view, snapshot, upload, inline=kind is None)
                 if kind is None and not places:
-                    base = self._local.record.base
-                    if self._local.valid_base(self.writer.view) is None:
-                        base = await asyncio.to_thread(self._local.base, self.writer.view.disk, snapshot.sequence)
-                    await self._local.note(base=base, snapshot_mtime_ns=snapshot.mtime_ns, snapshot_time=snapshot.time)
+                    await self._is_as_before(snapshot)
                     return
             kind = kind or ("data" if len(places) <= _COMPLETE_CHANGES else "root")
             root = await self._root(places, upload) if kind != "data" else None
@@ -147,16 +146,19 @@ class Committer:
         **content: Any,
     ) -> None:
         """Write a commit, and note what the disk is compared with from now on."""
-        base = snapshot.sequence if snapshot is not None else self._local.valid_base(self.writer.view)
-        await self.append(kind, base=base, **content)
+        base, logged = self._local.valid_base(self.writer.view), self._local.logged_in(self.writer.view)
+        if snapshot is not None:
+            base, logged = snapshot.sequence, snapshot.number
+        await self.append(kind, base=base, logged=logged, **content)
         steps.reach(_COMMITTED)
+        self._local.logged = self._local.coming
         changes: dict[str, Any] = {}
-        if base is not None:
+        if base is not None or snapshot is not None:
             changes["base"], changes["coming"] = self._local.record.coming, None
         if snapshot is not None:
             changes["snapshot_mtime_ns"] = snapshot.mtime_ns
-            changes["bytes_written"] = snapshots.allocated(self._local.directory, snapshot.sequence)
             changes["snapshot_time"] = snapshot.time or self._local.record.snapshot_time
+            changes["bytes_written"] = self._local.allocated(snapshot)
         if kind != "data":
             changes["settings"] = settings_hash(settings)
             self._trim_due = True
@@ -164,6 +166,17 @@ class Committer:
             changes["bytes_stored"] = self._local.record.bytes_stored + upload.bytes_stored
         await self._local.note(**changes)
         steps.reach(_RECORDED)
+
+    async def _is_as_before(self, snapshot: Snapshot) -> None:
+        """A snapshot turned out to be what the log has."""
+        local, view = self._local, self.writer.view
+        base = local.record.base
+        if local.valid_base(view) is None:
+            base = None
+            if snapshot.sequence is not None:
+                base = await asyncio.to_thread(local.base, view.disk, snapshot.sequence)
+        local.logged = Logged.after(view.disk, snapshot.number)
+        await local.note(base=base, snapshot_mtime_ns=snapshot.mtime_ns, snapshot_time=snapshot.time)
 
     def _state(
         self,
@@ -221,10 +234,12 @@ class Committer:
 
     async def compact(self) -> Compacted:
         """Move what is still needed out of objects that are mostly garbage."""
-        base, at = self._local.valid_base(self.writer.view), self.writer.view.next
-        await self._local.note(epoch=at.epoch, number=at.number + COMMITS_MAX - 1)
+        local, view = self._local, self.writer.view
+        base, state, at = local.valid_base(view), local.logged_in(view), view.next
+        await local.note(epoch=at.epoch, number=at.number + COMMITS_MAX - 1)
         done = await compact(self._store, self.writer)
         view = self.writer.view
-        still = self._local.record.base if base is None else await asyncio.to_thread(self._local.base, view.disk, base)
-        await self._local.note(number=view.head.number, base=still)
+        still = local.record.base if base is None else await asyncio.to_thread(local.base, view.disk, base)
+        local.logged = Logged.after(view.disk, state)
+        await local.note(number=view.head.number, base=still)
         return done

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -17,6 +19,7 @@ import msgspec
 from ballpoint.core import steps
 from ballpoint.core.clock import SYSTEM_CLOCK, Clock
 from ballpoint.core.errors import ConflictError
+from ballpoint.host.blocktrace import BlockTrace
 from ballpoint.store.store import Store, list_all
 from ballpoint.volume import snapshots
 from ballpoint.volume.log.compact import Compacted
@@ -37,6 +40,8 @@ _RESTORING = steps.declare("restore: the record names it")
 _REPLACED = steps.declare("restore: the disk is replaced")
 _FETCHED = steps.declare("fetch: the snapshot is durable")
 _LET_GO = steps.declare("evict: the record does without the disk")
+
+Stopped = Callable[[AttachedVolume], AbstractAsyncContextManager[None]]
 
 
 class Keeper:
@@ -69,15 +74,19 @@ class Keeper:
         uploads: Uploads,
         writer: str,
         clock: Clock = SYSTEM_CLOCK,
+        trace: BlockTrace | None = None,
     ) -> Keeper:
         """The keeper of a volume; removes snapshots that an interrupted step left. Blocks for milliseconds.
+
+        Args:
+            trace: what notes writes to disks; None where the kernel cannot: then each snapshot is a clone of the disk.
 
         Raises:
             NotFoundError: there is no such volume.
             ConflictError: a later version of this program wrote its record.
             CorruptError: its record is damaged.
         """
-        return cls(Local.open(pool, volume_id, clock), store=store, uploads=uploads, writer=writer, clock=clock)
+        return cls(Local.open(pool, volume_id, clock, trace), store=store, uploads=uploads, writer=writer, clock=clock)
 
     @property
     def volume_id(self) -> str:
@@ -107,7 +116,8 @@ class Keeper:
         """
         async with self._local.lock:
             self._local.pool.require_room()
-            snapshot = await self._local.snapshot(disk, frozen)
+            snapshot = await self._local.checkpoint(disk, frozen)
+            assert snapshot.sequence is not None
             now = milliseconds(self._clock)
             kept = Kept(
                 id=self._local.new_id(auto),
@@ -134,7 +144,7 @@ class Keeper:
                     pending=(*self.record.pending, operation),
                 )
             finally:
-                await self._local.remove_unless_named(snapshot)
+                await self._local.discard(snapshot)
             steps.reach(_NOTED)
             return kept
 
@@ -188,6 +198,7 @@ class Keeper:
             )
             self._wanted.discard(checkpoint_id)
             steps.reach(_RESTORING)
+            await self._local.stop_following()
             await asyncio.to_thread(self._local.pool.replace_disk, self._local.volume_id, staged)
             steps.reach(_REPLACED)
 
@@ -271,6 +282,7 @@ class Keeper:
             checkpoints = tuple(msgspec.structs.replace(each, sequence=None) for each in self.record.checkpoints)
             await self._local.write(base=None, coming=None, checkpoints=checkpoints)
             steps.reach(_LET_GO)
+            await self._local.stop_following()
             await asyncio.to_thread(self._local.pool.evict, self.volume_id)
             return True
 
@@ -315,6 +327,18 @@ class Keeper:
                 await self._local.write(checkpoints=self.record.with_checkpoint(kept).checkpoints)
             return sequence
 
+    # ---- a disk that a copy follows ----
+
+    @property
+    def followed(self) -> bool:
+        """Whether a copy follows the disk, which takes as much of the pool."""
+        return self._local.followed
+
+    async def let_go(self) -> None:
+        """Remove the copy, where one follows the disk: its sprite starts anew or has gone, or there is no room."""
+        async with self._local.lock:
+            await self._local.stop_following()
+
     # ---- the log ----
 
     @property
@@ -333,9 +357,11 @@ class Keeper:
             return True
         if not self.local:
             return False
-        return record.base is None or self._local.written_ns() != record.snapshot_mtime_ns
+        return not self._known or self._local.written
 
-    async def sync(self, disk: Callable[[], AttachedVolume | None], settings: dict[str, Any]) -> None:
+    async def sync(
+        self, disk: Callable[[], AttachedVolume | None], settings: dict[str, Any], stopped: Stopped | None = None
+    ) -> None:
         """Bring everything into the log that was before this call.
 
         A crash at any step leaves the disk as it was, and a log that is not newer than it.
@@ -343,6 +369,7 @@ class Keeper:
         Args:
             disk: gives the attached disk; None where it is not attached.
             settings: the sprite's, as they are now.
+            stopped: what stops the writers of an attached disk for a moment; None: a disk is not followed by a copy.
 
         Raises:
             UnavailableError: the store does not answer; nothing is lost, the next call goes on.
@@ -351,6 +378,8 @@ class Keeper:
         """
         async with self._logging:
             if not self.dirty(settings) and await self._local.unchanged(disk()):
+                if disk() is None:
+                    await self.let_go()
                 return
             committer = await self._opened(settings)
             if committer.writer.view.trashed is not None:
@@ -358,13 +387,13 @@ class Keeper:
             while True:
                 while self.record.pending:
                     await committer.carry_out(self.record.pending[0], settings)
-                if (self.record.base is not None or not self.local) and await self._local.unchanged(disk()):
+                if (self._known or not self.local) and await self._local.unchanged(disk()):
                     break
-                if (snapshot := await self._present(disk())) is not None:
+                if (snapshot := await self._present(disk(), stopped)) is not None:
                     try:
                         await committer.log(settings, None, snapshot)
                     finally:
-                        await self._local.remove_unless_named(snapshot)
+                        await self._local.discard(snapshot)
                     break
             await committer.settings(settings)
             await committer.tidy(settings)
@@ -408,9 +437,15 @@ class Keeper:
         await self._committer.settle()
         return self._committer
 
-    async def _present(self, disk: AttachedVolume | None) -> Snapshot | None:
+    @property
+    def _known(self) -> bool:
+        """Whether anything is known of the disk's difference from the log."""
+        return self.record.base is not None or self._local.logged is not None
+
+    async def _present(self, disk: AttachedVolume | None, stopped: Stopped | None) -> Snapshot | None:
         """A snapshot of the disk as it is; None where another operation comes first."""
         async with self._local.lock:
             if self.record.pending:
                 return None
-            return await self._local.snapshot(disk, None)
+            frozen = partial(stopped, disk) if stopped is not None and disk is not None else None
+            return await self._local.snapshot(disk, frozen)

@@ -22,6 +22,7 @@ from ballpoint.volume.log.changes import INLINE_MAX
 from ballpoint.volume.log.commit import Closed
 from ballpoint.volume.log.keys import PackName
 from ballpoint.volume.log.pack import Kind, PackBuilder
+from ballpoint.volume.sync.source import Source
 
 # A thread's turn: handing one to it costs as much as compressing a block.
 _CHUNK_BLOCKS: Final = 32
@@ -183,43 +184,38 @@ class Upload:
             await asyncio.gather(*under_way, return_exceptions=True)
 
 
-def differing(new: int, old: int, blocks: Sequence[int]) -> Found:
-    """Those of `blocks` that differ between two images.
+def present(new: Source, blocks: Sequence[int]) -> Found:
+    """All of `blocks`, whatever was known of them."""
+    return unknown(new, lambda block: b"", blocks)
 
-    Args:
-        new, old: descriptors.
-    """
+
+def differing(new: Source, old: Source, blocks: Sequence[int]) -> Found:
+    """Those of `blocks` that differ between two images."""
     found, began = Found([]), time.thread_time()
     for block in blocks:
-        content = _read(new, block)
-        if content == _read(old, block):
+        content = new.block(block)
+        if content == old.block(block):
             continue
         found.blocks.append((block, encode_blob(content) if content != _ZEROS else None))
     found.cpu_seconds = time.thread_time() - began
     return found
 
 
-def unknown(new: int, known: Callable[[int], bytes | None], blocks: Sequence[int]) -> Found:
+def unknown(new: Source, known: Callable[[int], bytes | None], blocks: Sequence[int]) -> Found:
     """Those of `blocks` that are not what the map says.
 
     Args:
-        new: descriptor of an image.
         known: the hash that the map has of a block; None: it is a hole.
     """
     found, began = Found([]), time.thread_time()
     for block in blocks:
-        content = _read(new, block)
+        content = new.block(block)
         digest = None if content == _ZEROS else hash_of(content)
         if digest == known(block):
             continue
         found.blocks.append((block, encode_blob(content) if digest is not None else None))
     found.cpu_seconds = time.thread_time() - began
     return found
-
-
-def _read(fd: int, block: int) -> bytes:
-    """A block of an image, which ends as if zeros followed."""
-    return os.pread(fd, BLOCK_BYTES, block * BLOCK_BYTES).ljust(BLOCK_BYTES, b"\0")
 
 
 def _be_nice() -> None:
