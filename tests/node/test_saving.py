@@ -9,10 +9,19 @@ from typing import Any
 import pytest
 
 from ballpoint.core import ids
-from tests.support.nodes import TestNode
+from tests.support.nodes import TestNode, shell
 
 pytestmark = pytest.mark.node
 
+# More pieces than a disk may have to be cloned.
+_PIECES = 25_000
+_SCATTER = f"""
+import os
+disk = os.open("/root/large", os.O_RDWR | os.O_CREAT)
+for number in range({_PIECES}):
+    os.pwrite(disk, os.urandom(4096), number * 8192 + WHERE)
+os.fsync(disk)
+"""
 # Twice as long as a disk that has changed waits at first.
 _LONG_SECONDS = 10.0
 
@@ -48,3 +57,43 @@ def test_a_sprite_that_changes_nothing_costs_no_request(own_node: TestNode) -> N
     assert own_node.api("POST", f"/v1/sprites/{name}/exec?{command}").status_code == 200
     time.sleep(_LONG_SECONDS)  # nothing tells of what does not happen
     assert objects(own_node) == before
+
+
+def test_a_disk_that_fell_apart_is_followed_while_its_sprite_runs(own_node: TestNode) -> None:
+    """Its checkpoints are taken from the copy, and what was written to it is in the store when it has stopped."""
+    own_node.start()
+    name = f"t-{ids.new_instance_id()}"
+    assert own_node.api("POST", "/v1/sprites", json={"name": name}).status_code == 201
+    sprite = own_node.client().sprite(name)
+
+    def scatter(where: int) -> str:
+        code, said = shell(
+            sprite, f"python3 -c '{_SCATTER.replace('WHERE', str(where))}' && sha256sum /root/large", user="root"
+        )
+        assert code == 0, said
+        return said.split()[0]
+
+    def save() -> None:
+        assert own_node.api("POST", f"/v1/sprites/{name}/sync").status_code == 200
+
+    def followed() -> bool:
+        return "ballpoint_followed_disks 1" in own_node.api("GET", "/metrics").text
+
+    for where in (0, 4096):
+        scatter(where)
+        save()
+    scatter(0)  # each block that a snapshot shares takes a new place
+    save()
+    scatter(4096)
+    assert own_node.api("POST", f"/v1/sprites/{name}/sync").status_code == 200
+    assert followed()
+    kept = scatter(0)
+    assert own_node.api("POST", f"/v1/sprites/{name}/checkpoint", json={}).status_code == 200
+    last = scatter(4096)
+    assert own_node.api("POST", f"/v1/sprites/{name}/sleep").status_code == 200
+    save()
+    assert not followed()
+    assert own_node.api("POST", f"/v1/sprites/{name}/wake").status_code == 200
+    assert shell(sprite, "sha256sum /root/large", user="root")[1].split()[0] == last
+    assert own_node.api("POST", f"/v1/sprites/{name}/checkpoints/v0/restore").status_code == 200
+    assert shell(sprite, "sha256sum /root/large", user="root")[1].split()[0] == kept

@@ -26,6 +26,7 @@ from ballpoint.core.metrics import Metrics
 from ballpoint.core.peer import bind_path
 from ballpoint.core.tasks import Tasks
 from ballpoint.host import mount, namespaces, prctl
+from ballpoint.host.blocktrace import BlockTrace, open_trace
 from ballpoint.host.cgroup import Limits
 from ballpoint.host.namespaces import CLONE_NEWNS
 from ballpoint.image.catalogue import Catalogue
@@ -132,7 +133,16 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
         spares = Spares(disks, pool, min(config.pool, SPARES_MOST))
         stack.push_async_callback(spares.close)
         metrics = Metrics()
-        saver = Saver(node, volumes, storage, config.node_id, metrics, lost=node.volume_lost)
+        saver = Saver(
+            node,
+            volumes,
+            storage,
+            config.node_id,
+            metrics,
+            lost=node.volume_lost,
+            stopped=space.frozen,
+            trace=await _trace(volumes),
+        )
         stack.push_async_callback(saver.close)
         collector = Collector(saver, storage, config.node_id, metrics)
         saver.on_trash, saver.on_garbage = collector.destroyed, collector.later
@@ -171,6 +181,15 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
 
         log.info("stopping; %d sprites go on running", len(node.running))
         server.should_exit = True
+
+
+async def _trace(volumes: VolumePool) -> BlockTrace | None:
+    """What notes writes to disks, where the kernel can."""
+    try:
+        return await asyncio.to_thread(open_trace, volumes.root / "staging")
+    except (UnavailableError, OSError) as error:
+        log.warning("disks that are written at random will be slow while they are saved: %s", error)
+        return None
 
 
 async def _first_blank(pool: Pool) -> None:

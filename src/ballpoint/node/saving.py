@@ -15,6 +15,7 @@ from ballpoint.core.clock import SYSTEM_CLOCK, Clock, rfc3339
 from ballpoint.core.errors import BallpointError, CorruptError, FencedError, NotFoundError, UnavailableError
 from ballpoint.core.metrics import Metrics
 from ballpoint.core.tasks import Tasks
+from ballpoint.host.blocktrace import BlockTrace
 from ballpoint.node.node import Node
 from ballpoint.node.running import Running
 from ballpoint.node.views import DiskPlace
@@ -22,7 +23,7 @@ from ballpoint.registry.records import Sprite
 from ballpoint.store.store import Store
 from ballpoint.volume.pool import AttachedVolume, VolumePool
 from ballpoint.volume.sync.hydrate import Filled
-from ballpoint.volume.sync.keeper import Keeper
+from ballpoint.volume.sync.keeper import Keeper, Stopped
 from ballpoint.volume.sync.recover import Found, find, inventory
 from ballpoint.volume.sync.upload import Uploads
 
@@ -79,6 +80,8 @@ class Saver:
     Args:
         name: the node's, in logs.
         lost: awaited with a sprite whose volume another node has taken over.
+        stopped: what stops the writers of a disk for a moment.
+        trace: what notes writes to disks, which this closes; None where the kernel cannot.
 
     Attributes:
         on_trash: called with the lineage of a volume that was put into the trash.
@@ -94,6 +97,8 @@ class Saver:
         metrics: Metrics,
         *,
         lost: Callable[[str, FencedError], Awaitable[None]],
+        stopped: Stopped,
+        trace: BlockTrace | None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._node = node
@@ -108,7 +113,10 @@ class Saver:
         self._fetched = metrics.counter("ballpoint_fetched_bytes_total", "Bytes of these.")
         metrics.gauge("ballpoint_unsaved_disks", "Disks that have changed since they were saved.", self._unsaved)
         metrics.gauge("ballpoint_lag_seconds_max", "How long the oldest change has waited.", self._longest_lag)
+        metrics.gauge("ballpoint_followed_disks", "Disks in use that a copy follows.", self._followed)
         self._lost = lost
+        self._stopped = stopped
+        self._trace = trace
         self._clock = clock
         self._uploads = Uploads()
         self._volumes: dict[str, _Volume] = {}
@@ -125,6 +133,10 @@ class Saver:
     async def close(self) -> None:
         """Stop saving; what is not saved is found dirty by the next start."""
         await self._tasks.close()
+        for volume in self._volumes.values():
+            await volume.keeper.let_go()
+        if self._trace is not None:
+            self._trace.close()
         self._uploads.close()
 
     async def keeper(self, sprite: Sprite) -> Keeper:
@@ -152,6 +164,7 @@ class Saver:
                 uploads=self._uploads,
                 writer=self._name,
                 clock=self._clock,
+                trace=self._trace,
             )
             self._volumes.setdefault(volume_id, _Volume(sprite_id, keeper))
         return self._volumes[volume_id]
@@ -239,6 +252,7 @@ class Saver:
         volume = self._volumes.pop(volume_id, None)
         if volume is not None:
             await _give_up(volume)
+            await volume.keeper.let_go()
 
     async def compact(self, lineage: UUID) -> None:
         """Let the volumes of a lineage that are here give up objects that are mostly garbage.
@@ -362,6 +376,8 @@ class Saver:
                 raise
             await self.mend(sprite, damage)  # its record
             volume = await self._placed(sprite)
+        if sprite.id not in self._node.running:
+            await volume.keeper.let_go()
         if volume.keeper.local:
             return
         began = self._clock.monotonic()
@@ -397,9 +413,15 @@ class Saver:
         return "local" if keeper.local else "store"
 
     async def _make_room(self) -> None:
-        """Below the pool's soft mark, leave what is in the store to it: checkpoints first, then what sleeps longest."""
+        """Below the soft mark, do without copies; then leave checkpoints to the store, and what sleeps longest."""
         usage = await asyncio.to_thread(self._pool.usage, len(self._node.running))
         if usage.free >= usage.soft:
+            return
+        copies = [volume.keeper for volume in self._volumes.values() if volume.keeper.followed]
+        for keeper in copies:
+            await keeper.let_go()
+        if copies:
+            log.info("the pool has little room: %d disks are cloned from now on, and not followed", len(copies))
             return
         gone = 0
         for volume in list(self._volumes.values()):
@@ -424,6 +446,9 @@ class Saver:
         self._evictions.add()
         await self._node.registry.add_event(sprite.id, "evicted", "the pool had little room; its disk is in the store")
         return True
+
+    def _followed(self) -> int:
+        return sum(volume.keeper.followed for volume in self._volumes.values())
 
     def _unsaved(self) -> int:
         return sum(volume.since is not None for volume in self._volumes.values())
@@ -472,7 +497,7 @@ class Saver:
             volume.tried = True
             # What a process wrote may be in memory only, and the image's times show nothing of it yet.
             cpu = running.instance.runtime.cgroup.child("inner").cpu_microseconds()
-            if volume.since is None and (cpu != volume.cpu or volume.keeper.record.base is None):
+            if volume.since is None and (cpu != volume.cpu or not volume.keeper.known):
                 volume.since = now
             volume.cpu = cpu
         # A snapshot holds room, which is what they lack whose writers wait.
@@ -504,13 +529,13 @@ class Saver:
             began = self._clock.monotonic()
             sprite = await self._node.registry.sprite_by_id(volume.sprite_id)
             keeper = volume.keeper
-            before = keeper.record.base, keeper.record.settings
+            before = keeper.record.epoch, keeper.record.number
             stored = keeper.record.bytes_stored
             keeper.cost.reset()
             try:
                 await self._save_source(keeper)
                 await self._require_sound(volume, settings_of(sprite))
-                await keeper.sync(lambda: self._attached(volume.sprite_id), settings_of(sprite))
+                await keeper.sync(lambda: self._attached(volume.sprite_id), settings_of(sprite), self._stopped)
             except FencedError as error:
                 await self._lost(volume.sprite_id, error)
                 raise
@@ -519,7 +544,7 @@ class Saver:
                 raise
             self._saves.add()
             self._bytes.add(keeper.record.bytes_stored - stored)
-            await self._succeeded(volume, sprite, began, changed=before != (keeper.record.base, keeper.record.settings))
+            await self._succeeded(volume, sprite, began, changed=before != (keeper.record.epoch, keeper.record.number))
 
     async def _save_source(self, keeper: Keeper) -> None:
         """Bring what a fork was made of into the store first: only then can its own log begin."""

@@ -346,6 +346,11 @@ class Keeper:
         """Whether the disk is here, and not in the store only."""
         return self._local.present
 
+    @property
+    def known(self) -> bool:
+        """Whether anything is known of the disk's difference from the log."""
+        return self.record.base is not None or self._local.logged is not None
+
     def dirty(self, settings: dict[str, Any]) -> bool:
         """Whether something is not in the log, as far as the disk has been written out.
 
@@ -357,7 +362,7 @@ class Keeper:
             return True
         if not self.local:
             return False
-        return not self._known or self._local.written
+        return not self.known or self._local.written
 
     async def sync(
         self, disk: Callable[[], AttachedVolume | None], settings: dict[str, Any], stopped: Stopped | None = None
@@ -387,7 +392,7 @@ class Keeper:
             while True:
                 while self.record.pending:
                     await committer.carry_out(self.record.pending[0], settings)
-                if (self._known or not self.local) and await self._local.unchanged(disk()):
+                if (self.known or not self.local) and await self._local.unchanged(disk()):
                     break
                 if (snapshot := await self._present(disk(), stopped)) is not None:
                     try:
@@ -436,11 +441,6 @@ class Keeper:
             self._committer = Committer(self._local, writer, self._store, self._uploads)
         await self._committer.settle()
         return self._committer
-
-    @property
-    def _known(self) -> bool:
-        """Whether anything is known of the disk's difference from the log."""
-        return self.record.base is not None or self._local.logged is not None
 
     async def _present(self, disk: AttachedVolume | None, stopped: Stopped | None) -> Snapshot | None:
         """A snapshot of the disk as it is; None where another operation comes first."""
