@@ -1,6 +1,7 @@
 """The life of a volume, in a process that a step may kill: `python -m tests.volume.sync.dying DATA STORE FAILURE`.
 
-FAILURE is `process`, or `pool`: then the pool's file system goes with it, and what is only in its memory. What is done
+FAILURE is `process`, or `pool`: then the pool's file system goes with it, and what is only in its memory. With FOLLOWED
+as a fourth argument, a copy follows each disk that is in use. What is done
 is said as lines of JSON before it is begun and after it is done, so that whoever reads them knows what must be there.
 """
 
@@ -19,9 +20,11 @@ from uuid import UUID
 
 from ballpoint.core import steps
 from ballpoint.host import mount, namespaces
+from ballpoint.host.blocktrace import BlockTrace
 from ballpoint.store.directory import DirectoryStore
 from ballpoint.volume.log.collect import collect
 from ballpoint.volume.pool import AttachedVolume, VolumePool
+from ballpoint.volume.sync import local
 from ballpoint.volume.sync.keeper import Keeper
 from ballpoint.volume.sync.upload import Uploads
 from tests.volume.sync.world import SETTINGS, disk_at, freezer_of, keeper_of, settled, snapshot_of
@@ -84,7 +87,7 @@ class _Life:
         self._say(self._text)
 
     async def sync(self) -> None:
-        await self.keeper.sync(lambda: self._disk, SETTINGS)
+        await self.keeper.sync(lambda: self._disk, SETTINGS, lambda disk: freezer_of(disk)())
         self._say(self._text, synced=True)
 
     async def checkpoint(self, *, auto: bool = False) -> str:
@@ -129,9 +132,9 @@ class _Life:
         say(volume=self._id, either=either, synced=synced)
 
 
-async def live(pool: VolumePool, store: DirectoryStore, uploads: Uploads) -> None:
+async def live(pool: VolumePool, store: DirectoryStore, uploads: Uploads, trace: BlockTrace | None) -> None:
     pool.create(VOLUME, template=TEMPLATE, meta={"image": "digest"})
-    life = _Life(pool, VOLUME, keeper_of(pool, VOLUME, store, uploads), 1)
+    life = _Life(pool, VOLUME, keeper_of(pool, VOLUME, store, uploads, trace), 1)
     life.write()
     await life.sync()
     life.write()
@@ -152,7 +155,7 @@ async def live(pool: VolumePool, store: DirectoryStore, uploads: Uploads) -> Non
 
     await life.keeper.fork(first, FORK)
     say(forked=FORK)
-    fork = _Life(pool, FORK, keeper_of(pool, FORK, store, uploads), 2)
+    fork = _Life(pool, FORK, keeper_of(pool, FORK, store, uploads, trace), 2)
     fork.write()
     await fork.sync()
     await fork.checkpoint()
@@ -181,14 +184,16 @@ def _shut_down(directory: Path) -> None:
     fcntl.ioctl(fd, _XFS_IOC_GOINGDOWN, _NOLOGFLUSH.to_bytes(4, sys.byteorder))
 
 
-def main(data: str, store: str, failure: str) -> None:
+def main(data: str, store: str, failure: str, followed: str = "") -> None:
     namespaces.unshare(namespaces.CLONE_NEWNS)
     mount.mount("none", "/", flags=mount.MS_REC | mount.MS_PRIVATE)
     pool = VolumePool.open(Path(data), pool_gb=POOL_GB)
     if failure == "pool":
         steps.before_death(lambda: _shut_down(pool.root))
     uploads = Uploads(2)
-    asyncio.run(live(pool, DirectoryStore(Path(store)), uploads))
+    if followed:
+        local._PIECES_MANY = 0
+    asyncio.run(live(pool, DirectoryStore(Path(store)), uploads, BlockTrace() if followed else None))
     uploads.close()
     pool.close()
 

@@ -36,6 +36,9 @@ pytestmark = [pytest.mark.host, pytest.mark.slow]
 
 # A step that is reached more often is the same as before.
 _TIMES: Final = 3
+# Where a disk that is followed goes another way.
+_COPIED: Final = "snapshot: the copy is the disk"
+_OF_FOLLOWING: Final = ("snapshot: ", "checkpoint: ", "restore: ", "sync: ")
 
 
 def steps_of_volumes() -> list[str]:
@@ -93,10 +96,10 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     shutil.rmtree(data)
 
 
-def run(data: Path, store: Path, failure: str, step: str, count: int) -> Story | None:
+def run(data: Path, store: Path, failure: str, step: str, count: int, followed: str = "") -> Story | None:
     """Live until `step` is reached for the `count`-th time; None where it is not."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.volume.sync.dying", str(data), str(store), failure],
+        [sys.executable, "-m", "tests.volume.sync.dying", str(data), str(store), failure, followed],
         env={**os.environ, steps.VARIABLE: f"{step}@{count}"},
         capture_output=True,
         text=True,
@@ -119,13 +122,27 @@ def run(data: Path, store: Path, failure: str, step: str, count: int) -> Story |
 
 
 @pytest.mark.parametrize("failure", ["process", "pool"])
-@pytest.mark.parametrize("step", steps_of_volumes())
+@pytest.mark.parametrize("step", [step for step in steps_of_volumes() if step != _COPIED])
 async def test_nothing_is_lost_at(step: str, failure: str, prepared: Path, uploads: Uploads, tmp_path: Path) -> None:
+    await nothing_is_lost_at(step, failure, prepared, uploads, tmp_path)
+
+
+@pytest.mark.parametrize("failure", ["process", "pool"])
+@pytest.mark.parametrize("step", [step for step in steps_of_volumes() if step.startswith(_OF_FOLLOWING)])
+async def test_nothing_of_a_followed_disk_is_lost_at(
+    step: str, failure: str, prepared: Path, uploads: Uploads, tmp_path: Path
+) -> None:
+    await nothing_is_lost_at(step, failure, prepared, uploads, tmp_path, "followed")
+
+
+async def nothing_is_lost_at(
+    step: str, failure: str, prepared: Path, uploads: Uploads, tmp_path: Path, followed: str = ""
+) -> None:
     for count in range(1, _TIMES + 1):
         data = tmp_path / f"data-{count}"
         data.mkdir()
         subprocess.run(["cp", "--sparse=always", prepared, data / "pool.img"], check=True)
-        story = run(data, tmp_path / f"store-{count}", failure, step, count)
+        story = run(data, tmp_path / f"store-{count}", failure, step, count, followed)
         if story is None:
             assert count > 1, "this step is never reached"
             return

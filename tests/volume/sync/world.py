@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from ballpoint.host import filesystem
+from ballpoint.host.blocktrace import BlockTrace
 from ballpoint.store.store import Store
 from ballpoint.volume import snapshots
 from ballpoint.volume.log.blob import BLOCK_BYTES, Inline, Reference, decode_block
@@ -24,8 +25,10 @@ from ballpoint.volume.sync.upload import Uploads
 SETTINGS: dict[str, Any] = {"name": "one"}
 
 
-def keeper_of(pool: VolumePool, volume_id: str, store: Store, uploads: Uploads) -> Keeper:
-    return Keeper.open(pool, volume_id, store=store, uploads=uploads, writer="test")
+def keeper_of(
+    pool: VolumePool, volume_id: str, store: Store, uploads: Uploads, trace: BlockTrace | None = None
+) -> Keeper:
+    return Keeper.open(pool, volume_id, store=store, uploads=uploads, writer="test", trace=trace)
 
 
 async def sync(keeper: Keeper) -> None:

@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 _RACY_NS: Final = 20_000_000
 # A disk in more pieces than that is followed: a clone takes 5 to 30 us for each, for which its writers wait. So is one
 # in fewer pieces whose writers have waited so long.
-_PIECES_MANY: Final = 20_000
+_PIECES_MANY = 20_000
 _PIECES_SOME, _STALL_SECONDS = 2_000, 0.1
 # Writes that go on while they are copied make for more to copy at the freeze.
 _APPROACHES: Final = 2
