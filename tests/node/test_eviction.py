@@ -162,3 +162,18 @@ def test_a_disk_in_the_store_only_is_forked_checkpointed_and_destroyed(own_node:
     assert content(node.client().sprite(checked.name)) == "kept"
     assert node.api("DELETE", f"/v1/sprites/{destroyed.name}").status_code == 204
     assert node.api("GET", f"/v1/sprites/{destroyed.name}").status_code == 404
+
+
+def test_a_dead_node_with_disks_in_the_store_only_is_taken_down(own_node: TestNode) -> None:
+    node = own_node.start()
+    cold, running = new_sprite(node), new_sprite(node)
+    write(cold, "kept")
+    assert post(node, cold, "sleep").is_success
+    assert post(node, cold, "sync").is_success
+    (directory(node, cold) / "disk.img").unlink()
+    write(running, "runs")
+    node.kill()
+    assert "removed what it had left" in node.down()
+    node.start()
+    assert content(node.client().sprite(cold.name)) == "kept"
+    assert content(node.client().sprite(running.name)) == "runs"

@@ -431,7 +431,9 @@ class VolumePool:
 
     def adopt(self, volume_id: str) -> AttachedVolume | None:
         """A volume that an earlier process attached and something still uses; None where it is not attached."""
-        image = self._image(volume_id)
+        image = self.directory(volume_id) / "disk.img"
+        if not image.exists():
+            return None
         device = self._attachments.find(image)
         if device is None:
             return None
