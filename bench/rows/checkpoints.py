@@ -78,7 +78,7 @@ async def restore(context: Context) -> Result:
             measures[f"fork, {label}"] = partial(forked, name)
             measures[f"restore, {label}"] = partial(restored, name)
         await settled()
-        samples = await alternated(context.count(20, 4), measures, settled)
+        samples = await alternated(context.count(12, 4), measures, settled)
     result.series = {label: Series.of(values, "ms") for label, values in samples.items()}
     create = result.series["create"]
     for verb, limit in (("restore", _RESTORE), ("fork", _FORK)):

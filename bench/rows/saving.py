@@ -99,7 +99,7 @@ def _objects(store: Path) -> dict[str, int]:
 
 async def requests(context: Context) -> Result:
     result = Result("requests", "requests to the store in an hour")
-    seconds = context.count(120, 20)
+    seconds = context.count(90, 20)
     async with counted_s3(context.work / "requests") as (store, proxy), context.node(pool=1, store=store) as bench:
         name = bench.name()
         await bench.client.create(name)

@@ -31,7 +31,7 @@ _CHECKPOINTS, _EARLY = 30, 10
 _STALL_MS = 400.0
 _FLAT = 1.25
 _APART_SECONDS = 2.0
-_STALLS_SECONDS = 300.0
+_STALLS_SECONDS = 180.0
 # Of a disk that is followed by a copy; else its snapshots share blocks with it (docs/volume-layout.md).
 _COPY = "copy.img"
 
