@@ -32,6 +32,7 @@ _STALL_MS = 400.0
 _FLAT = 1.25
 _APART_SECONDS = 2.0
 _STALLS_SECONDS = 180.0
+_AGING_SECONDS = 120.0
 # Of a disk that is followed by a copy; else its snapshots share blocks with it (docs/volume-layout.md).
 _COPY = "copy.img"
 
@@ -137,9 +138,11 @@ async def random_writes(context: Context) -> Result:
 
 async def stalls(context: Context) -> Result:
     size = context.count(2_000_000_000, 100_000_000)
-    title = f"longest wait of a writer during a checkpoint, {number(size / 1e9)} GB rewritten at random"
+    title = f"longest wait of a writer during a checkpoint, {number(size / 1e9)} GB written at random"
     result = Result("stalls", title)
-    aging = {"path": _FILE, "threads": _THREADS, "count": size // _BLOCK, "answer": _READY}
+    aging = {
+        "path": _FILE, "threads": _THREADS, "count": size // _BLOCK, "seconds": _AGING_SECONDS, "answer": _READY
+    }  # fmt: skip
     steady = {"path": _FILE, "threads": 4, "pause": 0.008, "answer": _ANSWER}
     count = context.count(_CHECKPOINTS, 12)
     async with context.node(pool=1) as bench:
@@ -147,6 +150,7 @@ async def stalls(context: Context) -> Result:
         root = await bench.root(name) / _HOME
         await bench.client.run(name, *python(FILL, _FILE, size))
         await bench.client.run(name, *python(WRITE, json.dumps(aging)))
+        aged = sum(_read(root / _READY).writes) * _BLOCK
         await bench.client.run(name, *background(*python(WRITE, json.dumps(steady))))
         windows: list[tuple[float, float]] = []
         copied: list[bool] = []
@@ -182,8 +186,9 @@ async def stalls(context: Context) -> Result:
             )
         )  # fmt: skip
     result.notes.append(
-        f"{sum(copied)} of the {len(windows)} checkpoints were made of a copy that follows the disk, the others of the"
-        " disk itself: the node chooses. About 500 writes a second meanwhile; a checkpoint"
+        f"the file was written at random to the amount of {number(aged / 1e9)} GB (for {_AGING_SECONDS:g} s at most) and"
+        f" saved meanwhile. {sum(copied)} of the {len(windows)} checkpoints were made of a copy that follows the disk,"
+        " the others of the disk itself: the node chooses. About 500 writes a second meanwhile; a checkpoint"
         f" {_APART_SECONDS:g} s after the last one, for up to {_STALLS_SECONDS:g} s. Waits of less than 10 ms count as"
         f" none. In order, in ms: {_list(waits)}"
     )
