@@ -186,7 +186,7 @@ async def stalls(context: Context) -> Result:
             )
         )  # fmt: skip
     result.notes.append(
-        f"the file was written at random to the amount of {number(aged / 1e9)} GB (for {_AGING_SECONDS:g} s at most) and"
+        f"the file was written at random, {number(aged / 1e9)} GB of it (in {_AGING_SECONDS:g} s at most), and"
         f" saved meanwhile. {sum(copied)} of the {len(windows)} checkpoints were made of a copy that follows the disk,"
         " the others of the disk itself: the node chooses. About 500 writes a second meanwhile; a checkpoint"
         f" {_APART_SECONDS:g} s after the last one, for up to {_STALLS_SECONDS:g} s. Waits of less than 10 ms count as"
