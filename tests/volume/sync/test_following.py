@@ -66,7 +66,7 @@ class World:
         self.id = ids.new_uuid()
         pool.create(self.id, template="base", meta={"image": "digest"})
         self._pool, self._trace = pool, trace
-        self._uploads = Uploads()
+        self.uploads = Uploads()
         self._rng = random.Random(self.id)
         self.store = WatchedStore(root)
         self.disk: AttachedVolume | None = pool.attach(self.id)
@@ -77,7 +77,7 @@ class World:
 
     def new_keeper(self) -> Keeper:
         self.keeper = Keeper.open(
-            self._pool, self.id, store=self.store, uploads=self._uploads, writer="test", trace=self._trace
+            self._pool, self.id, store=self.store, uploads=self.uploads, writer="test", trace=self._trace
         )
         return self.keeper
 
@@ -133,7 +133,7 @@ class World:
     def close(self) -> None:
         if self.disk is not None:
             self.disk.detach()
-        self._uploads.close()
+        self.uploads.close()
 
 
 @pytest.fixture
@@ -213,9 +213,14 @@ async def test_what_a_freeze_wrote_is_in_the_image(world: World, monkeypatch: py
     async def stored() -> None:
         assert any(name.endswith("disk.img") for name in flushed)
 
+    def forget(mirror: tracked.Mirror) -> None:
+        arrive(mirror)
+        flushed.clear()
+
+    arrive = tracked.Mirror.arrive
+    monkeypatch.setattr(tracked.Mirror, "arrive", forget)
     monkeypatch.setattr(os, "fdatasync", note)
     await world.sync()
-    flushed.clear()
     world.store.before_put = stored
     (world.files / "large").write_bytes(os.urandom(MIB))
     await world.sync()
@@ -247,8 +252,9 @@ async def test_a_checkpoint_while_the_disk_is_stored(world: World, forbid_scans:
     world.write()
     await world.sync()
     forbid_scans()
+    world.uploads.packs = asyncio.Semaphore(1)  # the reading waits for the first pack
     for _ in range(3):
-        (world.files / "large").write_bytes(os.urandom(20 * MIB))
+        (world.files / "large").write_bytes(os.urandom(40 * MIB))
         reached, go_on = asyncio.Event(), asyncio.Event()
 
         async def hold(reached: asyncio.Event = reached, go_on: asyncio.Event = go_on) -> None:
@@ -259,7 +265,7 @@ async def test_a_checkpoint_while_the_disk_is_stored(world: World, forbid_scans:
         storing = asyncio.create_task(world.sync())
         await reached.wait()
         present = world.frozen
-        (world.files / "large").write_bytes(os.urandom(20 * MIB))
+        (world.files / "large").write_bytes(os.urandom(40 * MIB))
         world.write()
         name = await world.checkpoint()
         expected = world.frozen

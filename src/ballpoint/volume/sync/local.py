@@ -246,7 +246,8 @@ class Local:
                 written = self._written_ns()
                 await _to_the_end(snapshots.clone, image, self.directory, sequence)
                 cloned = self._clock.now().timestamp() * 1e9
-            self._stalled(began)
+            if disk is not None:
+                self._stalled(began)
             steps.reach(_CLONED)
             await _to_the_end(snapshots.keep, self.directory, sequence)
             steps.reach(_KEPT)
