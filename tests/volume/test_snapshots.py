@@ -93,7 +93,8 @@ def test_another_image_becomes_the_disk_while_the_old_one_is_in_use(pool: Volume
     staged = pool.stage("v", 1)
     new = pool.attach_staged("v", staged)
     assert path(new.mount, "upper/hello").read_text() == "hello"
-    pool.replace_disk("v", staged)
+    new.moved(pool.replace_disk("v", staged))
+    assert new.allocated() == (directory / "disk.img").stat().st_blocks * 512
     path(old.mount, "upper/hello").write_text("still in use")
     old.detach()
     path(new.mount, "upper/new").write_text("new")

@@ -178,7 +178,7 @@ class Checkpoints:
                 former = await keeper.checkpoint(
                     old.volume if old is not None else None, comment=f"before it was {cause}", auto=True, frozen=None
                 )
-                await keeper.replace_disk(checkpoint_id, staged)
+                volume.moved(await keeper.replace_disk(checkpoint_id, staged))
                 if old is not None:
                     # What waits to write must not go on with a disk that is the sprite's no more.
                     old.instance.runtime.cgroup.child("inner").freeze(True)

@@ -84,7 +84,7 @@ class AttachedVolume:
 
     Attributes:
         id: the volume's.
-        image: where its image was when it was attached; another one may have taken the name since.
+        image: where its image is, as far as it was told; another one may have taken the name of a former disk's.
         mount: descriptor of the whole ext4 root.
         device: its loop device.
         repaired: damage that the kernel had met in its file system was repaired before it was mounted.
@@ -121,6 +121,10 @@ class AttachedVolume:
         if self.mount >= 0:
             staging.close(self.mount)
             self.mount = -1
+
+    def moved(self, image: Path) -> None:
+        """Say that its image has another name by now."""
+        self.image = image
 
     def allocated(self) -> int:
         """Bytes of the pool its image takes, shared ones included."""
@@ -356,13 +360,18 @@ class VolumePool:
         with self._attaching:
             return self._attach(volume_id, staged)
 
-    def replace_disk(self, volume_id: str, staged: Path) -> None:
+    def replace_disk(self, volume_id: str, staged: Path) -> Path:
         """Let a staged image be the disk of a volume. What used the old one goes on using that, under no name.
 
         A crash leaves the one or the other.
+
+        Returns:
+            Where the staged image is now.
         """
-        staged.rename(self.directory(volume_id) / "disk.img")
-        fsync_directory(self.directory(volume_id))
+        image = self.directory(volume_id) / "disk.img"
+        staged.rename(image)
+        fsync_directory(image.parent)
+        return image
 
     def evict(self, volume_id: str) -> int:
         """Remove the disk of a volume that nobody uses, once its state is in the store. Idempotent.

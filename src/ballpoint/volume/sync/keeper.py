@@ -183,8 +183,12 @@ class Keeper:
         sequence = await self._snapshot_of(checkpoint_id, progress)
         return await asyncio.to_thread(self._local.pool.stage, self._local.volume_id, sequence)
 
-    async def replace_disk(self, checkpoint_id: str, staged: Path) -> None:
-        """Let the disk be the one that `stage` made of a checkpoint; a crash leaves the one or the other."""
+    async def replace_disk(self, checkpoint_id: str, staged: Path) -> Path:
+        """Let the disk be the one that `stage` made of a checkpoint; a crash leaves the one or the other.
+
+        Returns:
+            Where that image is now.
+        """
         async with self._local.lock:
             kept = self.record.checkpoint(checkpoint_id)
             assert kept.sequence is not None
@@ -199,8 +203,9 @@ class Keeper:
             self._wanted.discard(checkpoint_id)
             steps.reach(_RESTORING)
             await self._local.stop_following()
-            await asyncio.to_thread(self._local.pool.replace_disk, self._local.volume_id, staged)
+            image = await asyncio.to_thread(self._local.pool.replace_disk, self._local.volume_id, staged)
             steps.reach(_REPLACED)
+            return image
 
     async def fork(self, checkpoint_id: str, new_volume_id: str) -> None:
         """Make a new volume of a checkpoint. Its log begins with its own first `sync`. Errors as `stage`."""
