@@ -96,6 +96,20 @@ def test_sprites_of_a_lost_pool_come_back_from_the_store(own_node: TestNode) -> 
         sync(own_node, sprite)
 
 
+def test_a_lost_registry_costs_no_disk(own_node: TestNode) -> None:
+    own_node.start()
+    sprite, _ = filled(own_node)
+    here = directory(own_node, sprite).name
+    image = (directory(own_node, sprite) / "disk.img").stat().st_ino
+    assert verb(own_node, sprite, "sleep").is_success
+    own_node.terminate()
+    for file in own_node.data.glob("registry.db*"):
+        file.unlink()
+    own_node.start()
+    assert not (pool(own_node) / "volumes" / here).exists()
+    assert (pool(own_node) / "aside" / here / "disk.img").stat().st_ino == image
+
+
 def test_a_sprite_that_neither_pool_nor_store_has_says_so_and_can_be_destroyed(own_node: TestNode) -> None:
     own_node.start()
     sprite, _ = filled(own_node)

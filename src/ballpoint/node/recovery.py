@@ -10,6 +10,8 @@ from ballpoint.node.disks import Disks
 from ballpoint.node.instances import Instances
 from ballpoint.node.node import Node
 from ballpoint.node.running import Running
+from ballpoint.volume.pool import VolumePool
+from ballpoint.volume.record import read_record
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +21,8 @@ async def recover(node: Node, instances: Instances, disks: Disks) -> None:
 
     An instance is adopted if it answers, was claimed for a sprite of the registry, and runs over the disk that is the
     sprite's now; a restore has two instances for a moment. Every other one is removed. Then no sprite is called running
-    that is not, half-made and half-destroyed ones are finished, and volumes of no sprite are destroyed.
+    that is not, half-made and half-destroyed ones are finished, and volumes of no sprite are destroyed,
+    or kept aside where they have been saved once.
 
     Raises:
         ConflictError: a running sprite's volume was made by a later version.
@@ -67,6 +70,21 @@ async def recover(node: Node, instances: Instances, disks: Disks) -> None:
     for volume_id in await asyncio.to_thread(disks.pool.volumes):
         if volume_id not in known:
             try:
-                await asyncio.to_thread(disks.pool.destroy, volume_id)
+                await asyncio.to_thread(_let_go, disks.pool, volume_id)
             except BallpointError as error:
                 log.error("volume %s of no sprite stays: %s", volume_id, error)
+
+
+def _let_go(pool: VolumePool, volume_id: str) -> None:
+    """Remove a volume of no sprite, or keep it aside where it had been one's: then the registry has lost that."""
+    try:
+        lived = read_record(pool.directory(volume_id)).epoch > 0
+    except NotFoundError:
+        lived = False
+    except BallpointError:
+        lived = True  # whatever it was, it was worth a record
+    if not lived:
+        pool.destroy(volume_id)
+        return
+    aside = pool.put_aside(volume_id)
+    log.error("volume %s has been a sprite's, and the registry knows none: it is kept in %s", volume_id, aside)
