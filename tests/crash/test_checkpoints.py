@@ -23,7 +23,8 @@ pytestmark = pytest.mark.node
 
 assert verbs and keeper  # they declare the steps
 
-SNAPSHOT = [step for step in steps.declared() if step.startswith("snapshot: ")]
+# Disks that are followed by a copy are killed in tests/volume/sync/test_crash.py.
+SNAPSHOT = [step for step in steps.declared() if step.startswith("snapshot: ") and "copy" not in step]
 CHECKPOINT = [*SNAPSHOT, *(step for step in steps.declared() if step.startswith("checkpoint: "))]
 RESTORE = [*CHECKPOINT, *(step for step in steps.declared() if step.startswith("restore: "))]
 FORK = [*CHECKPOINT, *(step for step in steps.declared() if step.startswith(("fork: ", "create: ")))]
@@ -74,7 +75,8 @@ def dies(node: TestNode, monkeypatch: pytest.MonkeyPatch, step: str, method: str
     with suppress(httpx2.TransportError):
         answer = node.api(method, path, **arguments)
         assert answer.status_code in (200, 503), answer.text
-        assert '"complete"' not in answer.text, f"{step!r} is never reached"
+        # What ran before is ended after the answer.
+        assert step == RESTORED or '"complete"' not in answer.text, f"{step!r} is never reached"
     eventually(lambda: process not in node.processes("node"))
     node.kill()
     monkeypatch.delenv(steps.VARIABLE)

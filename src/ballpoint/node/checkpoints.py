@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -138,16 +138,24 @@ class Checkpoints:
         self._restoring.add(sprite.id)
         cause = f"restored to {checkpoint_id} with token {caller.token_id}"
         # Begun before the first line is told: whoever reads no further has asked for it all the same.
-        restoring = self._node.begin_to_the_end(self._restore(sprite.id, checkpoint_id, cause), f"restore {name}")
+        runs: asyncio.Future[Kept] = asyncio.get_running_loop().create_future()
+        work = self._restore(sprite.id, checkpoint_id, cause, runs.set_result)
+        whole = self._node.begin_to_the_end(work, f"restore {name}")
+        whole.add_done_callback(partial(_say_if_failed, name))
         yield self._line("info", f"restoring {name} to {checkpoint_id}")
-        former = await restoring
+        # What ran before is ended after the answer; the next verb waits for that.
+        await asyncio.wait({runs, whole}, return_when=asyncio.FIRST_COMPLETED)
+        former = runs.result() if runs.done() else whole.result()
         yield self._line("info", f"what {name} was before is kept as {former.id}")
         yield self._line("complete", f"Restored to {checkpoint_id}")
 
-    async def _restore(self, sprite_id: str, checkpoint_id: str, cause: str) -> Kept:
+    async def _restore(self, sprite_id: str, checkpoint_id: str, cause: str, told: Callable[[Kept], None]) -> Kept:
         """Start the sprite anew over the checkpoint's disk, beside the old one, and then let that take its place.
 
         The rename of the disk decides: until then the old one is as it was, and from then on the new one is the sprite.
+
+        Args:
+            told: called with the checkpoint of what it was, once the new one is the sprite.
         """
         try:
             async with self._node.lock(sprite_id):
@@ -156,7 +164,7 @@ class Checkpoints:
                 keeper = await self._saver.keeper(sprite)
                 staged = await keeper.stage(checkpoint_id)
                 try:
-                    former = await self._exchange(sprite, keeper, checkpoint_id, staged, cause)
+                    former = await self._exchange(sprite, keeper, checkpoint_id, staged, cause, told)
                 except BaseException:
                     await asyncio.shield(asyncio.to_thread(self._disks.pool.drop_staged, staged))
                     raise
@@ -166,7 +174,15 @@ class Checkpoints:
         finally:
             self._restoring.discard(sprite_id)
 
-    async def _exchange(self, sprite: Sprite, keeper: Keeper, checkpoint_id: str, staged: Path, cause: str) -> Kept:
+    async def _exchange(
+        self,
+        sprite: Sprite,
+        keeper: Keeper,
+        checkpoint_id: str,
+        staged: Path,
+        cause: str,
+        told: Callable[[Kept], None],
+    ) -> Kept:
         """Start `sprite` over a staged disk, keep what it was, and end that. Returns the checkpoint of what it was."""
         kept = keeper.record.checkpoint(checkpoint_id)
         volume = await asyncio.to_thread(self._disks.attach_staged, sprite.volume_id, staged)
@@ -186,7 +202,13 @@ class Checkpoints:
         except BaseException:
             await asyncio.shield(self._node.starter.stop(new))
             raise
-        await self._node.replace(sprite, new, cause)
+        former_running = self._node.replace(sprite, new)
+        try:
+            await self._node.registry.set_state(sprite.id, "running", kind="restored", cause=cause)
+            told(former)
+        finally:
+            if former_running is not None:
+                await self._node.end(sprite, former_running, cause)
         steps.reach(_RESTORED)
         if kept.image != sprite.image_digest:
             await self._node.registry.update_sprite(sprite.id, image_digest=kept.image)
@@ -272,6 +294,12 @@ class Checkpoints:
 
     def _line(self, kind: ProgressKind, data: str) -> Progress:
         return Progress(kind=kind, data=data, time=self._clock.now())
+
+
+def _say_if_failed(name: str, whole: asyncio.Future[Kept]) -> None:
+    """A restore may fail after it was answered, or when nobody listens any more."""
+    if not whole.cancelled() and (failure := whole.exception()) is not None:
+        log.warning("the restore of %s has not come to its end: %s", name, failure)
 
 
 def _ancestors(record: Record, kept: Kept) -> list[str]:

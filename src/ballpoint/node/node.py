@@ -288,22 +288,23 @@ class Node:
 
     # ---- another disk for a sprite; the caller holds its lock ----
 
-    async def replace(self, sprite: Sprite, new: Running, cause: str) -> None:
-        """Let `new` be what runs of a sprite; the one before is ended, whatever it does."""
+    def replace(self, sprite: Sprite, new: Running) -> Running | None:
+        """Let `new` be what runs of a sprite. Returns what did before, which is to be ended (`end`)."""
         old = self.running.get(sprite.id)
         self.running[sprite.id] = new
         self._broken.pop(sprite.id, None)
+        if old is not None:
+            old.ends.set()
+        return old
+
+    async def end(self, sprite: Sprite, old: Running, cause: str) -> None:
+        """End what ran of a sprite before it was replaced; what does not end stays until the next start."""
+        old.said = old.instance.runtime.logs() or old.said
         try:
-            await self.registry.set_state(sprite.id, "running", kind="restored", cause=cause)
-        finally:
-            if old is not None:
-                old.ends.set()
-                old.said = old.instance.runtime.logs() or old.said
-                try:
-                    await self.starter.stop(old)
-                except UnavailableError as error:
-                    log.error("the former instance of %s stays until the next start: %s", sprite.name, error)
-                await asyncio.to_thread(self.logbook.add, sprite.id, old.said, cause)
+            await self.starter.stop(old)
+        except UnavailableError as error:
+            log.error("the former instance of %s stays until the next start: %s", sprite.name, error)
+        await asyncio.to_thread(self.logbook.add, sprite.id, old.said, cause)
 
     async def evict(self, sprite: Sprite, how: Callable[[Sprite], Awaitable[bool]]) -> bool:
         """Let `how` remove the disk of a sprite that does not run, unless somebody else is changing the sprite."""
