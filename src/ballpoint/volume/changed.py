@@ -52,17 +52,28 @@ def changed(old: int | None, new: int) -> Blocks:
     status = os.fstat(new)
     count = -(-status.st_size // BLOCK)
     present = list(fiemap.extents(new))
-    allocated = _united(count, _with_data(present))
+    allocated = united(count, _with_data(present))
     if old is None:
         return Blocks(data=tuple(allocated))
     before = os.fstat(old)
     if (before.st_dev, before.st_size) != (status.st_dev, status.st_size):
         raise InvalidError("two files are no snapshots of one disk: their size or file system differs")
-    differing = _united(count, _differing(list(fiemap.extents(old)), present))
+    differing = united(count, _differing(list(fiemap.extents(old)), present))
+    return told_apart(count, differing, allocated)
+
+
+def told_apart(count: int, differing: Iterable[range], allocated: Iterable[range]) -> Blocks:
+    """Blocks that may differ, by whether they have data.
+
+    Args:
+        count: blocks of the disk.
+        differing, allocated: those that may differ, and those that have data; rising.
+    """
+    differing, allocated = tuple(differing), tuple(allocated)
     return Blocks(tuple(_both(differing, allocated)), tuple(_both(differing, _gaps(count, allocated))))
 
 
-def _united(count: int, pieces: Iterable[tuple[int, int]]) -> list[range]:
+def united(count: int, pieces: Iterable[tuple[int, int]]) -> list[range]:
     """The blocks, of `count`, that the pieces (start, end), in bytes, touch; rising, and what touches is one."""
     found: list[range] = []
     for start, end in sorted(pieces):
@@ -97,34 +108,6 @@ def _both(one: Iterable[range], other: Iterable[range]) -> Iterator[range]:
             if beside.stop > run.stop:
                 break
             beside = next(rest, None)
-
-
-def split(differing: bytearray, allocated: bytearray) -> Blocks:
-    """Blocks from one byte each, 1 for yes: those that may differ, told apart by whether they have data."""
-    size = len(differing)
-    differs, has_data = int.from_bytes(differing, "big"), int.from_bytes(allocated, "big")
-    data, holes = differs & has_data, differs & ~has_data
-    return Blocks(runs(data.to_bytes(size, "big")), runs(holes.to_bytes(size, "big")))
-
-
-def marked(count: int, pieces: Iterable[tuple[int, int]]) -> bytearray:
-    """A byte for each of `count` blocks: 1 where one of the pieces (start, end), in bytes, touches it, else 0."""
-    marks = bytearray(count)
-    for start, end in pieces:
-        first, last = start // BLOCK, min(-(-end // BLOCK), count)
-        marks[first:last] = b"\x01" * (last - first)
-    return marks
-
-
-def runs(marks: bytes | bytearray) -> tuple[range, ...]:
-    """Where the marks are 1, and not 0."""
-    found = []
-    start = marks.find(1)
-    while start >= 0:
-        end = marks.find(0, start)
-        found.append(range(start, end if end >= 0 else len(marks)))
-        start = marks.find(1, found[-1].stop)
-    return tuple(found)
 
 
 def _differing(old: list[fiemap.Extent], new: list[fiemap.Extent]) -> Iterator[tuple[int, int]]:

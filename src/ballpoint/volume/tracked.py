@@ -20,7 +20,7 @@ from typing import Self
 from ballpoint.core.errors import UnavailableError
 from ballpoint.host import filesystem
 from ballpoint.host.blocktrace import UNIT, BlockTrace
-from ballpoint.volume.changed import BLOCK, Blocks, marked, runs, split
+from ballpoint.volume.changed import BLOCK, Blocks, told_apart, united
 
 _PIECE = 1 << 20
 _ZEROS = memoryview(bytes(_PIECE))
@@ -111,9 +111,11 @@ class Mirror:
 
         Call it after `arrive`.
         """
-        pieces = ((each.start * BLOCK, min(each.stop * BLOCK, self._size)) for each in runs(self._changed))
+        differing = _runs(self._changed)
+        pieces = ((each.start * BLOCK, min(each.stop * BLOCK, self._size)) for each in differing)
         filled = ((start, end) for piece in pieces for start, end, data in _pieces(self._copy, *piece) if data)
-        return split(self._changed, marked(len(self._changed), filled))
+        count = len(self._changed)
+        return told_apart(count, differing, united(count, filled))
 
     def settle(self) -> None:
         """What `changed` said is stored. Call it before the next `approach`."""
@@ -154,6 +156,17 @@ class Mirror:
                 length = os.pwrite(self._copy, piece, at)
             at += length
         return end - start
+
+
+def _runs(marks: bytes | bytearray) -> tuple[range, ...]:
+    """Where the marks are 1, and not 0."""
+    found = []
+    start = marks.find(1)
+    while start >= 0:
+        end = marks.find(0, start)
+        found.append(range(start, end if end >= 0 else len(marks)))
+        start = marks.find(1, found[-1].stop)
+    return tuple(found)
 
 
 def _pieces(fd: int, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
