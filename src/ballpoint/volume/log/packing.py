@@ -39,5 +39,9 @@ class Packing:
     async def flush(self) -> None:
         """Store what is not stored yet. Idempotent. Errors as `Store.put`; then it may be called again."""
         if self._filling is not None:
-            await self._store.put(self._filling.name.key, self._filling.close())
+            await self._send(self._filling)
             self._filling = None
+
+    async def _send(self, pack: PackBuilder) -> None:
+        """Store a full pack; whoever stores several at once begins it here."""
+        await self._store.put(pack.name.key, pack.close())

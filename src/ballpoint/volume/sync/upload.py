@@ -20,8 +20,8 @@ from ballpoint.store.store import Store
 from ballpoint.volume.log.blob import BLOCK_BYTES, Blob, Reference, encode_blob, hash_of
 from ballpoint.volume.log.changes import INLINE_MAX
 from ballpoint.volume.log.commit import Closed
-from ballpoint.volume.log.keys import PackName
-from ballpoint.volume.log.pack import Kind, PackBuilder
+from ballpoint.volume.log.pack import PackBuilder
+from ballpoint.volume.log.packing import Packing
 from ballpoint.volume.sync.source import Source
 
 # A thread's turn: handing one to it costs as much as compressing a block.
@@ -61,8 +61,8 @@ class Uploads:
         self.executor.shutdown(cancel_futures=True)
 
 
-class Upload:
-    """The packs of one commit. `finish` must have returned before the commit names them.
+class Upload(Packing):
+    """The packs of one commit, some stored at once. `finish` must have returned before the commit names them.
 
     Args:
         new_pack: makes the next pack of the volume.
@@ -73,11 +73,8 @@ class Upload:
     """
 
     def __init__(self, shared: Uploads, store: Store, new_pack: Callable[[], PackBuilder]) -> None:
+        super().__init__(store, new_pack)
         self._shared = shared
-        self._store = store
-        self._new_pack = new_pack
-        self._builder: PackBuilder | None = None
-        self._last: PackName | None = None
         self._puts = Tasks()
         self._storing: list[asyncio.Task[None]] = []
         self._refused: BallpointError | None = None
@@ -115,14 +112,6 @@ class Upload:
                 ]
         return places
 
-    async def add(self, blob: Blob, kind: Kind) -> Reference:
-        """Put a blob into a pack."""
-        if self._builder is not None and not self._builder.fits(blob):
-            await self._send()
-        if self._builder is None:
-            self._builder = self._new_pack()
-        return self._builder.add(blob, kind)
-
     async def finish(self) -> Closed | None:
         """Wait until all packs are stored.
 
@@ -132,32 +121,28 @@ class Upload:
         Raises:
             UnavailableError: the store does not take them; what it has taken is garbage from the next commit on.
         """
-        if self._builder is not None:
-            await self._send()
+        await self.flush()
         await asyncio.gather(*self._storing)
         self._check()
-        return Closed(self._last.epoch, self._last.upload) if self._last is not None else None
+        return self.closed
 
     async def cancel(self) -> None:
         """Stop storing; what is stored already is garbage from the next commit on. Idempotent."""
         await self._puts.close()
 
-    async def _send(self) -> None:
-        builder, self._builder = self._builder, None
-        assert builder is not None
-        self._last = builder.name
+    async def _send(self, pack: PackBuilder) -> None:
         await self._shared.packs.acquire()
-        self._storing.append(self._puts.start(self._put(builder), f"put {builder.name.key}"))
+        self._storing.append(self._puts.start(self._put(pack), f"put {pack.name.key}"))
         self._check()
 
     def _check(self) -> None:
         if self._refused is not None:
             raise self._refused
 
-    async def _put(self, builder: PackBuilder) -> None:
+    async def _put(self, pack: PackBuilder) -> None:
         try:
-            data = await asyncio.get_running_loop().run_in_executor(self._shared.executor, builder.close)
-            await self._store.put(builder.name.key, data)
+            data = await asyncio.get_running_loop().run_in_executor(self._shared.executor, pack.close)
+            await self._store.put(pack.name.key, data)
             steps.reach(_STORED)
             self.bytes_stored += len(data)
         except BallpointError as error:
