@@ -114,6 +114,8 @@ def test_a_record_is_read_as_it_was_written_and_a_later_versions_is_refused(tmp_
     )
     write_record(tmp_path, full)
     assert read_record(tmp_path) == full
+    assert full.is_coming("v0") and not full.is_coming("v1")
+    assert not full.with_checkpoint(msgspec.structs.replace(kept, durable=True)).is_coming("v0")
     assert full.snapshots == {4, 5}
     file = tmp_path / "record.json"
     good = file.read_bytes()

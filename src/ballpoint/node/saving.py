@@ -553,7 +553,7 @@ class Saver:
             return
         for source in list(self._volumes.values()):
             record = source.keeper.record
-            if record.volume == origin.volume and not record.checkpoint(origin.checkpoint).durable:
+            if record.volume == origin.volume and record.is_coming(origin.checkpoint):
                 try:
                     await self._save(source)
                 except FencedError as error:

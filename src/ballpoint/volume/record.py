@@ -163,6 +163,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
             f"there is no checkpoint {checkpoint_id[:80]!r}", hint="checkpoint list shows those there are"
         )
 
+    def is_coming(self, checkpoint_id: str) -> bool:
+        """Whether a checkpoint is on its way into the store: it is here, and not there yet."""
+        return any(each.id == checkpoint_id and not each.durable for each in self.checkpoints)
+
     def with_checkpoint(self, changed: Kept) -> Record:
         """This record with a checkpoint replaced by a changed one of the same id."""
         replaced = tuple(changed if each.id == changed.id else each for each in self.checkpoints)

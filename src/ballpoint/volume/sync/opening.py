@@ -105,10 +105,9 @@ async def _begin_as(
 def _is_coming(local: Local, origin: Origin) -> bool:
     """Whether the checkpoint that a fork was made of is on its way into the store."""
     try:
-        source = read_record(local.pool.directory(str(origin.volume)))
+        return read_record(local.pool.directory(str(origin.volume))).is_coming(origin.checkpoint)
     except NotFoundError:
         return False
-    return any(each.id == origin.checkpoint and not each.durable for each in source.checkpoints)
 
 
 async def _rename(local: Local) -> None:
