@@ -14,8 +14,7 @@ import httpx2
 import pytest
 
 from tests.node.test_lost import directory
-from tests.node.test_store_away import process_at
-from tests.store import servers
+from tests.node.test_store_away import server_of
 from tests.support.checkpoints import checkpoint, content, disk, events, fork, kinds, new_sprite, post, restore, write
 from tests.support.nodes import TestNode, shell
 from tests.support.waiting import eventually
@@ -103,13 +102,7 @@ def test_cold_disks_are_left_to_the_store_oldest_first_and_come_back(own_node: T
 @pytest.fixture
 def silent(own_node: TestNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A node whose store can be made to say nothing: the server's pid is in it."""
-    place = tmp_path / "server"
-    place.mkdir()
-    for name, value in servers.ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
-    with servers.moto(place) as endpoint:
-        own_node.options += ["--store", servers.store_url(endpoint, "node")]
-        server = process_at(endpoint)
+    with server_of(own_node, tmp_path / "server", monkeypatch) as server:
         try:
             yield server
         finally:

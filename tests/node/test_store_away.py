@@ -144,18 +144,23 @@ def test_a_node_that_starts_while_its_store_is_full_saves_later(away_node: TestN
     assert post(node, again, "sync").status_code == 200
 
 
-def test_a_silent_store_holds_nobody_up(own_node: TestNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = tmp_path / "server"
+@contextmanager
+def server_of(node: TestNode, place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Give a node that is not started yet a store of a server of its own, whose pid is given: it can be stopped."""
     place.mkdir()
     for name, value in servers.ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     with servers.moto(place) as endpoint:
-        own_node.options += ["--store", servers.store_url(endpoint, "node")]
+        node.options += ["--store", servers.store_url(endpoint, "node")]
+        yield process_at(endpoint)
+
+
+def test_a_silent_store_holds_nobody_up(own_node: TestNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with server_of(own_node, tmp_path / "server", monkeypatch) as server:
         own_node.start()
         sprite = new_sprite(own_node)
         write(sprite, "before")
         assert post(own_node, sprite, "sync").status_code == 200
-        server = process_at(endpoint)
         os.kill(server, signal.SIGSTOP)
         try:
             write(sprite, "meanwhile")

@@ -10,6 +10,7 @@ import asyncio
 import random
 from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from ballpoint.core.errors import NotFoundError
@@ -98,6 +99,16 @@ class NoPauses:
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(0)
+
+
+class StillClock(NoPauses):
+    """No pauses, and a time that stands."""
+
+    def now(self) -> datetime:
+        return datetime(2026, 1, 1, tzinfo=UTC)
+
+    def monotonic(self) -> float:
+        return 0.0
 
 
 class Schedule:

@@ -12,7 +12,6 @@ import json
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
@@ -29,7 +28,7 @@ from ballpoint.volume.log.fork import fork, found
 from ballpoint.volume.log.log import OutdatedError, View, Writer, read
 from tests.volume.log.disks import Disk, block, contents
 from tests.volume.log.memory import MemoryStore
-from tests.volume.log.stepped import NoPauses, Schedule
+from tests.volume.log.stepped import Schedule, StillClock
 
 LINEAGE, FIRST = UUID(int=1), UUID(int=2)
 BLOCKS = (0, 1, 2, PAGE_BLOCKS, PAGE_BLOCKS + 1, 5 * PAGE_BLOCKS)
@@ -37,18 +36,7 @@ SEEDS, STEPS, PROCESSES = 12, 1500, 6
 Numbers = dict[str, int]
 T = TypeVar("T")
 
-
-class Clock(NoPauses):
-    """No pauses, and a time that stands."""
-
-    def now(self) -> datetime:
-        return datetime(2026, 1, 1, tzinfo=UTC)
-
-    def monotonic(self) -> float:
-        return 0.0
-
-
-CLOCK: Any = Clock()
+CLOCK: Any = StillClock()
 
 
 class World:

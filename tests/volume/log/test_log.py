@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import sys
 from contextlib import suppress
-from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -19,23 +18,13 @@ from ballpoint.volume.log.blob import Reference
 from ballpoint.volume.log.commit import State
 from ballpoint.volume.log.keys import CommitName, commits_prefix
 from ballpoint.volume.log.log import Writer, begin, read
-from tests.volume.log.stepped import NoPauses, Schedule
+from tests.volume.log.stepped import Schedule, StillClock
 
 VOLUME, LINEAGE = UUID(int=1), UUID(int=2)
 SEEDS, STEPS, WRITERS = 60, 500, 5
 
 
-class Clock(NoPauses):
-    """No pauses, and a time that stands."""
-
-    def now(self) -> datetime:
-        return datetime(2026, 1, 1, tzinfo=UTC)
-
-    def monotonic(self) -> float:
-        return 0.0
-
-
-CLOCK: Any = Clock()
+CLOCK: Any = StillClock()
 
 
 def state(settings: dict[str, Any], count: int) -> State:

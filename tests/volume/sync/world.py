@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,13 @@ from ballpoint.host import filesystem
 from ballpoint.host.blocktrace import BlockTrace
 from ballpoint.store.store import Store
 from ballpoint.volume import snapshots
-from ballpoint.volume.log.blob import BLOCK_BYTES, Inline, Reference, decode_block
-from ballpoint.volume.log.log import View, read
-from ballpoint.volume.log.map import Map
-from ballpoint.volume.log.mapped import fetch, load_map, load_pages, open_map, stored_inline
+from ballpoint.volume.log.blob import BLOCK_BYTES
+from ballpoint.volume.log.log import read
 from ballpoint.volume.pool import AttachedVolume, VolumePool
 from ballpoint.volume.sync.keeper import Keeper
 from ballpoint.volume.sync.upload import Uploads
+from tests.volume.log.disks import contents
+from tests.volume.world import filled
 
 SETTINGS: dict[str, Any] = {"name": "one"}
 
@@ -94,57 +94,19 @@ async def disk_in(store: Store, volume: UUID, checkpoint: str | None = None) -> 
     """The blocks that are no holes of what the store has of a disk."""
     view = await read(store, volume)
     assert view is not None and view.state is not None
-    if checkpoint is None:
-        disk = await load_map(store, view)
-    else:
-        (named,) = [each for each in view.state.checkpoints if each.id == checkpoint]
-        disk = await open_map(store, view, named.root)
-    return await blocks_of(store, view, disk)
-
-
-async def blocks_of(store: Store, view: View, disk: Map) -> dict[int, bytes]:
-    await load_pages(store, view, disk, (number * 1024 for number in disk.pages))
-    places = {change.block: change.place for number in {*disk.pages, *disk.dirty()} for change in disk.page(number)}
-    inline = stored_inline(view)
-    found: dict[int, bytes] = {}
-    by_place: dict[Reference, list[int]] = {}
-    for block, place in places.items():
-        if isinstance(place, Inline):
-            found[block] = decode_block(inline(place), place, block)
-        elif place is not None:
-            by_place.setdefault(place, []).append(block)
-
-    def use(place: Reference, stored: memoryview) -> None:
-        for block in by_place[place]:
-            found[block] = decode_block(bytes(stored), place, block)
-
-    await fetch(store, by_place, use)
-    return found
+    named = {each.id: each.root for each in view.state.checkpoints}
+    return await contents(store, view, named[checkpoint] if checkpoint is not None else None)
 
 
 def disk_at(image: Path) -> dict[int, bytes]:
     """The blocks of an image that are not all zeros."""
     found = {}
     with image.open("rb") as file:
-        for block in _allocated(file.fileno(), image.stat().st_size):
+        for block in filled(file.fileno()):
             content = os.pread(file.fileno(), BLOCK_BYTES, block * BLOCK_BYTES).ljust(BLOCK_BYTES, b"\0")
             if any(content):
                 found[block] = content
     return found
-
-
-def _allocated(fd: int, size: int) -> Iterator[int]:
-    at, last = 0, -1
-    while at < size:
-        try:
-            at = os.lseek(fd, at, os.SEEK_DATA)
-        except OSError:
-            return
-        end = os.lseek(fd, at, os.SEEK_HOLE)
-        for block in range(max(at // BLOCK_BYTES, last + 1), -(-end // BLOCK_BYTES)):
-            yield block
-            last = block
-        at = end
 
 
 def snapshot_of(pool: VolumePool, volume_id: str, sequence: int) -> Path:
