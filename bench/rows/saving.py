@@ -11,7 +11,7 @@ from pathlib import Path
 from blake3 import blake3
 from tests.store.proxy import Proxy
 
-from ballpoint.node.saving import INTERVALS
+from ballpoint.node.durable.saving import INTERVALS
 from ballpoint.volume import snapshots
 from ballpoint.volume.record import read_record
 from bench.context import Bench, Context

@@ -25,7 +25,7 @@ from ballpoint.host import process
 from ballpoint.host.cgroup import Hierarchies
 from ballpoint.host.filesystem import fifreeze, fithaw
 from ballpoint.host.requirements import SYSCTLS
-from ballpoint.node.storage import Memory, write_memory
+from ballpoint.node.durable.storage import Memory, write_memory
 from ballpoint.store.deployment import new_deployment
 
 # For what must happen. Seconds.

@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from ballpoint.core import ids, steps
-from ballpoint.node import checkpoints as verbs
+from ballpoint.node.durable import checkpoints as verbs
 from ballpoint.node.standby.spares import MOST as SPARES_MOST
 from ballpoint.volume.record import read_record
 from ballpoint.volume.sync import keeper

@@ -16,9 +16,9 @@ from ballpoint.host import loop, staging
 from ballpoint.host.slots import slot
 from ballpoint.image.catalogue import Image
 from ballpoint.image.mount import mount_image
+from ballpoint.node.durable.shown import Readable, Shown
 from ballpoint.node.instances import Instance
 from ballpoint.node.running import Running
-from ballpoint.node.shown import Readable, Shown
 from ballpoint.runtime.container.locker import Locker
 from ballpoint.runtime.container.programs import ensure_programs
 from ballpoint.runtime.container.runtime import ContainerRuntime

@@ -11,7 +11,7 @@ import httpx2
 import pytest
 
 from ballpoint.core import ids
-from ballpoint.node.checkpoints import AUTO_KEPT
+from ballpoint.node.durable.checkpoints import AUTO_KEPT
 from ballpoint.node.standby.spares import MOST as SPARES_MOST
 from tests.support.checkpoints import (
     checkpoint,

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
 from ballpoint.core.metrics import Metrics
-from ballpoint.node.collecting import SOON_SECONDS, Collector
+from ballpoint.node.durable.collecting import SOON_SECONDS, Collector
 from ballpoint.store.store import list_all
 from ballpoint.volume.log.collect import RETENTION_SECONDS
 from ballpoint.volume.log.keys import packs_prefix

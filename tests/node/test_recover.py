@@ -17,8 +17,8 @@ import pytest
 
 from ballpoint.core import ids
 from ballpoint.image.catalogue import Image
-from ballpoint.node import refill as module
-from ballpoint.node.storage import RECOVERING, read_memory
+from ballpoint.node.durable import refill as module
+from ballpoint.node.durable.storage import RECOVERING, read_memory
 from ballpoint.store.deployment import claim, new_deployment, read_deployment
 from ballpoint.store.directory import DirectoryStore
 from ballpoint.volume.log.blob import encode_blob

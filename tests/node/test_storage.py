@@ -14,7 +14,7 @@ import pytest
 from ballpoint.core.config import NodeConfig
 from ballpoint.core.errors import ConflictError, CorruptError, InvalidError, UnavailableError
 from ballpoint.host.files import remove_tree
-from ballpoint.node.storage import Memory, Storage, read_memory, write_memory
+from ballpoint.node.durable.storage import Memory, Storage, read_memory, write_memory
 from ballpoint.store.deployment import FORMAT, KEY, Deployment, claim, new_deployment, read_deployment
 from ballpoint.store.directory import DirectoryStore
 from ballpoint.store.store import Store, list_all
@@ -92,7 +92,7 @@ async def test_a_crash_at_the_first_use_makes_no_stranger_of_the_owner(
         raise Crash
 
     with monkeypatch.context() as patched, pytest.raises(Crash):
-        patched.setattr("ballpoint.node.storage.claim", die)
+        patched.setattr("ballpoint.node.durable.storage.claim", die)
         await Storage.open(config)
     before = await read_deployment(DirectoryStore(objects))
     assert (before is not None) == told

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ballpoint.core.metrics import Metrics
+from ballpoint.node.durable.storage import Storage
 from ballpoint.node.node import Node
 from ballpoint.node.standby.pool import Pool
-from ballpoint.node.storage import Storage
 from ballpoint.volume.pool import VolumePool
 
 

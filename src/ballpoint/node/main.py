@@ -32,9 +32,12 @@ from ballpoint.host.namespaces import CLONE_NEWNS
 from ballpoint.image.catalogue import Catalogue
 from ballpoint.network.network import Network
 from ballpoint.network.resolver import Resolver
-from ballpoint.node.checkpoints import Checkpoints
-from ballpoint.node.collecting import Collector
 from ballpoint.node.disks import Disks
+from ballpoint.node.durable.checkpoints import Checkpoints
+from ballpoint.node.durable.collecting import Collector
+from ballpoint.node.durable.saving import Saver
+from ballpoint.node.durable.shown import Shown
+from ballpoint.node.durable.storage import Storage
 from ballpoint.node.gauges import measure
 from ballpoint.node.inside import Inside
 from ballpoint.node.instances import Instances
@@ -43,12 +46,9 @@ from ballpoint.node.node import Node
 from ballpoint.node.recovery import recover
 from ballpoint.node.routing import Routing
 from ballpoint.node.running import Starter
-from ballpoint.node.saving import Saver
-from ballpoint.node.shown import Shown
 from ballpoint.node.standby.pool import Pool
 from ballpoint.node.standby.spares import MOST as SPARES_MOST
 from ballpoint.node.standby.spares import Spares
-from ballpoint.node.storage import Storage
 from ballpoint.node.watch.health import Health
 from ballpoint.node.watch.images import Images
 from ballpoint.node.watch.space import Space

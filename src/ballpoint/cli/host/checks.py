@@ -161,7 +161,7 @@ def pool_space(data: Path) -> Finding:
 
 def object_store(config: NodeConfig) -> Finding:
     """Try the store, with the credentials in the environment, for all that a node asks of one."""
-    from ballpoint.node.storage import read_memory
+    from ballpoint.node.durable.storage import read_memory
     from ballpoint.store import url
 
     place = url.directory_of(config.store_url)

@@ -16,7 +16,7 @@ from ballpoint.core.errors import ConflictError, InvalidError
 
 if TYPE_CHECKING:
     from ballpoint.core.config import NodeConfig
-    from ballpoint.node.refill import Outcome
+    from ballpoint.node.durable.refill import Outcome
 
 _INCOMPLETE = 1
 
@@ -50,7 +50,7 @@ def recover(data: Path | None, url: str, pool_gb: int | None, as_json: bool) -> 
 
 async def _refill(config: NodeConfig) -> Outcome:
     from ballpoint.host import mount, namespaces
-    from ballpoint.node.refill import refill
+    from ballpoint.node.durable.refill import refill
     from ballpoint.store.url import directory_of, open_store
 
     directory = directory_of(config.store_url)

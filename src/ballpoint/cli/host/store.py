@@ -81,7 +81,7 @@ def gc(data: Path | None, url: str | None, retention: float, as_json: bool) -> i
 
     May run beside nodes and beside itself, and be interrupted.
     """
-    from ballpoint.node.garbage import collect_all
+    from ballpoint.node.durable.garbage import collect_all
 
     writer = f"ballpoint store gc on {os.uname().nodename}"
     found = _with_store(data, url, lambda opened: collect_all(opened, writer=writer, retention=retention * 3600))

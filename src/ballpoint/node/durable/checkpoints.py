@@ -17,9 +17,9 @@ from ballpoint.core.clock import SYSTEM_CLOCK, Clock
 from ballpoint.core.errors import ConflictError, UnavailableError
 from ballpoint.core.types import Caller
 from ballpoint.node.disks import Disks
+from ballpoint.node.durable.saving import Saver, moment
+from ballpoint.node.durable.shown import Shown
 from ballpoint.node.node import Node
-from ballpoint.node.saving import Saver, moment
-from ballpoint.node.shown import Shown
 from ballpoint.node.views import CheckpointView, DiskView, NewFork, Progress, ProgressKind, SpriteView
 from ballpoint.node.watch.space import Space
 from ballpoint.registry.records import Sprite

@@ -16,8 +16,8 @@ from ballpoint.core.clock import SYSTEM_CLOCK, Clock, rfc3339
 from ballpoint.core.config import NodeConfig
 from ballpoint.core.errors import BallpointError, ConflictError, InvalidError, NotFoundError
 from ballpoint.host.files import fsync_directory, write_atomically
+from ballpoint.node.durable.storage import RECOVERING, Memory, read_memory, write_memory
 from ballpoint.node.main import registry_url
-from ballpoint.node.storage import RECOVERING, Memory, read_memory, write_memory
 from ballpoint.registry.records import Sprite
 from ballpoint.registry.registry import Registry
 from ballpoint.store.deployment import Deployment, read_deployment

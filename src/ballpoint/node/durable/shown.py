@@ -16,9 +16,9 @@ from ballpoint.core.errors import BallpointError
 from ballpoint.core.tasks import for_each
 from ballpoint.host import staging
 from ballpoint.node.disks import Disks
+from ballpoint.node.durable.saving import Saver
 from ballpoint.node.node import Node
 from ballpoint.node.running import Running
-from ballpoint.node.saving import Saver
 from ballpoint.volume.readable import mount_readable
 
 log = logging.getLogger(__name__)
