@@ -14,28 +14,27 @@ from ballpoint.store.url import open_store
 from tests.store import servers
 
 
-@pytest.fixture(scope="session")
-def credentials() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as environment:
-        for name, value in servers.ENVIRONMENT.items():
-            environment.setenv(name, value)
-        yield
+@pytest.fixture(autouse=True)
+def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For one test at a time: whatever comes after these tests must not find them."""
+    for name, value in servers.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(scope="session")
-def seaweedfs(credentials: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with servers.seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as endpoint:
         yield endpoint
 
 
 @pytest.fixture(scope="session")
-def moto(credentials: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with servers.moto(tmp_path_factory.mktemp("moto")) as endpoint:
         yield endpoint
 
 
 @pytest.fixture(scope="session")
-def rclone(credentials: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with servers.rclone(tmp_path_factory.mktemp("rclone")) as endpoint:
         yield endpoint
 
