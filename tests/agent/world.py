@@ -110,7 +110,7 @@ class PlainSpawner:
                 argv,
                 spec.env,
                 setsid=leader,
-                setsigdef=[signal.SIGPIPE],
+                setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},  # as the real one
                 file_actions=[(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(streams)],
             )
         except FileNotFoundError as error:

@@ -149,16 +149,19 @@ def test_growth_adds_up_however_slow_it_is(world: World) -> None:
     assert world.tick() == [("v", "frozen")]
 
 
-def test_frozen_volumes_wait_for_the_soft_mark(world: World) -> None:
+def test_frozen_volumes_wait_until_there_is_clearly_more_room_than_the_hard_mark(world: World) -> None:
     (volume,) = world.attach("v")
     world.fill_to(HARD - 1)
     grow(volume, 2 * MIB)
     assert world.tick() == [("v", "frozen")]
-    world.free = SOFT - 1
+    world.free = (HARD + SOFT) // 2 - 1
     assert world.tick() == []
     assert is_frozen(volume)
-    world.free = SOFT
+    world.free = (HARD + SOFT) // 2
     assert world.tick() == [("v", "thawed")]
+    assert not is_frozen(volume)
+    grow(volume, 2 * MIB)
+    assert world.tick() == []
     assert not is_frozen(volume)
 
 

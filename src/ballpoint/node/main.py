@@ -35,6 +35,7 @@ from ballpoint.network.resolver import Resolver
 from ballpoint.node.disks import Disks
 from ballpoint.node.durable.checkpoints import Checkpoints
 from ballpoint.node.durable.collecting import Collector
+from ballpoint.node.durable.eviction import Eviction
 from ballpoint.node.durable.saving import Saver
 from ballpoint.node.durable.shown import Shown
 from ballpoint.node.durable.storage import Storage
@@ -156,6 +157,7 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
         tasks.start(space.run(), "space")
         tasks.start(images.run(disks), "images")
         tasks.start(saver.run(), "saving")
+        tasks.start(Eviction(node, volumes, saver, metrics).run(), "eviction")
         shown = Shown(disks)
         tasks.start(shown.run(node, saver), "checkpoints inside")
         tasks.start(collector.run(), "collecting")

@@ -92,12 +92,16 @@ class PoolGuard:
         usage = self._pool.usage(len(volumes))
         notices: list[Notice] = []
         failures: list[str] = []
-        if usage.free >= usage.soft:
-            self._sizes.clear()
+        if usage.free >= usage.resume:
             notices += self._thaw([each for each in self.frozen.values() if each.id not in self._held], failures)
+            wanted = []
         else:
             # Again at each tick: the freezer thaws at its deadline, and when it dies.
-            wanted = [*self.frozen.values(), *self._growing(volumes, usage)]
+            wanted = list(self.frozen.values())
+        if usage.free >= usage.soft:
+            self._sizes.clear()
+        else:
+            wanted += self._growing(volumes, usage)
             notices += self._freeze([each for each in wanted if each.id not in self._held], failures)
             self._trim(volumes, usage)
         if trouble := self.trimmer.trouble():

@@ -78,6 +78,15 @@ class PoolUsage:
     soft: int
     hard: int
 
+    @property
+    def resume(self) -> int:
+        """From this much free space on, stopped writers go on: half-way between the marks.
+
+        Above the hard mark, so that they are not stopped at once again; below the soft one, as nothing need be left
+        that could be given back up to there.
+        """
+        return (self.soft + self.hard) // 2
+
 
 class AttachedVolume:
     """A volume whose file system is mounted, at no path.

@@ -101,9 +101,9 @@ class _Life:
         return snapshot_of(self._pool, self._id, sequence)
 
     async def restore(self, checkpoint_id: str) -> None:
-        staged = await self.keeper.stage(checkpoint_id)
-        self._say(self._text, self._kept[checkpoint_id])
-        await self.keeper.replace_disk(checkpoint_id, staged)
+        async with self.keeper.staged(checkpoint_id) as staged:
+            self._say(self._text, self._kept[checkpoint_id])
+            await self.keeper.replace_disk(checkpoint_id, staged)
         self._text = self._kept[checkpoint_id]
         self._say(self._text)
         self.disk.detach()

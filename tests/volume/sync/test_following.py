@@ -375,9 +375,9 @@ async def test_a_restore_ends_it(world: World, pool: VolumePool) -> None:
     name = await world.checkpoint()
     expected = world.frozen
     world.write()
-    staged = await world.keeper.stage(name)
-    new = pool.attach_staged(world.id, staged)
-    await world.keeper.replace_disk(name, staged)
+    async with world.keeper.staged(name) as staged:
+        new = pool.attach_staged(world.id, staged)
+        await world.keeper.replace_disk(name, staged)
     assert not world.copy.exists()
     former, world.disk = world.disk, new
     assert former is not None

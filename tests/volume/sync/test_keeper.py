@@ -83,7 +83,8 @@ async def test_checkpoints_stay_and_come_back(
     await sync(keeper)
     for name, expected in states.items():
         assert await disk_in(store, UUID(volume_id), name) == expected
-    await keeper.replace_disk("v0", await keeper.stage("v0"))
+    async with keeper.staged("v0") as staged:
+        await keeper.replace_disk("v0", staged)
     assert disk_at(image) == states["v0"]
     await sync(keeper)
     assert await disk_in(store, UUID(volume_id)) == states["v0"]
@@ -157,7 +158,8 @@ async def test_a_disk_that_is_in_the_store_only_comes_back_whole(
     assert disk_at(image) == second
     assert keeper.record.bytes_written and keeper.record.bytes_stored >= stored
     assert await keeper.evict_checkpoints() == 0
-    await keeper.replace_disk(kept.id, await keeper.stage(kept.id))
+    async with keeper.staged(kept.id) as staged:
+        await keeper.replace_disk(kept.id, staged)
     assert disk_at(image) == first
     scribbler.write()
     await settled(keeper)

@@ -307,7 +307,8 @@ class Lives(RuleBasedStateMachine):
         async def restored() -> None:
             keeper = self._keeper(life)
             await keeper.fetch()
-            await keeper.replace_disk(name, await keeper.stage(name))
+            async with keeper.staged(name) as image:
+                await keeper.replace_disk(name, image)
 
         done = self._do(trouble, restored)
         if done or (self.pool.is_local(life.id) and self._here(life) == wanted):

@@ -193,9 +193,9 @@ async def test_a_checkpoint_that_is_about_to_be_restored_is_not_left_to_the_stor
     before = disk_at(image)
     Scribbler(image, 1).write()
     await settled(keeper)
-    staged = await keeper.stage(kept[0].id)
-    assert await keeper.evict_checkpoints() == 1
-    await keeper.replace_disk(kept[0].id, staged)
+    async with keeper.staged(kept[0].id) as staged:
+        assert await keeper.evict_checkpoints() == 1
+        await keeper.replace_disk(kept[0].id, staged)
     assert disk_at(image) == before
     await settled(keeper)
     assert await disk_in(store, UUID(volume_id)) == before
@@ -210,7 +210,8 @@ async def test_a_checkpoint_that_was_restored_and_deleted_before_it_was_saved_ho
     for _ in range(2):
         scribbler.write()
         kept = await keeper.checkpoint(None, comment="", auto=False, frozen=None)
-        await keeper.replace_disk(kept.id, await keeper.stage(kept.id))
+        async with keeper.staged(kept.id) as staged:
+            await keeper.replace_disk(kept.id, staged)
     await keeper.forget("v0")
     await sync(keeper)
     assert [each.id for each in keeper.record.checkpoints] == ["v1"]

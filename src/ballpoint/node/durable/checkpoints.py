@@ -162,12 +162,8 @@ class Checkpoints:
                 sprite = await self._node.living(sprite_id)
                 await self._saver.prepare(sprite)
                 keeper = await self._saver.keeper(sprite)
-                staged = await keeper.stage(checkpoint_id)
-                try:
+                async with keeper.staged(checkpoint_id) as staged:
                     former = await self._exchange(sprite, keeper, checkpoint_id, staged, cause, told)
-                except BaseException:
-                    await asyncio.shield(asyncio.to_thread(self._disks.pool.drop_staged, staged))
-                    raise
                 await self._prune(keeper)
                 await self._saver.changed(sprite_id, sprite.volume_id)
             return former

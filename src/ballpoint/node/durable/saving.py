@@ -108,7 +108,6 @@ class Saver:
         self._saves = metrics.counter("ballpoint_saves_total", "Disks brought into the store.")
         self._failures = metrics.counter("ballpoint_save_failures_total", "Saves that failed, and will be tried again.")
         self._bytes = metrics.counter("ballpoint_saved_bytes_total", "Bytes stored by saves.")
-        self._evictions = metrics.counter("ballpoint_evictions_total", "Disks and checkpoints left to the store alone.")
         self._fetches = metrics.counter("ballpoint_fetches_total", "Disks that came back from the store.")
         self._fetched = metrics.counter("ballpoint_fetched_bytes_total", "Bytes of these.")
         metrics.gauge("ballpoint_unsaved_disks", "Disks that have changed since they were saved.", self._unsaved)
@@ -151,6 +150,10 @@ class Saver:
     async def keeper_of(self, running: Running) -> Keeper:
         """The keeper of a running sprite's volume."""
         return (await self._volume(running.sprite_id, running.volume.id)).keeper
+
+    def keepers(self) -> dict[str, Keeper]:
+        """Those of all volumes that are known, by their ids."""
+        return {name: volume.keeper for name, volume in self._volumes.items()}
 
     async def _volume(self, sprite_id: str, volume_id: str) -> _Volume:
         if volume_id in self._volumes and not self._pool.has(volume_id):
@@ -412,41 +415,6 @@ class Saver:
             return "partly"
         return "local" if keeper.local else "store"
 
-    async def _make_room(self) -> None:
-        """Below the soft mark, do without copies; then leave checkpoints to the store, and what sleeps longest."""
-        usage = await asyncio.to_thread(self._pool.usage, len(self._node.running))
-        if usage.free >= usage.soft:
-            return
-        copies = [volume.keeper for volume in self._volumes.values() if volume.keeper.followed]
-        for keeper in copies:
-            await keeper.let_go()
-        if copies:
-            log.info("the pool has little room: %d disks are cloned from now on, and not followed", len(copies))
-            return
-        gone = 0
-        for volume in list(self._volumes.values()):
-            gone += await volume.keeper.evict_checkpoints()
-        self._evictions.add(gone)
-        if gone:
-            log.info("the pool has little room: %d checkpoints are in the store only from now on", gone)
-            return
-        sleeping = [sprite for sprite in await self._node.registry.all_sprites() if sprite.state == "cold"]
-        for sprite in sorted(sleeping, key=lambda each: each.last_running_at or each.created_at):
-            if await self._node.evict(sprite, self._evict):
-                return
-
-    async def _evict(self, sprite: Sprite) -> bool:
-        try:
-            volume = await self._volume(sprite.id, sprite.volume_id)
-            if not volume.keeper.local or not await volume.keeper.evict(settings_of(sprite)):
-                return False
-        except (NotFoundError, CorruptError) as error:
-            log.warning("the disk of %s is not evicted: %s", sprite.name, error)  # and another may be
-            return False
-        self._evictions.add()
-        await self._node.registry.add_event(sprite.id, "evicted", "the pool had little room; its disk is in the store")
-        return True
-
     def _followed(self) -> int:
         return sum(volume.keeper.followed for volume in self._volumes.values())
 
@@ -476,7 +444,6 @@ class Saver:
         while True:
             try:
                 await self._tick()
-                await self._make_room()
             except (BallpointError, OSError) as error:
                 log.error("volumes could not be looked at: %s", error)
             await self._clock.sleep(_TICK_SECONDS)

@@ -7,8 +7,9 @@ What is done here is done locally first (`local.py`), and noted in the volume's 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,8 +62,8 @@ class Keeper:
         self._committer: Committer | None = None
         self._logging = asyncio.Lock()
         self._fetching = asyncio.Lock()
-        # Checkpoints whose snapshots are about to be used.
-        self._wanted: set[str] = set()
+        # How many are about to use the snapshot of a checkpoint.
+        self._wanted: Counter[str] = Counter()
 
     @classmethod
     def open(
@@ -166,8 +167,9 @@ class Keeper:
             left = tuple(each for each in self.record.checkpoints if each.id != kept.id)
             await self._local.write(checkpoints=left, pending=pending)
 
-    async def stage(self, checkpoint_id: str, progress: Progress | None = None) -> Path:
-        """An image of a checkpoint, which may become the disk (`replace_disk`).
+    @asynccontextmanager
+    async def staged(self, checkpoint_id: str, progress: Progress | None = None) -> AsyncIterator[Path]:
+        """An image of a checkpoint, which may become the disk (`replace_disk`); an error that ends this removes it.
 
         Args:
             progress: is told how far the checkpoint is, where it comes from the store.
@@ -177,14 +179,16 @@ class Keeper:
             UnavailableError: the pool is full, or the checkpoint is in the store only and that does not answer.
             CorruptError: what the store has of it is damaged.
         """
-        self._wanted.add(
-            self.record.checkpoint(checkpoint_id).id
-        )  # until `replace_disk`, or for good where that never comes
-        sequence = await self._snapshot_of(checkpoint_id, progress)
-        return await asyncio.to_thread(self._local.pool.stage, self._local.volume_id, sequence)
+        async with self._snapshot_of(checkpoint_id, progress) as sequence:
+            image = await asyncio.to_thread(self._local.pool.stage, self.volume_id, sequence)
+            try:
+                yield image
+            except BaseException:
+                await asyncio.shield(asyncio.to_thread(self._local.pool.drop_staged, image))
+                raise
 
     async def replace_disk(self, checkpoint_id: str, staged: Path) -> Path:
-        """Let the disk be the one that `stage` made of a checkpoint; a crash leaves the one or the other.
+        """Let the disk be the one that `staged` made of a checkpoint; a crash leaves the one or the other.
 
         Returns:
             Where that image is now.
@@ -200,7 +204,6 @@ class Keeper:
                 pending=(*self.record.pending, restore),
                 snapshot_mtime_ns=0,
             )
-            self._wanted.discard(checkpoint_id)
             steps.reach(_RESTORING)
             await self._local.stop_following()
             image = await asyncio.to_thread(self._local.pool.replace_disk, self._local.volume_id, staged)
@@ -208,18 +211,20 @@ class Keeper:
             return image
 
     async def fork(self, checkpoint_id: str, new_volume_id: str) -> None:
-        """Make a new volume of a checkpoint. Its log begins with its own first `sync`. Errors as `stage`."""
-        sequence = await self._snapshot_of(checkpoint_id)
-        kept = self.record.checkpoint(checkpoint_id)
-        made = Record(
-            volume=UUID(new_volume_id),
-            lineage=self.record.lineage,
-            size=self.record.size,
-            image=kept.image,
-            sequence=1,
-            origin=Origin(volume=self.record.volume, checkpoint=kept.id, sequence=1),
-        )
-        await asyncio.to_thread(self._local.pool.fork, new_volume_id, of=self.volume_id, sequence=sequence, record=made)
+        """Make a new volume of a checkpoint. Its log begins with its own first `sync`. Errors as `staged`."""
+        async with self._snapshot_of(checkpoint_id) as sequence:
+            kept = self.record.checkpoint(checkpoint_id)
+            made = Record(
+                volume=UUID(new_volume_id),
+                lineage=self.record.lineage,
+                size=self.record.size,
+                image=kept.image,
+                sequence=1,
+                origin=Origin(volume=self.record.volume, checkpoint=kept.id, sequence=1),
+            )
+            await asyncio.to_thread(
+                self._local.pool.fork, new_volume_id, of=self.volume_id, sequence=sequence, record=made
+            )
         steps.reach(_FORKED)
 
     def image_of(self, kept: Kept) -> Path:
@@ -300,7 +305,7 @@ class Keeper:
             gone = [
                 each
                 for each in self.record.checkpoints
-                if each.durable and each.sequence not in {None, *needed} and each.id not in self._wanted
+                if each.durable and each.sequence not in {None, *needed} and not self._wanted[each.id]
             ]
             if gone:
                 checkpoints = tuple(
@@ -310,8 +315,16 @@ class Keeper:
                 await self._local.write(checkpoints=checkpoints)
             return len(gone)
 
-    async def _snapshot_of(self, checkpoint_id: str, progress: Progress | None = None) -> int:
-        """The sequence of a checkpoint's snapshot, which is brought here where it is in the store only."""
+    @asynccontextmanager
+    async def _snapshot_of(self, checkpoint_id: str, progress: Progress | None = None) -> AsyncIterator[int]:
+        """The sequence of a checkpoint's snapshot, which stays here meanwhile; it comes here where it was not."""
+        self._wanted[self.record.checkpoint(checkpoint_id).id] += 1
+        try:
+            yield await self._fetched(checkpoint_id, progress)
+        finally:
+            self._wanted[checkpoint_id] -= 1
+
+    async def _fetched(self, checkpoint_id: str, progress: Progress | None) -> int:
         async with self._fetching:
             kept = self.record.checkpoint(checkpoint_id)
             if kept.sequence is not None:
@@ -345,6 +358,11 @@ class Keeper:
             await self._local.stop_following()
 
     # ---- the log ----
+
+    @property
+    def busy(self) -> bool:
+        """Whether its log is being worked on, as by `sync`, or its disk is on its way here: that may take long."""
+        return self._logging.locked() or self._fetching.locked()
 
     @property
     def local(self) -> bool:
