@@ -71,6 +71,9 @@ class Savings:
     async def discard(self, sprite: Sprite) -> None:
         pass
 
+    async def spare(self, sprite: Sprite) -> None:
+        pass
+
     async def take_from_store(self, sprite: Sprite) -> None:
         pass
 

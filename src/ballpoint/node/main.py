@@ -119,6 +119,7 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
         guard = await asyncio.to_thread(PoolGuard, volumes)
         stack.callback(guard.close)
         space = Space(node, guard)
+        stack.push_async_callback(space.close)
         inside = Inside(registry)
         starter = Starter(
             pool,

@@ -75,6 +75,9 @@ class Saving(Protocol):
     async def discard(self, sprite: Sprite) -> None:
         """A sprite is to be destroyed: that is in the store when this returns, or UnavailableError is raised."""
 
+    async def spare(self, sprite: Sprite) -> None:
+        """A sprite that was discarded lives on."""
+
     async def take_from_store(self, sprite: Sprite) -> None:
         """What is here of a sprite's volume is not the sprite's any more: it is kept aside, and the store's is."""
 
@@ -204,6 +207,7 @@ class Node:
             values["url_settings"] = msgspec.to_builtins(settings)
         if values:
             sprite = await self.registry.update_sprite(sprite.id, **values)
+            await self.saving.changed(sprite.id, sprite.volume_id)
         return self._view(sprite)
 
     async def destroy(self, caller: Caller, name: str) -> None:
@@ -214,7 +218,11 @@ class Node:
         async with self.lock(sprite.id):
             await self.saving.discard(sprite)
             steps.reach(_DISCARDED)
-            await self.registry.set_state(sprite.id, "deleting", kind="deleting", cause=cause)
+            try:
+                await self.registry.set_state(sprite.id, "deleting", kind="deleting", cause=cause)
+            except BaseException:
+                await asyncio.shield(self.saving.spare(sprite))
+                raise
             steps.reach(_DELETING)
             await self._remove(sprite, cause)
 
@@ -277,6 +285,7 @@ class Node:
             raise InvalidError("this node offers no devices", hint="leave devices empty")
         sprite = await self.registry.sprite(caller.org_id, name)
         await self.registry.update_sprite(sprite.id, privileges=msgspec.to_builtins(privileges))
+        await self.saving.changed(sprite.id, sprite.volume_id)
         running = self.running.get(sprite.id)
         if running is not None:
             await running.instance.runtime.configure(

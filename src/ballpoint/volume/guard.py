@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -74,7 +75,9 @@ class PoolGuard:
         self._trimmed: dict[str, float] = {}
         self.trimmer = Trimmer()
         self.frozen: dict[str, AttachedVolume] = {}
+        # Volumes whose writers wait for somebody who clones them, and for how many of those.
         self._held: dict[str, AttachedVolume] = {}
+        self._holds: Counter[str] = Counter()
 
     def tick(self, attached: Iterable[AttachedVolume]) -> list[Notice]:
         """Compare space and marks, and act. Call it several times a second while volumes are attached.
@@ -117,6 +120,7 @@ class PoolGuard:
             UnavailableError: the kernel holds it.
         """
         if volume_id in self._held:
+            self._holds[volume_id] = 1
             self.let_go(self._held[volume_id])
         if volume_id in self.frozen:
             failures: list[str] = []
@@ -128,11 +132,14 @@ class PoolGuard:
         self._trimmed.pop(volume_id, None)
 
     def hold(self, volume: AttachedVolume) -> None:
-        """Stop a volume's writers whatever room there is, until `let_go`; then its disk can be cloned clean.
+        """Stop a volume's writers whatever room there is, until as many `let_go`; then its disk can be cloned clean.
 
         Raises:
             UnavailableError: it cannot be frozen in time; its writers go on.
         """
+        if self._held.get(volume.id) is volume:
+            self._holds[volume.id] += 1
+            return
         self.trimmer.stop(volume.id)
         if volume.id not in self.frozen:
             with volume.opened() as root:
@@ -142,15 +149,21 @@ class PoolGuard:
                 why = outcome.failed.get(volume.id, "it is not frozen in time")
                 raise UnavailableError(f"the disk cannot be stopped for a checkpoint: {why}", hint="try again")
         self._held[volume.id] = volume
+        self._holds[volume.id] = 1
 
     def let_go(self, volume: AttachedVolume) -> None:
-        """End what `hold` began; where the pool is full its writers go on waiting. Idempotent."""
+        """End what `hold` began; where the pool is full its writers go on waiting. Nothing, once it was released."""
         if self._held.get(volume.id) is not volume:
+            return
+        self._holds[volume.id] -= 1
+        if self._holds[volume.id]:
             return
         del self._held[volume.id]
         if volume.id not in self.frozen:
-            self._freezer.thaw([volume.id])
-            _thaw_here(volume)
+            try:
+                self._freezer.thaw([volume.id])
+            finally:
+                _thaw_here(volume)
 
     def close(self) -> None:
         """Thaw everything and end; a disk that the kernel holds is thawed when it lets go. Idempotent."""

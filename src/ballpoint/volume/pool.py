@@ -369,6 +369,13 @@ class VolumePool:
         with self._attaching:
             return self._attach(volume_id, staged)
 
+    def is_disk(self, volume: AttachedVolume) -> bool:
+        """Whether what is attached is its volume's disk, and not a former or a staged one."""
+        try:
+            return (self.directory(volume.id) / "disk.img").stat().st_ino == volume.inode
+        except FileNotFoundError:
+            return False
+
     def replace_disk(self, volume_id: str, staged: Path) -> Path:
         """Let a staged image be the disk of a volume. What used the old one goes on using that, under no name.
 

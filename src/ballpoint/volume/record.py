@@ -116,6 +116,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         current: id of the checkpoint that the disk was made or restored from last.
         restored: id of the checkpoint that the disk was restored from last.
         pending: what is not in the log yet, in order.
+        discarded: the log may say that the volume is in the trash.
         bytes_written: what the disk took, when it last came into the log.
         bytes_stored: what was put into the store for it.
     """
@@ -138,6 +139,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     current: str | None = None
     restored: str | None = None
     pending: tuple[Operation, ...] = ()
+    discarded: bool = False
     bytes_written: int = 0
     bytes_stored: int = 0
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import nullcontext
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -20,6 +20,7 @@ from ballpoint.node.disks import Disks
 from ballpoint.node.durable.saving import Saver, moment
 from ballpoint.node.durable.shown import Shown
 from ballpoint.node.node import Node
+from ballpoint.node.running import Running
 from ballpoint.node.views import CheckpointView, DiskView, NewFork, Progress, ProgressKind, SpriteView
 from ballpoint.node.watch.space import Space
 from ballpoint.registry.records import Sprite
@@ -34,6 +35,8 @@ AUTO_KEPT = 5
 _SYNC_SECONDS: Final = 120.0
 _SAYING_SECONDS: Final = 30.0
 _DURABLE_SECONDS: Final = 600.0
+# A restore of what the store has is one commit more, for which it is worth waiting so long.
+_STORED_SECONDS: Final = 2.0
 
 _STARTED = steps.declare("restore: the sprite runs over its new disk, too")
 _STOPPED = steps.declare("restore: what ran before goes on no more")
@@ -62,22 +65,36 @@ class Checkpoints:
     ) -> AsyncIterator[Progress]:
         sprite = await self._node.registry.sprite(caller.org_id, name)
         cause = f"with token {caller.token_id}"
-        kept = await self._node.to_the_end(self._keep(sprite.id, comment, cause), f"checkpoint {name}")
+        keeping = self._node.begin_to_the_end(self._keep(sprite.id, comment, cause), f"checkpoint {name}")
+        async for line in self._still(keeping, lambda: f"{name} is being checkpointed{self._coming(sprite)}"):
+            yield line
+        kept = keeping.result()
         yield self._line("info", f"checkpoint {kept.id} of {name} is kept on this node")
         if wait_durable:
-            saving = await self._saver.start_saving(sprite)
-            waited = 0.0
-            while not (await asyncio.wait([saving], timeout=_SAYING_SECONDS))[0]:
-                waited += _SAYING_SECONDS
-                if waited >= _DURABLE_SECONDS:
-                    raise UnavailableError(
-                        f"checkpoint {kept.id} is kept on this node, and not in the store within {waited:g} s",
-                        hint="it goes on being saved; the checkpoint's `durable` says when it is",
-                    )
-                yield self._line("info", f"checkpoint {kept.id} is not in the store yet")
+            saving = self._saver.start_saving(sprite)
+            lines = self._still(saving, lambda: f"checkpoint {kept.id} is not in the store yet")
+            try:
+                async with asyncio.timeout(_DURABLE_SECONDS):
+                    async for line in lines:
+                        yield line
+            except TimeoutError as error:
+                raise UnavailableError(
+                    f"checkpoint {kept.id} is kept on this node, and not in the store within {_DURABLE_SECONDS:g} s",
+                    hint="it goes on being saved; the checkpoint's `durable` says when it is",
+                ) from error
             saving.result()
             yield self._line("info", f"checkpoint {kept.id} is in the store")
         yield self._line("complete", f"Checkpoint {kept.id} created")
+
+    async def _still(self, work: asyncio.Future[Any], what: Callable[[], str]) -> AsyncIterator[Progress]:
+        """A line now and then until `work` has ended, so that nobody takes silence for an end."""
+        while not (await asyncio.wait({work}, timeout=_SAYING_SECONDS))[0]:
+            yield self._line("info", what())
+
+    def _coming(self, sprite: Sprite) -> str:
+        """How far its disk is that comes from the store, as the end of a sentence."""
+        filled = self._saver.filled(sprite.volume_id)
+        return "" if filled is None else f": {filled.done >> 20} of {filled.total >> 20} MiB have come from the store"
 
     async def _keep(self, sprite_id: str, comment: str, cause: str) -> Kept:
         async with self._node.lock(sprite_id):
@@ -132,7 +149,7 @@ class Checkpoints:
 
     async def restore(self, caller: Caller, name: str, checkpoint_id: str) -> AsyncIterator[Progress]:
         sprite = await self._node.registry.sprite(caller.org_id, name)
-        (await self._saver.keeper(sprite)).record.checkpoint(checkpoint_id)
+        durable = (await self._saver.keeper(sprite)).record.checkpoint(checkpoint_id).durable
         if sprite.id in self._restoring:
             raise ConflictError(f"{name!r} is being restored already", hint="wait for that", code="restoring")
         self._restoring.add(sprite.id)
@@ -144,10 +161,22 @@ class Checkpoints:
         whole.add_done_callback(partial(_say_if_failed, name))
         yield self._line("info", f"restoring {name} to {checkpoint_id}")
         # What ran before is ended after the answer; the next verb waits for that.
-        await asyncio.wait({runs, whole}, return_when=asyncio.FIRST_COMPLETED)
+        first: asyncio.Future[Any] = asyncio.ensure_future(
+            asyncio.wait({runs, whole}, return_when=asyncio.FIRST_COMPLETED)
+        )
+        async for line in self._still(first, lambda: f"{name} is being restored{self._coming(sprite)}"):
+            yield line
         former = runs.result() if runs.done() else whole.result()
-        yield self._line("info", f"what {name} was before is kept as {former.id}")
+        yield self._line("info", f"{name} runs; what it was before is kept as {former.id}")
+        if durable and not await self._is_stored(sprite):
+            yield self._line("info", f"that {name} is {checkpoint_id} again is not yet durable")
         yield self._line("complete", f"Restored to {checkpoint_id}")
+
+    async def _is_stored(self, sprite: Sprite) -> bool:
+        """Whether the store has it within a moment, that a sprite was restored."""
+        saving = self._saver.start_saving(sprite)
+        await asyncio.wait({saving}, timeout=_STORED_SECONDS)
+        return saving.done() and not saving.cancelled() and saving.exception() is None
 
     async def _restore(self, sprite_id: str, checkpoint_id: str, cause: str, told: Callable[[Kept], None]) -> Kept:
         """Start the sprite anew over the checkpoint's disk, beside the old one, and then let that take its place.
@@ -162,8 +191,9 @@ class Checkpoints:
                 sprite = await self._node.living(sprite_id)
                 await self._saver.prepare(sprite)
                 keeper = await self._saver.keeper(sprite)
-                async with keeper.staged(checkpoint_id) as staged:
-                    former = await self._exchange(sprite, keeper, checkpoint_id, staged, cause, told)
+                with self._saver.filling(sprite.volume_id) as filled:
+                    async with keeper.staged(checkpoint_id, filled) as staged:
+                        former = await self._exchange(sprite, keeper, checkpoint_id, staged, cause, told)
                 await self._prune(keeper)
                 await self._saver.changed(sprite_id, sprite.volume_id)
             return former
@@ -186,17 +216,21 @@ class Checkpoints:
         steps.reach(_STARTED)
         old = self._node.running.get(sprite.id)
         try:
-            async with self._space.frozen(old.volume) if old is not None else nullcontext():
-                former = await keeper.checkpoint(
-                    old.volume if old is not None else None, comment=f"before it was {cause}", auto=True, frozen=None
-                )
-                volume.moved(await keeper.replace_disk(checkpoint_id, staged))
-                if old is not None:
-                    # What waits to write must not go on with a disk that is the sprite's no more.
-                    old.instance.runtime.cgroup.child("inner").freeze(True)
-                    steps.reach(_STOPPED)
+            former, image = await keeper.exchange(
+                checkpoint_id,
+                staged,
+                old.volume if old is not None else None,
+                comment=f"before it was {cause}",
+                stopped=self._for_good(old) if old is not None else nullcontext(),
+            )
+            volume.moved(image)
         except BaseException:
-            await asyncio.shield(self._node.starter.stop(new))
+            if await asyncio.shield(asyncio.to_thread(self._disks.pool.is_disk, volume)):
+                self._node.replace(sprite, new)  # whatever failed came after that: there is no way back
+                if old is not None:
+                    await asyncio.shield(self._node.end(sprite, old, cause))
+            else:
+                await asyncio.shield(self._node.starter.stop(new))
             raise
         former_running = self._node.replace(sprite, new)
         try:
@@ -209,6 +243,14 @@ class Checkpoints:
         if kept.image != sprite.image_digest:
             await self._node.registry.update_sprite(sprite.id, image_digest=kept.image)
         return former
+
+    @asynccontextmanager
+    async def _for_good(self, old: Running) -> AsyncIterator[None]:
+        """Let the writers of a disk wait, and never go on where it was replaced: it is the sprite's no more."""
+        async with self._space.frozen(old.volume):
+            yield
+            old.instance.runtime.cgroup.child("inner").freeze(True)
+            steps.reach(_STOPPED)
 
     async def _prune(self, keeper: Keeper) -> None:
         record = keeper.record

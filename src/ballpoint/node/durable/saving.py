@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
 from ballpoint.core.clock import SYSTEM_CLOCK, Clock, rfc3339
-from ballpoint.core.errors import BallpointError, CorruptError, FencedError, NotFoundError, UnavailableError
+from ballpoint.core.errors import (
+    BallpointError,
+    ConflictError,
+    CorruptError,
+    FencedError,
+    NotFoundError,
+    UnavailableError,
+)
 from ballpoint.core.metrics import Metrics
 from ballpoint.core.tasks import Tasks
 from ballpoint.host.blocktrace import BlockTrace
@@ -22,7 +30,7 @@ from ballpoint.node.views import DiskPlace
 from ballpoint.registry.records import Sprite
 from ballpoint.store.store import Store
 from ballpoint.volume.pool import AttachedVolume, VolumePool
-from ballpoint.volume.sync.hydrate import Filled
+from ballpoint.volume.sync.hydrate import Filled, Progress
 from ballpoint.volume.sync.keeper import Keeper, Stopped
 from ballpoint.volume.sync.recover import Found, find, inventory
 from ballpoint.volume.sync.upload import Uploads
@@ -43,6 +51,10 @@ _DISCARD_SECONDS: Final = 10.0
 _GARBAGE_BYTES: Final = 64 << 20
 
 
+class _NotNow(UnavailableError):
+    """The disk is between two states, and is saved when it is in the next: nothing is wrong."""
+
+
 @dataclass
 class _Volume:
     """What the saver knows of one volume.
@@ -57,6 +69,8 @@ class _Volume:
         stored: bytes that had been put into the store for it when garbage was looked for last.
         filled: how far its disk has come from the store; None: it does not come.
         tried: its disk has been attached by this process, or could have been.
+        ended: why nothing of it is saved any more: it is destroyed, or another node's.
+        one: held by whoever brings it into the store.
     """
 
     sprite_id: str
@@ -70,6 +84,7 @@ class _Volume:
     stored: int = 0
     filled: Filled | None = None
     tried: bool = False
+    ended: ConflictError | FencedError | None = None
     saving: asyncio.Task[None] | None = None
     one: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -122,6 +137,8 @@ class Saver:
         self._tasks = Tasks()
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._placing = asyncio.Lock()
+        # Whoever opens a keeper removes snapshots that its record does not name: another one must not make any then.
+        self._opening = asyncio.Lock()
         # Volumes whose state in the store was taken in the place of a damaged disk, and has not run since.
         self._tried: set[str] = set()
         # Running sprites' volumes that nothing can be done for, and why.
@@ -159,17 +176,19 @@ class Saver:
         if volume_id in self._volumes and not self._pool.has(volume_id):
             await self.forget(volume_id)
         if volume_id not in self._volumes:
-            keeper = await asyncio.to_thread(
-                Keeper.open,
-                self._pool,
-                volume_id,
-                store=self._store,
-                uploads=self._uploads,
-                writer=self._name,
-                clock=self._clock,
-                trace=self._trace,
-            )
-            self._volumes.setdefault(volume_id, _Volume(sprite_id, keeper))
+            async with self._opening:
+                if volume_id not in self._volumes:
+                    keeper = await asyncio.to_thread(
+                        Keeper.open,
+                        self._pool,
+                        volume_id,
+                        store=self._store,
+                        uploads=self._uploads,
+                        writer=self._name,
+                        clock=self._clock,
+                        trace=self._trace,
+                    )
+                    self._volumes[volume_id] = _Volume(sprite_id, keeper)
         return self._volumes[volume_id]
 
     async def _usable(self, sprite: Sprite) -> _Volume:
@@ -278,11 +297,15 @@ class Saver:
         """Let the volume of a sprite be what the store has of it, in the place of what was here.
 
         Raises:
-            NotFoundError: the store has nothing of it.
+            CorruptError: the store has nothing of it any more.
+            UnavailableError: the store does not answer.
         """
         found = await self._in_store(sprite)
         if found is None:
-            raise NotFoundError(f"the store has nothing of volume {sprite.volume_id}")
+            raise CorruptError(
+                f"another node has ended the disk of {sprite.name!r} in the store",
+                hint="what was here is in the pool; destroy the sprite, or look there",
+            )
         await self._take(sprite, found, "another node has written its disk")
 
     async def mend(self, sprite: Sprite, damage: CorruptError) -> None:
@@ -317,8 +340,17 @@ class Saver:
             UnavailableError: the store does not answer in time; the sprite stays.
         """
         try:
+            await self._discard(sprite)
+        except BaseException:
+            await asyncio.shield(self.spare(sprite))
+            raise
+
+    async def _discard(self, sprite: Sprite) -> None:
+        try:
             async with asyncio.timeout(_DISCARD_SECONDS):
                 volume = await self._placed(sprite)
+                # From here on nothing is begun that would take it out of the trash again.
+                volume.ended = ConflictError(f"the sprite {sprite.name!r} is being destroyed")
                 await _give_up(volume)
                 async with volume.one:
                     await volume.keeper.trash()
@@ -335,6 +367,13 @@ class Saver:
                 hint="try again when the store answers; nothing has changed",
             ) from error
 
+    async def spare(self, sprite: Sprite) -> None:
+        """A sprite that was to be destroyed lives on: what the store may have heard of that is taken back."""
+        volume = self._volumes.get(sprite.volume_id)
+        if volume is not None and isinstance(volume.ended, ConflictError):
+            volume.ended = None
+            await self.changed(sprite.id, sprite.volume_id)
+
     async def save(self, sprite: Sprite, seconds: float) -> None:
         """Bring everything into the store that was before this call.
 
@@ -344,17 +383,28 @@ class Saver:
         Raises:
             UnavailableError: the store does not answer, or not in time; it goes on being saved.
         """
-        saving = await self.start_saving(sprite)
+        saving = self.start_saving(sprite)
         if not (await asyncio.wait([saving], timeout=seconds))[0]:
             raise UnavailableError(
                 f"{sprite.name!r} is not in the store within {seconds:g} s", hint="it goes on being saved"
             )
         saving.result()
 
-    async def start_saving(self, sprite: Sprite) -> asyncio.Task[None]:
+    def start_saving(self, sprite: Sprite) -> asyncio.Task[None]:
         """Begin to `save`; it goes on whoever waits for the task."""
-        volume = await self._usable(sprite)
-        return self._tasks.start(self._save(volume), f"save {sprite.name}")
+        return self._tasks.start(self._save_settled(sprite.id, partial(self._usable, sprite)), f"save {sprite.name}")
+
+    async def _save_settled(self, sprite_id: str, find: Callable[[], Awaitable[_Volume]]) -> None:
+        """Save what `find` gives; while its sprite is being stopped, started or restored, wait for that."""
+        while True:
+            try:
+                return await self._save(await find())
+            except _NotNow:
+                running = self._node.running.get(sprite_id)
+                if running is not None and running.frozen:
+                    raise  # its writers wait for room, and that may take for ever
+            async with self._node.lock(sprite_id):
+                pass
 
     def forked_from(self, volume: UUID, checkpoint_id: str) -> bool:
         """Whether a fork of a checkpoint still needs it, because its own log has not begun.
@@ -379,26 +429,26 @@ class Saver:
                 raise
             await self.mend(sprite, damage)  # its record
             volume = await self._placed(sprite)
+        if isinstance(volume.ended, FencedError):
+            await self.take_from_store(sprite)
+            volume = await self._placed(sprite)
         if sprite.id not in self._node.running:
             await volume.keeper.let_go()
         if volume.keeper.local:
+            self._tasks.start(self._require_own(volume), f"whose is {sprite.name}")
             return
         began = self._clock.monotonic()
-        volume.filled = Filled(0, 0)
         # An eviction leaves no base.
         why = "its disk is in the store only" if volume.keeper.record.base is None else "its disk was not here any more"
         await self._node.registry.add_event(sprite.id, "fetching", why)
-
-        def told(filled: Filled) -> None:
-            volume.filled = filled
-
-        try:
-            await volume.keeper.fetch(told)
-            size, seconds = volume.filled.total, self._clock.monotonic() - began
-        except NotFoundError as error:
-            raise _lost(sprite) from error
-        finally:
-            volume.filled = None
+        with self.filling(sprite.volume_id) as told:
+            told(Filled(0, 0))
+            try:
+                await volume.keeper.fetch(told)
+            except NotFoundError as error:
+                raise _lost(sprite) from error
+            size = volume.filled.total if volume.filled is not None else 0
+        seconds = self._clock.monotonic() - began
         self._fetches.add()
         self._fetched.add(size)
         as_of = rfc3339(moment(volume.keeper.record.snapshot_time))
@@ -408,12 +458,43 @@ class Saver:
             f"its disk has come from the store, as of {as_of}: {size >> 20} MiB in {seconds:.1f} s",
         )
 
+    async def _require_own(self, volume: _Volume) -> None:
+        """Find out whether another node has written it, while its sprite starts: before much work is lost by that."""
+        try:
+            await volume.keeper.require_own()
+        except FencedError as error:
+            await self._fenced(volume, error)
+        except BallpointError as error:
+            log.info("whose volume %s is will show when it is saved: %s", volume.keeper.volume_id, error)
+
+    async def _fenced(self, volume: _Volume, error: FencedError) -> None:
+        if volume.ended is None:
+            volume.ended = error
+            await self._lost(volume.sprite_id, error)
+
+    def filled(self, volume_id: str) -> Filled | None:
+        """How far what comes from the store is, of a disk or a checkpoint; None where nothing does."""
+        volume = self._volumes.get(volume_id)
+        return None if volume is None else volume.filled
+
+    @contextmanager
+    def filling(self, volume_id: str) -> Iterator[Progress]:
+        """Tells how far something of a volume is that comes from the store meanwhile, to whoever asks `filled`."""
+        volume = self._volumes[volume_id]
+
+        def told(filled: Filled) -> None:
+            volume.filled = filled
+
+        try:
+            yield told
+        finally:
+            volume.filled = None
+
     def place(self, sprite: Sprite, keeper: Keeper) -> DiskPlace:
         """Where the disk of a sprite is."""
-        volume = self._volumes.get(sprite.volume_id)
-        if volume is not None and volume.filled is not None:
-            return "partly"
-        return "local" if keeper.local else "store"
+        if keeper.local:
+            return "local"
+        return "store" if self.filled(sprite.volume_id) is None else "partly"
 
     def _followed(self) -> int:
         return sum(volume.keeper.followed for volume in self._volumes.values())
@@ -467,10 +548,12 @@ class Saver:
             if volume.since is None and (cpu != volume.cpu or not volume.keeper.known):
                 volume.since = now
             volume.cpu = cpu
-        # A snapshot holds room, which is what they lack whose writers wait.
-        waiting = {running.volume.id for running in self._node.running.values() if running.frozen}
+        # A snapshot holds room, which is what they lack whose writers wait; what is being stopped is saved after that.
+        waiting = {each.volume.id for each in self._node.running.values() if each.frozen or each.ending}
         for volume in list(self._volumes.values()):
-            if volume.saving is not None or volume.since is None or volume.keeper.volume_id in waiting:
+            if volume.saving is not None or volume.since is None or volume.ended is not None:
+                continue
+            if volume.keeper.volume_id in waiting:
                 continue
             if now >= max(volume.not_before, self._due(volume)):
                 volume.saving = self._tasks.start(self._save_quietly(volume), f"save {volume.keeper.volume_id}")
@@ -484,8 +567,8 @@ class Saver:
         try:
             async with self._slots:
                 await self._save(volume)
-        except NotFoundError:
-            pass  # it has been destroyed meanwhile
+        except (NotFoundError, _NotNow):
+            pass  # it has been destroyed meanwhile, or is being stopped
         except (BallpointError, OSError) as error:
             log.warning("volume %s is not saved: %s", volume.keeper.volume_id, error)
         finally:
@@ -493,6 +576,8 @@ class Saver:
 
     async def _save(self, volume: _Volume) -> None:
         async with volume.one:
+            if volume.ended is not None:
+                raise volume.ended
             began = self._clock.monotonic()
             sprite = await self._node.registry.sprite_by_id(volume.sprite_id)
             keeper = volume.keeper
@@ -504,7 +589,9 @@ class Saver:
                 await self._require_sound(volume, settings_of(sprite))
                 await keeper.sync(lambda: self._attached(volume.sprite_id), settings_of(sprite), self._stopped)
             except FencedError as error:
-                await self._lost(volume.sprite_id, error)
+                await self._fenced(volume, error)
+                raise
+            except _NotNow:
                 raise
             except (BallpointError, OSError) as error:
                 await self._failed(volume, sprite, str(error))
@@ -520,11 +607,15 @@ class Saver:
             return
         for source in list(self._volumes.values()):
             record = source.keeper.record
-            if record.volume == origin.volume and record.is_coming(origin.checkpoint):
+            if source.ended is None and record.volume == origin.volume and record.is_coming(origin.checkpoint):
                 try:
-                    await self._save(source)
+                    await self._save_settled(source.sprite_id, partial(self._itself, source))
                 except FencedError as error:
                     raise UnavailableError(f"what it was forked from is not this node's any more: {error}") from error
+
+    @staticmethod
+    async def _itself(volume: _Volume) -> _Volume:
+        return volume
 
     async def _require_sound(self, volume: _Volume, settings: dict[str, Any]) -> None:
         """Refuse a damaged disk: it must not take the place of what the store has.
@@ -573,8 +664,19 @@ class Saver:
         volume.since = began if dirty else None
 
     def _attached(self, sprite_id: str) -> AttachedVolume | None:
+        """A sprite's disk where it is attached.
+
+        Raises:
+            _NotNow: it is attached, and what its file system holds in memory cannot be written out.
+        """
         running: Running | None = self._node.running.get(sprite_id)
-        return None if running is None or running.ending or running.frozen else running.volume
+        if running is None:
+            return None
+        if running.ending:
+            raise _NotNow(f"the disk of sprite {sprite_id} is being let go", hint="try again")
+        if running.frozen:
+            raise _NotNow("the pool is full, and the sprite's writers wait", hint="destroy or delete something")
+        return running.volume
 
 
 async def _give_up(volume: _Volume) -> None:

@@ -24,14 +24,14 @@ from ballpoint.host.blocktrace import BlockTrace
 from ballpoint.store.store import Store, list_all
 from ballpoint.volume import snapshots
 from ballpoint.volume.log.compact import Compacted
-from ballpoint.volume.log.keys import packs_prefix
-from ballpoint.volume.log.log import milliseconds
+from ballpoint.volume.log.keys import commits_prefix, packs_prefix, parse_commit
+from ballpoint.volume.log.log import milliseconds, read
 from ballpoint.volume.pool import AttachedVolume, VolumePool
 from ballpoint.volume.record import Kept, Operation, Origin, Record, settings_hash
 from ballpoint.volume.sync.committer import Committer
 from ballpoint.volume.sync.hydrate import Progress
 from ballpoint.volume.sync.local import Cost, Frozen, Local, Snapshot
-from ballpoint.volume.sync.opening import open_log, take_over
+from ballpoint.volume.sync.opening import open_log, require_own, take_over
 from ballpoint.volume.sync.place import fetch
 from ballpoint.volume.sync.upload import Uploads
 
@@ -116,38 +116,41 @@ class Keeper:
             UnavailableError: the pool is full, or the disk cannot be frozen.
         """
         async with self._local.lock:
-            self._local.pool.require_room()
-            snapshot = await self._local.checkpoint(disk, frozen)
-            assert snapshot.sequence is not None
-            now = milliseconds(self._clock)
-            kept = Kept(
-                id=self._local.new_id(auto),
-                time=now,
-                comment=comment,
-                auto=auto,
-                image=self.record.image,
-                sequence=snapshot.sequence,
-                durable=False,
-                source=self.record.current,
+            return await self._keep(disk, comment, auto=auto, frozen=frozen)
+
+    async def _keep(self, disk: AttachedVolume | None, comment: str, *, auto: bool, frozen: Frozen | None) -> Kept:
+        self._local.pool.require_room()
+        snapshot = await self._local.checkpoint(disk, frozen)
+        assert snapshot.sequence is not None
+        now = milliseconds(self._clock)
+        kept = Kept(
+            id=self._local.new_id(auto),
+            time=now,
+            comment=comment,
+            auto=auto,
+            image=self.record.image,
+            sequence=snapshot.sequence,
+            durable=False,
+            source=self.record.current,
+        )
+        operation = Operation(
+            kind="checkpoint",
+            id=kept.id,
+            sequence=snapshot.sequence,
+            mtime_ns=snapshot.mtime_ns,
+            time=snapshot.time,
+        )
+        try:
+            await self._local.write(
+                checkpoints=(*self.record.checkpoints, kept),
+                next=self.record.next + (not auto),
+                current=kept.id,
+                pending=(*self.record.pending, operation),
             )
-            operation = Operation(
-                kind="checkpoint",
-                id=kept.id,
-                sequence=snapshot.sequence,
-                mtime_ns=snapshot.mtime_ns,
-                time=snapshot.time,
-            )
-            try:
-                await self._local.write(
-                    checkpoints=(*self.record.checkpoints, kept),
-                    next=self.record.next + (not auto),
-                    current=kept.id,
-                    pending=(*self.record.pending, operation),
-                )
-            finally:
-                await self._local.discard(snapshot)
-            steps.reach(_NOTED)
-            return kept
+        finally:
+            await self._local.discard(snapshot)
+        steps.reach(_NOTED)
+        return kept
 
     async def forget(self, checkpoint_id: str) -> None:
         """Delete a checkpoint.
@@ -194,21 +197,49 @@ class Keeper:
             Where that image is now.
         """
         async with self._local.lock:
-            kept = self.record.checkpoint(checkpoint_id)
-            assert kept.sequence is not None
-            restore = Operation(kind="restore", id=kept.id, sequence=kept.sequence)
-            await self._local.write(
-                current=kept.id,
-                restored=kept.id,
-                image=kept.image,
-                pending=(*self.record.pending, restore),
-                snapshot_mtime_ns=0,
-            )
-            steps.reach(_RESTORING)
-            await self._local.stop_following()
-            image = await asyncio.to_thread(self._local.pool.replace_disk, self._local.volume_id, staged)
-            steps.reach(_REPLACED)
-            return image
+            return await self._replace(checkpoint_id, staged)
+
+    async def exchange(
+        self,
+        checkpoint_id: str,
+        staged: Path,
+        disk: AttachedVolume | None,
+        *,
+        comment: str,
+        stopped: AbstractAsyncContextManager[None],
+    ) -> tuple[Kept, Path]:
+        """As `replace_disk`, after what the disk was is kept as an automatic checkpoint.
+
+        Args:
+            disk: where the former one is attached.
+            stopped: what stops its writers meanwhile. It is not entered before nobody else works on the volume.
+
+        Returns:
+            That checkpoint, and where the new image is now.
+
+        Raises:
+            UnavailableError: the pool is full, or the disk cannot be frozen.
+        """
+        async with self._local.lock, stopped:
+            former = await self._keep(disk, comment, auto=True, frozen=None)
+            return former, await self._replace(checkpoint_id, staged)
+
+    async def _replace(self, checkpoint_id: str, staged: Path) -> Path:
+        kept = self.record.checkpoint(checkpoint_id)
+        assert kept.sequence is not None
+        restore = Operation(kind="restore", id=kept.id, sequence=kept.sequence)
+        await self._local.write(
+            current=kept.id,
+            restored=kept.id,
+            image=kept.image,
+            pending=(*self.record.pending, restore),
+            snapshot_mtime_ns=0,
+        )
+        steps.reach(_RESTORING)
+        await self._local.stop_following()
+        image = await asyncio.to_thread(self._local.pool.replace_disk, self._local.volume_id, staged)
+        steps.reach(_REPLACED)
+        return image
 
     async def fork(self, checkpoint_id: str, new_volume_id: str) -> None:
         """Make a new volume of a checkpoint. Its log begins with its own first `sync`. Errors as `staged`."""
@@ -381,7 +412,7 @@ class Keeper:
             settings: the sprite's, as they are now.
         """
         record = self.record
-        if record.pending or record.settings != settings_hash(settings):
+        if record.pending or record.discarded or record.settings != settings_hash(settings):
             return True
         if not self.local:
             return False
@@ -412,6 +443,8 @@ class Keeper:
             committer = await self._opened(settings)
             if committer.writer.view.trashed is not None:
                 await committer.append("untrash")  # its sprite was to be destroyed, and was not
+            if self.record.discarded:
+                await self._local.note(discarded=False)
             while True:
                 while self.record.pending:
                     await committer.carry_out(self.record.pending[0], settings)
@@ -425,6 +458,22 @@ class Keeper:
                     break
             await committer.settings(settings)
             await committer.tidy(settings)
+
+    async def require_own(self) -> None:
+        """See that nobody else has written the volume's log: one request, where that is so.
+
+        Raises:
+            FencedError: another node has: this disk is not the volume's any more.
+            UnavailableError: the store does not answer.
+        """
+        if not self.record.epoch:
+            return
+        newest = [
+            parse_commit(item.key) for item in await self._store.list(commits_prefix(self.record.volume), limit=1)
+        ]
+        # Whatever this node writes is noted in the record before. What is above may be a seal that nobody followed up.
+        if any((name.epoch, name.number) > (self.record.epoch, self.record.number) for name in newest):
+            require_own(self.record, await read(self._store, self.record.volume))
 
     async def compact(self, settings: dict[str, Any]) -> Compacted:
         """Move what is still needed out of objects that are mostly garbage, so that `collect` can remove those.
@@ -444,12 +493,13 @@ class Keeper:
     async def trash(self) -> None:
         """Say in the log that the volume is deleted; it can be brought back until the retention time is over.
 
-        A volume whose log has not begun was never in the store.
+        A volume whose log has not begun was never in the store. Whatever becomes of this, a later `sync` takes it back.
 
         Raises:
             As `sync`.
         """
         async with self._logging:
+            await self._local.note(discarded=True)
             if self._committer is None:
                 writer = await take_over(self._store, self._local, writer_name=self._name, clock=self._clock)
                 if writer is None:

@@ -43,17 +43,18 @@ async def take_over(store: Store, local: Local, *, writer_name: str, clock: Cloc
     if not record.epoch:
         return None
     # Before it is sealed: where this disk is the outdated one, whoever writes the volume now goes on undisturbed.
-    _require_own(record, await read(store, record.volume))
+    require_own(record, await read(store, record.volume))
     writer = await Writer.take_over(store, record.volume, writer=writer_name, clock=clock)
     if writer is None:
         return None
-    _require_own(record, writer.view)
+    require_own(record, writer.view)
     await local.note(epoch=writer.epoch, number=0, origin=None)
     return writer
 
 
-def _require_own(record: Record, view: View | None) -> None:
-    """
+def require_own(record: Record, view: View | None) -> None:
+    """See that a log is this node's.
+
     Raises:
         FencedError: the log has commits that are not this node's.
     """
