@@ -192,6 +192,8 @@ async def test_a_node_that_lost_a_volume_says_so_and_goes_on_from_the_store(own_
     assert post(own_node, sprite, "sync").status_code == 200
     await take_over(own_node.data / "store", sprite.name)
     write(sprite, "unsaved")
+    for _ in range(2):
+        post(own_node, sprite, "sync")
     eventually(lambda: "fenced" in kinds(own_node, sprite), 60)
     eventually(lambda: "kept_aside" in kinds(own_node, sprite), 60)
     where = next(event["cause"] for event in events(own_node, sprite) if event["kind"] == "kept_aside")
@@ -200,9 +202,27 @@ async def test_a_node_that_lost_a_volume_says_so_and_goes_on_from_the_store(own_
     assert (aside / "disk.img").stat().st_size > 0
     assert content(sprite) == "stored"
     assert kinds(own_node, sprite)[-1] == "running"
+    assert kinds(own_node, sprite).count("fenced") == kinds(own_node, sprite).count("kept_aside") == 1
     write(sprite, "after")
     assert post(own_node, sprite, "sync").status_code == 200
     assert own_node.api("DELETE", f"/v1/sprites/{sprite.name}").status_code == 204
+
+
+async def test_a_node_whose_volume_was_written_elsewhere_while_it_slept_finds_out_as_it_wakes(
+    own_node: TestNode,
+) -> None:
+    """Before anybody has written anything: not only when it is saved."""
+    own_node.start()
+    sprite = new_sprite(own_node)
+    write(sprite, "stored")
+    for verb in ("sleep", "sync"):
+        assert post(own_node, sprite, verb).status_code == 200
+    eventually(lambda: disk(own_node, sprite)["lag_seconds"] is None, 60)
+    await take_over(own_node.data / "store", sprite.name)
+    assert post(own_node, sprite, "wake").status_code == 200
+    eventually(lambda: "kept_aside" in kinds(own_node, sprite), 60)
+    assert "not_saved" not in kinds(own_node, sprite)
+    assert content(sprite) == "stored"
 
 
 async def take_over(objects: Path, name: str) -> None:
