@@ -165,6 +165,25 @@ def test_frozen_volumes_wait_until_there_is_clearly_more_room_than_the_hard_mark
     assert not is_frozen(volume)
 
 
+def test_a_disk_that_is_held_twice_waits_until_both_let_go(world: World) -> None:
+    (volume,) = world.attach("v")
+    world.guard.hold(volume)
+    world.guard.hold(volume)
+    world.guard.let_go(volume)
+    assert is_frozen(volume)
+    world.guard.let_go(volume)
+    assert not is_frozen(volume)
+    world.guard.hold(volume)
+    world.guard.hold(volume)
+    world.guard.release("v")
+    assert not is_frozen(volume)
+    world.guard.let_go(volume)  # by those who do not know that it was released
+    world.guard.hold(volume)
+    assert is_frozen(volume)
+    world.guard.let_go(volume)
+    assert not is_frozen(volume)
+
+
 def test_copying_shared_blocks_is_seen_though_no_file_grows(world: World) -> None:
     def populate(fd: int) -> None:
         path(fd, "upper/data").write_bytes(os.urandom(16 * MIB))

@@ -8,6 +8,7 @@ nothing, and go on when there is room again.
 from __future__ import annotations
 
 import logging
+import subprocess
 import threading
 from collections import Counter
 from collections.abc import Iterable
@@ -18,8 +19,8 @@ from typing import Literal
 
 from ballpoint.core.clock import SYSTEM_CLOCK, Clock
 from ballpoint.core.errors import UnavailableError
-from ballpoint.host import filesystem
-from ballpoint.volume.freezer import Freezer
+from ballpoint.host import filesystem, process
+from ballpoint.volume.freezer import DEADLINE_SECONDS, Freezer, stuck
 from ballpoint.volume.pool import AttachedVolume, PoolUsage, VolumePool
 from ballpoint.volume.trimmer import Trimmer
 
@@ -173,7 +174,7 @@ class PoolGuard:
         except UnavailableError as error:
             log.error("%s", error)
         threads = {
-            name: threading.Thread(target=_thaw_here, args=(volume,), daemon=True)
+            name: threading.Thread(target=_thaw_at_last, args=(volume, [*stuck]), daemon=True)
             for name, volume in {**self.frozen, **self._held}.items()
         }
         self.frozen.clear()
@@ -275,6 +276,21 @@ def _thaw_here(volume: AttachedVolume) -> None:
     """Thaw what a freezer that was killed has left frozen; its successor knows nothing of it."""
     with volume.opened() as root:
         filesystem.fithaw(root)
+
+
+def _thaw_at_last(volume: AttachedVolume, freezers: list[process.Child]) -> None:
+    """Thaw also what one of `freezers` freezes yet, that were killed and end when the kernel lets go of them.
+
+    A freeze that waits for writers holds no lock meanwhile (fs/super.c), so a thaw finds nothing to do then.
+    """
+    with volume.opened() as root:
+        filesystem.fithaw(root)
+        for freezer in freezers:
+            try:
+                freezer.wait(DEADLINE_SECONDS)
+            except subprocess.TimeoutExpired:
+                log.error("volume %s may stay frozen: the kernel holds the freezer %d", volume.id, freezer.pid)
+            filesystem.fithaw(root)
 
 
 def _written(volume: AttachedVolume) -> int:
