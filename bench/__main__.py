@@ -1,4 +1,7 @@
-"""`python -m bench`: measure and print; after a whole run, write docs/bench.md, bench.json and the README's table."""
+"""`python -m bench`: measure and print; unless it is quick, write docs/bench.md, bench.json and the README's table.
+
+A whole run replaces all of these; one of some rows replaces these rows, if the machine is the same.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import sys
 import tempfile
 import traceback
 from pathlib import Path
+from time import perf_counter
 
 from tests.support.nodes import TestNode
 
@@ -38,20 +42,49 @@ def main() -> int:
         parser.error("a node runs as root, and so does this")
     if given.long and not given.rows:
         parser.error("--long is for rows that are named")
-    report = asyncio.run(_measure(given.rows or list(ROWS), quick=given.quick, long=given.long))
-    text = json.dumps(report.json(), indent=1) + "\n"
+    known = _published() if given.rows and not given.quick else None
+    try:
+        report = asyncio.run(_measure(given.rows or list(ROWS), known, quick=given.quick, long=given.long))
+    except _OtherMachineError as error:
+        parser.error(str(error))
     print(report.markdown())
     if given.json is not None:
-        given.json.write_text(text)
-    if not given.quick and not given.rows:  # a part does not replace the whole
-        (_DOCS / "bench.md").write_text(report.markdown())
-        (_DOCS / "bench.json").write_text(text)
-        _README.write_text(with_summary(_README.read_text(), report.summary()))
+        given.json.write_text(_text(report))
+    if not given.quick:
+        published = (known or report).renewed(report, ROWS)
+        (_DOCS / "bench.md").write_text(published.markdown())
+        (_DOCS / "bench.json").write_text(_text(published))
+        _README.write_text(with_summary(_README.read_text(), published.summary()))
     return 1 if any(result.failure for result in report.results) else 0
 
 
-async def _measure(rows: list[str], *, quick: bool, long: bool) -> Report:
-    date, layout, devices = now(), Hierarchies.detect().layout, len(loop_devices())
+class _OtherMachineError(Exception):
+    """What is published was measured with something else."""
+
+    def __init__(self, what: str, was: object, is_: object) -> None:
+        super().__init__(f"the published {what} are {was}, and now {is_}: run the whole (./dev bench), or --quick")
+
+
+def _published() -> Report | None:
+    path = _DOCS / "bench.json"
+    return Report.read(path.read_text()) if path.exists() else None
+
+
+def _text(report: Report) -> str:
+    return json.dumps(report.json(), indent=1) + "\n"
+
+
+async def _measure(rows: list[str], known: Report | None, *, quick: bool, long: bool) -> Report:
+    """
+    Args:
+        known: what the rows will be put beside.
+
+    Raises:
+        _OtherMachineError: that was measured on another machine, or with other yardsticks.
+    """
+    machine, devices = describe_machine(Hierarchies.detect().layout), len(loop_devices())
+    if known is not None and known.machine != machine:
+        raise _OtherMachineError("rows' machine and kernel", known.machine, machine)
     work = Path(tempfile.mkdtemp(prefix="ballpoint-bench-"))
     try:
         say("building the image, if it is not there yet")
@@ -62,12 +95,15 @@ async def _measure(rows: list[str], *, quick: bool, long: bool) -> Report:
             await asyncio.to_thread(first.down)
         say("preparing the yardsticks")
         async with containers(work) as yardsticks:
+            if known is not None and known.tools != yardsticks.tools:
+                raise _OtherMachineError("rows' yardsticks", known.tools, yardsticks.tools)
             context = Context(quick, work, yardsticks, long)
-            results = []
+            results: list[Result] = []
             gc.collect()
             gc.freeze()
             for row in rows:
                 load, loops = os.getloadavg()[0], len(loop_devices())
+                date, commit, started = now(), revision(), perf_counter()
                 say(f"{row} ...")
                 try:
                     result = await ROWS[row](context)
@@ -77,14 +113,15 @@ async def _measure(rows: list[str], *, quick: bool, long: bool) -> Report:
                         row, row, failure=f"{type(error).__name__}: {str(error).partition(chr(10))[0][:300]}"
                     )
                 result.load, result.loop_devices = load, loops
+                result.date, result.revision, result.seconds = date, commit, perf_counter() - started
+                result.left_behind, context.left_behind = context.left_behind, []
                 remove_loop_devices(devices)  # no row shall pay for how many devices an earlier one needed
                 for check in result.checks:
                     met = {True: "met", False: "MISSED", None: "not judged"}[check.met]
                     say(f"  {check.measured} | {check.yardstick} | {check.ratio} | {check.target} | {met}")
                 results.append(result)
-            return Report(
-                describe_machine(layout), date, revision(), quick, yardsticks.tools, results, context.left_behind
-            )
+            newest = results[-1]
+            return Report(machine, newest.date, newest.revision, quick, yardsticks.tools, results)
     finally:
         shutil.rmtree(work, ignore_errors=True)
         remove_loop_devices(devices)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import statistics
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from ballpoint.core.clock import SYSTEM_CLOCK, rfc3339
 from ballpoint.core.errors import BallpointError
@@ -85,6 +88,8 @@ class Result:
         notes: what a reader has to know of how it was measured; always shown.
         failure: why the row could not be measured.
         load, loop_devices: the host's load average and its loop devices, used or not, when the row began.
+        date, revision: when that was, and of which revision; seconds: how long it took.
+        left_behind: what its nodes left on the host after they were stopped.
     """
 
     row: str
@@ -96,11 +101,25 @@ class Result:
     failure: str | None = None
     load: float = 0.0
     loop_devices: int = 0
+    date: str = ""
+    revision: str = ""
+    seconds: float = 0.0
+    left_behind: list[str] = field(default_factory=list)
+
+    @property
+    def measured(self) -> tuple[str, str]:
+        """Day and revision: rows that differ in these are not of one run."""
+        return self.date[:10], self.revision
 
 
 @dataclass(frozen=True)
 class Report:
-    """A whole run."""
+    """A whole run, or one some of whose rows were measured anew since, on the same machine.
+
+    Attributes:
+        date, revision: of the newest row. results: in the order of the table.
+        unmeasured: rows that no run has measured.
+    """
 
     machine: dict[str, Any]
     date: str
@@ -108,7 +127,21 @@ class Report:
     quick: bool
     tools: dict[str, str]
     results: list[Result]
-    left_behind: list[str]
+    unmeasured: list[str] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, text: str) -> Report:
+        """One that was written by `json`; a row of a run before rows had dates has that of its run."""
+        report: Report = msgspec.convert(json.loads(text), cls)
+        for result in report.results:
+            result.date, result.revision = result.date or report.date, result.revision or report.revision
+        return report
+
+    def renewed(self, newer: Report, rows: Iterable[str]) -> Report:
+        """With the rows of another run in the place of these, in the order of `rows`; what is not in those goes."""
+        by_row = {result.row: result for result in (*self.results, *newer.results)}
+        results = [by_row[row] for row in rows if row in by_row]
+        return replace(newer, results=results, unmeasured=[row for row in rows if row not in by_row])
 
     def json(self) -> dict[str, Any]:
         return asdict(self)
@@ -118,8 +151,8 @@ class Report:
         lines = [
             "# Benchmark",
             "",
-            "Written by `./dev bench` from one run; every yardstick was measured in the same run, alternated with what"
-            " it is held against.",
+            "Written by `./dev bench`; every yardstick was measured in the same run of its row, alternated with what it"
+            " is held against. `./dev bench ROW` measures some rows anew and leaves the others.",
             "",
             f"- Date: {self.date}; revision {self.revision}" + ("; quick run, few samples" if self.quick else ""),
             f"- Machine: {machine['cores']} cores ({machine['cpu']}), {machine['memory_gb']} GB memory,"
@@ -130,6 +163,7 @@ class Report:
             f" {max((r.loop_devices for r in self.results), default=0)}",
             f"- Load average at the start of each row: {min((r.load for r in self.results), default=0):.1f} to"
             f" {max((r.load for r in self.results), default=0):.1f}, the row before included",
+            *(f"- {sentence}" for sentence in self._others()),
             *(f"- Yardstick {name}: {text}" for name, text in self.tools.items()),
             "- Times are p50 / p90 / p99. The client is one asyncio process with the `websockets` library, over TCP to"
             " the node's front door; each sprite and each WebSocket is new.",
@@ -146,8 +180,9 @@ class Report:
             lines += ["", "## Where the time goes, where a target is missed"]
             for result in missed:
                 lines += ["", f"### {result.title}", "", *(f"- {sentence}" for sentence in result.profile)]
-        if self.left_behind:
-            lines += ["", "## What went wrong at the end of a node", "", *(f"- {trace}" for trace in self.left_behind)]
+        left_behind = [f"- {result.title}: {trace}" for result in self.results for trace in result.left_behind]
+        if left_behind:
+            lines += ["", "## What went wrong at the end of a node", "", *left_behind]
         return "\n".join(lines) + "\n"
 
     def summary(self) -> str:
@@ -159,7 +194,24 @@ class Report:
             "",
             *self._table(),
         ]
+        if others := self._others():
+            lines += ["", *(f"- {sentence}" for sentence in others)]
         return "\n".join(lines) + "\n"
+
+    def _others(self) -> list[str]:
+        """Which rows are not of the day and revision that the report bears, and which there are none of."""
+        mine, found = (self.date[:10], self.revision), dict[tuple[str, str], list[Result]]()
+        for result in self.results:
+            if result.measured != mine:
+                found.setdefault(result.measured, []).append(result)
+        lines = [
+            f"Measured on {date} (revision {revision}), load average {min(result.load for result in results):.1f} to"
+            f" {max(result.load for result in results):.1f}: {'; '.join(result.title for result in results)}"
+            for (date, revision), results in sorted(found.items(), reverse=True)
+        ]
+        if self.unmeasured:
+            lines.append(f"Not measured yet: {', '.join(f'`{row}`' for row in self.unmeasured)}")
+        return lines
 
     def _table(self) -> list[str]:
         lines = ["| row | measured | yardstick | ratio or value | target | met |", "|---|---|---|---|---|---|"]
@@ -220,7 +272,7 @@ def revision() -> str:
     """Commit of the working tree, and whether it has changes beyond it."""
     try:
         commit = process.run(["git", "rev-parse", "--short=12", "HEAD"], timeout=10).strip()
-        changed = process.run(["git", "status", "--porcelain", "--", "src"], timeout=10).strip()
+        changed = process.run(["git", "status", "--porcelain", "--", "src", "bench"], timeout=10).strip()
     except BallpointError:
         return "unknown"
     return f"{commit} with changes" if changed else commit
