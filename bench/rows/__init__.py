@@ -6,7 +6,20 @@ from collections.abc import Awaitable, Callable
 
 from bench.context import Context
 from bench.report import Result
-from bench.rows import checkpoints, creating, hydration, lost, many, memory, running, saving, uploading, work, writing
+from bench.rows import (
+    checkpoints,
+    creating,
+    hydration,
+    lost,
+    many,
+    memory,
+    rooms,
+    running,
+    saving,
+    uploading,
+    work,
+    writing,
+)
 
 ROWS: dict[str, Callable[[Context], Awaitable[Result]]] = {
     "tti": creating.tti,
@@ -26,6 +39,7 @@ ROWS: dict[str, Callable[[Context], Awaitable[Result]]] = {
     "restore": checkpoints.restore,
     "stalls": writing.stalls,
     "random-writes": writing.random_writes,
+    "space-per-write": rooms.space_per_write,
     "work": work.work,
     "upload": uploading.upload,
     "sqlite": saving.sqlite,

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 from ballpoint.core.clock import SYSTEM_CLOCK
 from bench.context import Bench, Context, appears
 from bench.programs import FILL, WRITE, background, python
 from bench.report import Check, Result, Series, at_least, at_most, median, number
+from bench.rows.rooms import COPY
+from bench.written import BLOCK, Written
 
 _HOME = "home/sprite"
 _FILE = "random"
 _ANSWER, _STOP, _READY = "answer", "stop", "ready"
 _THREADS = 16
-_BLOCK = 4096
 _MINUTE = 60
 _SPEED = 0.7
 # Two minutes on a host whose cores are shared differ by as much without any cause.
 _STEADY = 0.8
 _LAG_SECONDS = 120.0
-_ROOM = 2.0
 _LOOK_SECONDS = 0.5
 
 _CHECKPOINTS, _EARLY = 30, 10
@@ -33,39 +30,6 @@ _FLAT = 1.25
 _APART_SECONDS = 2.0
 _STALLS_SECONDS = 180.0
 _AGING_SECONDS = 120.0
-# Of a disk that is followed by a copy; else its snapshots share blocks with it (docs/volume-layout.md).
-_COPY = "copy.img"
-
-
-@dataclass(frozen=True)
-class _Written:
-    """What the writer said.
-
-    Attributes:
-        writes: in each second.
-        fsyncs: seconds of each.
-        stalls: of each long write, when it began (seconds since 1970) and how long it took.
-    """
-
-    writes: list[int]
-    fsyncs: list[float]
-    stalls: list[tuple[float, float]]
-
-    @property
-    def rate(self) -> float:
-        return sum(self.writes) / len(self.writes)
-
-    @property
-    def minutes(self) -> list[float]:
-        """Writes a second in each minute; what is left over at the end is in none, unless there is nothing else."""
-        starts = range(0, max(1, len(self.writes) - _MINUTE + 1), _MINUTE)
-        parts = [self.writes[start : start + _MINUTE] for start in starts]
-        return [sum(part) / len(part) for part in parts]
-
-    @property
-    def longest(self) -> float:
-        """Milliseconds of the longest write."""
-        return max((took for _, took in self.stalls), default=0.0) * 1000
 
 
 async def random_writes(context: Context) -> Result:
@@ -82,7 +46,7 @@ async def random_writes(context: Context) -> Result:
         await bench.client.run(name, *background("bash", "-c", both, "both", FILL, WRITE, json.dumps(what)))
         async with bench.unsaved():
             await appears(root / _ANSWER)
-        unsaved = _read(root / _ANSWER)
+        unsaved = Written.read(root / _ANSWER)
         await bench.client.delete(name)
 
         name, empty = await _sprite(bench), bench.pool_used()
@@ -95,9 +59,9 @@ async def random_writes(context: Context) -> Result:
             disk = await bench.client.request("GET", f"/v1/sprites/{name}/disk")
             lags.append(disk["lag_seconds"] or 0.0)
             rooms.append(bench.pool_used() - empty)
-            copied = copied or (bench.volume(name) / _COPY).exists()
+            copied = copied or (bench.volume(name) / COPY).exists()
             await asyncio.sleep(_LOOK_SECONDS)
-        saved = _read(root / _ANSWER)
+        saved = Written.read(root / _ANSWER)
     for label, written in (("saved", saved), ("not saved", unsaved)):
         result.series[f"{label}, a second"] = Series.of(written.writes, "writes/s")
         result.series[f"{label}, fsync"] = Series.of([each * 1000 for each in written.fsyncs], "ms")
@@ -109,7 +73,7 @@ async def random_writes(context: Context) -> Result:
             yardstick=f"the same disk while no node runs: {number(unsaved.rate)} a second",
         )
     )  # fmt: skip
-    minutes = saved.minutes
+    minutes = _minutes(saved)
     middle = minutes[(len(minutes) - 1) // 2]
     result.checks.append(
         at_least(
@@ -118,7 +82,8 @@ async def random_writes(context: Context) -> Result:
         )
     )  # fmt: skip
     result.checks.append(at_most(f"lag, the longest: {number(max(lags))} s", max(lags), _LAG_SECONDS, unit=" s"))
-    result.checks.append(at_most(f"room in the pool, at most: {number(max(rooms) / 1e9)} GB", max(rooms) / size, _ROOM))
+    room = f"room in the pool, at most: {number(max(rooms) / 1e9)} GB"
+    result.checks.append(Check(room, f"the file: {number(size / 1e9)} GB", max(rooms) / size, "stated", None))
     for key, unit, ours, theirs in (
         ("fsync p99", "ms", result.series["saved, fsync"].p99, result.series["not saved, fsync"].p99),
         ("longest write", "ms", saved.longest, unsaved.longest),
@@ -129,7 +94,7 @@ async def random_writes(context: Context) -> Result:
     way = "was followed by a copy" if copied else "shared blocks with its snapshots"
     result.notes.append(
         "by threads of one Python program inside, O_DIRECT, an fsync a second beside them; half of each block can be"
-        f" compressed. Writes a second, each minute: saved {_list(minutes)}; not saved {_list(unsaved.minutes)}. The"
+        f" compressed. Writes a second, each minute: saved {_list(minutes)}; not saved {_list(_minutes(unsaved))}. The"
         f" disk {way}; room is of all that is kept for it here, by the size of the file, all of which is written. Not"
         " saved: its node is stopped, and the sprite runs on"
     )
@@ -141,7 +106,7 @@ async def stalls(context: Context) -> Result:
     title = f"longest wait of a writer during a checkpoint, {number(size / 1e9)} GB written at random"
     result = Result("stalls", title)
     aging = {
-        "path": _FILE, "threads": _THREADS, "count": size // _BLOCK, "seconds": _AGING_SECONDS, "answer": _READY
+        "path": _FILE, "threads": _THREADS, "count": size // BLOCK, "seconds": _AGING_SECONDS, "answer": _READY
     }  # fmt: skip
     steady = {"path": _FILE, "threads": 4, "pause": 0.008, "answer": _ANSWER}
     count = context.count(_CHECKPOINTS, 12)
@@ -150,7 +115,7 @@ async def stalls(context: Context) -> Result:
         root = await bench.root(name) / _HOME
         await bench.client.run(name, *python(FILL, _FILE, size))
         await bench.client.run(name, *python(WRITE, json.dumps(aging)))
-        aged = sum(_read(root / _READY).writes) * _BLOCK
+        aged = Written.read(root / _READY).size
         await bench.client.run(name, *background(*python(WRITE, json.dumps(steady))))
         windows: list[tuple[float, float]] = []
         copied: list[bool] = []
@@ -160,11 +125,11 @@ async def stalls(context: Context) -> Result:
             before = _wall()
             await bench.client.steps(f"/v1/sprites/{name}/checkpoint")
             windows.append((before, _wall()))
-            copied.append((bench.volume(name) / _COPY).exists())
+            copied.append((bench.volume(name) / COPY).exists())
         await bench.client.run(name, "touch", _STOP)
         await appears(root / _ANSWER)
-        written = _read(root / _ANSWER)
-    waits = [_longest_in(written, *window) for window in windows]
+        written = Written.read(root / _ANSWER)
+    waits = [written.longest_in(*window) for window in windows]
     early = waits[max(0, _EARLY - 3) : _EARLY]
     late = waits[-3:]
     result.series = {"longest wait": Series.of(waits, "ms")}
@@ -201,14 +166,11 @@ async def _sprite(bench: Bench) -> str:
     return name
 
 
-def _read(path: Path) -> _Written:
-    answer: dict[str, Any] = json.loads(path.read_text())
-    return _Written(answer["writes"], answer["fsyncs"], [(began, took) for began, took in answer["stalls"]])
-
-
-def _longest_in(written: _Written, start: float, end: float) -> float:
-    """Milliseconds of the longest write that was under way at some time of a window."""
-    return max((took for began, took in written.stalls if began < end and began + took > start), default=0.0) * 1000
+def _minutes(written: Written) -> list[float]:
+    """Writes a second in each minute; what is left over at the end is in none, unless there is nothing else."""
+    starts = range(0, max(1, len(written.writes) - _MINUTE + 1), _MINUTE)
+    parts = [written.writes[start : start + _MINUTE] for start in starts]
+    return [sum(part) / len(part) for part in parts]
 
 
 def _wall() -> float:
