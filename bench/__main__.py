@@ -33,18 +33,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; all by default")
     parser.add_argument("--quick", action="store_true", help="few samples: to see that it works")
-    parser.add_argument("--long", action="store_true", help="the longer form of rows that have one; not of a whole run")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
     given = parser.parse_args()
     if unknown := set(given.rows) - set(ROWS):
         parser.error(f"there is no row {', '.join(sorted(unknown))}")
     if os.geteuid() != 0:
         parser.error("a node runs as root, and so does this")
-    if given.long and not given.rows:
-        parser.error("--long is for rows that are named")
     known = _published() if given.rows and not given.quick else None
     try:
-        report = asyncio.run(_measure(given.rows or list(ROWS), known, quick=given.quick, long=given.long))
+        report = asyncio.run(_measure(given.rows or list(ROWS), known, quick=given.quick))
     except _OtherMachineError as error:
         parser.error(str(error))
     print(report.markdown())
@@ -74,7 +71,7 @@ def _text(report: Report) -> str:
     return json.dumps(report.json(), indent=1) + "\n"
 
 
-async def _measure(rows: list[str], known: Report | None, *, quick: bool, long: bool) -> Report:
+async def _measure(rows: list[str], known: Report | None, *, quick: bool) -> Report:
     """
     Args:
         known: what the rows will be put beside.
@@ -97,7 +94,7 @@ async def _measure(rows: list[str], known: Report | None, *, quick: bool, long: 
         async with containers(work) as yardsticks:
             if known is not None and known.tools != yardsticks.tools:
                 raise _OtherMachineError("rows' yardsticks", known.tools, yardsticks.tools)
-            context = Context(quick, work, yardsticks, long)
+            context = Context(quick, work, yardsticks)
             results: list[Result] = []
             gc.collect()
             gc.freeze()

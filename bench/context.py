@@ -40,14 +40,12 @@ class Context:
     """One run of the benchmark.
 
     Attributes:
-        long: rows that have a longer form take it.
         left_behind: what nodes left on the host after they were stopped; should stay empty.
     """
 
     quick: bool
     work: Path
     containers: Containers
-    long: bool = False
     left_behind: list[str] = field(default_factory=list)
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
 
