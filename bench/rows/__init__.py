@@ -45,6 +45,7 @@ ROWS: dict[str, Callable[[Context], Awaitable[Result]]] = {
     "sqlite": saving.sqlite,
     "requests": saving.requests,
     "attach": lost.attach,
+    "attach-8gb": lost.attach_large,
     "recover": lost.recover,
     "space": lost.space,
     "cold": lost.cold,

@@ -6,29 +6,23 @@ import asyncio
 import itertools
 import os
 from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import process_time
 from uuid import UUID
 
-import zstandard
 from tests.volume.log.disks import Disk
 
-from ballpoint.core.tasks import for_each
 from ballpoint.host.files import remove_file
 from ballpoint.store.directory import DirectoryStore
 from ballpoint.store.faulty import Faults, FaultyStore
-from ballpoint.store.store import Store, list_all
+from ballpoint.store.store import Store
 from ballpoint.volume import snapshots
-from ballpoint.volume.log.blob import BLOCK_BYTES, PLAIN, Piece
+from ballpoint.volume.log.blob import BLOCK_BYTES
 from ballpoint.volume.log.fork import found
-from ballpoint.volume.log.keys import PackName, packs_prefix, parse_pack
-from ballpoint.volume.log.pack import PACK_BYTES, decode_pack, stored_range
 from ballpoint.volume.pool import VolumePool
-from ballpoint.volume.sync.hydrate import AT_ONCE
 from ballpoint.volume.sync.place import fetch
-from ballpoint.volume.sync.reads import READ_MAX
 from bench.context import Context, alternated, timed
+from bench.packs import Packs, packs_of, plain, stored
 from bench.report import Result, Series, at_least, at_most, number
 
 _VOLUME, _LINEAGE = UUID(int=1), UUID(int=2)
@@ -39,8 +33,6 @@ _VARIETY = 600_000_000
 _CHUNK = 2000
 _SMALL_SECONDS = 1.5
 _RATIO = 0.7
-
-Packs = dict[PackName, list[Piece]]
 
 
 async def hydrate_small(context: Context) -> Result:
@@ -56,7 +48,6 @@ async def _measure(context: Context, row: str, size: int, count: int) -> Result:
     result = Result(row, title)
     inner = DirectoryStore(context.work / row / "store")
     packs = await _store_disk(inner, size)
-    stored = sum(piece.length for pieces in packs.values() for piece in pieces)
     store = FaultyStore(inner, Faults(latency=(_LATENCY, _LATENCY)), seed=1)
     pool = VolumePool.open(context.work / row / "data", pool_gb=size // 10**9 + 4)
     try:
@@ -73,7 +64,7 @@ async def _measure(context: Context, row: str, size: int, count: int) -> Result:
 
         async def theirs() -> float:
             before = process_time()
-            seconds = await timed(_plain(store, packs))
+            seconds = await timed(plain(store, packs))
             cpu["plain"] += process_time() - before
             return seconds
 
@@ -87,15 +78,15 @@ async def _measure(context: Context, row: str, size: int, count: int) -> Result:
         pool.close()
         await inner.close()
     result.series = {key: Series.of(values, "s") for key, values in samples.items()}
-    mine, plain = result.series["fetch"], result.series["plain"]
-    yardstick = f"the same packs read and unpacked: p50 {number(plain.p50)} s"
-    result.checks.append(at_least(f"speed: {mine}", plain.p50 / mine.p50, _RATIO, yardstick=yardstick))
+    mine, other = result.series["fetch"], result.series["plain"]
+    yardstick = f"the same packs read and unpacked: p50 {number(other.p50)} s"
+    result.checks.append(at_least(f"speed: {mine}", other.p50 / mine.p50, _RATIO, yardstick=yardstick))
     if size == _SMALL:
         result.checks.append(at_most(str(mine), mine.p50, _SMALL_SECONDS, unit=" s"))
     result.notes.append(
-        f"files of this host's /usr, {stored / 1e6:.0f} MB of packs, in a directory with {_LATENCY * 1000:g} ms before"
-        " each answer; ours ends with an image in a pool (XFS on a loop device) that is checked, durable and immutable;"
-        " the yardstick neither hashes nor writes, and has as many bytes in flight"
+        f"files of this host's /usr, {stored(packs) / 1e6:.0f} MB of packs, in a directory with {_LATENCY * 1000:g} ms"
+        " before each answer; ours ends with an image in a pool (XFS on a loop device) that is checked, durable and"
+        " immutable; the yardstick neither hashes nor writes, and has as many bytes in flight"
     )
     share = cpu["plain"] / cpu["fetch"]
     result.profile = [
@@ -113,11 +104,7 @@ async def _store_disk(store: Store, size: int) -> Packs:
         numbers = range(first, min(first + _CHUNK, size // BLOCK_BYTES))
         await disk.write({number: next(contents) for number in numbers})
     await disk.complete()
-    packs: Packs = {}
-    for item in await list_all(store, packs_prefix(_VOLUME)):
-        pack = decode_pack(await store.get(item.key), parse_pack(item.key))
-        packs[pack.name] = [entry.piece for entry in pack.entries if entry.kind == "block"]
-    return {name: pieces for name, pieces in packs.items() if pieces}
+    return await packs_of(store, _VOLUME)
 
 
 def _contents() -> Iterator[bytes]:
@@ -132,22 +119,3 @@ def _contents() -> Iterator[bytes]:
     yield from blocks
     for block in itertools.count():
         yield block.to_bytes(8, "little") + blocks[block % len(blocks)][8:]
-
-
-async def _plain(store: Store, packs: Packs) -> None:
-    """Read whole packs and unpack what is in them."""
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-
-        async def read(name: PackName) -> None:
-            data = await store.get(name.key)
-            await asyncio.get_running_loop().run_in_executor(threads, _unpack, data, packs[name])
-
-        await for_each(packs, read, at_once=AT_ONCE * READ_MAX // PACK_BYTES)
-
-
-def _unpack(data: bytes, pieces: list[Piece]) -> None:
-    view, decompressor = memoryview(data), zstandard.ZstdDecompressor()
-    for piece in pieces:
-        start, length = stored_range(piece)
-        if piece.flags != PLAIN:
-            decompressor.decompress(view[start : start + length])

@@ -16,14 +16,18 @@ from ballpoint.host.files import remove_tree
 from ballpoint.store.deployment import claim, new_deployment
 from ballpoint.store.directory import DirectoryStore
 from ballpoint.volume.log.fork import found
+from ballpoint.volume.record import read_record
 from bench.context import Context, timed
+from bench.packs import reading
 from bench.programs import FILL, ROOTFS_LIKE, python
-from bench.report import Check, Result, Series, at_most, number
+from bench.report import Check, Result, Series, at_least, at_most, number
 from bench.stores import slow_s3
 
 _LATENCY = 0.03
 _ATTACH_BYTES = 200_000_000
 _ATTACH_SECONDS = 1.5
+_LARGE_BYTES = 8_000_000_000
+_SPEED = 0.7
 _MAP_MB = 150.0
 _DIRTY = 50
 _AT_ONCE = 16
@@ -67,6 +71,40 @@ async def attach(context: Context) -> Result:
         "through the API, of sprites whose disks are in the store only; their data is as the image's /usr/lib. The"
         f" store is an S3 server (SeaweedFS) on the same processors, {_LATENCY * 1000:g} ms away. The node that was"
         " lost had been stopped; nothing of its directory is used"
+    )
+    return result
+
+
+async def attach_large(context: Context) -> Result:
+    size = context.count(_LARGE_BYTES, 2 * _ATTACH_BYTES)
+    title = f"an empty host: a sprite with {number(size / 1e9)} GB to its first command, store at"
+    result = Result("attach-8gb", f"{title} {_LATENCY * 1000:g} ms")
+    async with slow_s3(context.work / "attach-8gb", _LATENCY) as store:
+        async with context.node(pool=1, store=store) as lost:
+            name = lost.name()
+            await lost.client.create(name)
+            filled = await timed(lost.client.run(name, *python(ROOTFS_LIKE, "data", size)))
+            saved = await timed(lost.client.sync(name))
+            volume = read_record(lost.volume(name)).volume
+        async with context.node(pool=1, store=store, recovers=lost) as bench, reading(store, volume) as (stored, plain):
+            plains = [await plain()]
+            first = await timed(bench.client.run(name, "/bin/true"))
+            plains.append(await plain())
+    result.series = {"first command": Series.of([first], "s"), "plain": Series.of(plains, "s")}
+    yardstick = sum(plains) / len(plains)
+    result.checks = [
+        at_least(
+            f"first command: {number(first)} s", yardstick / first, _SPEED,
+            yardstick=f"its packs read and unpacked: {number(yardstick)} s",
+        )
+    ]  # fmt: skip
+    result.notes.append(
+        f"through the API, of one sprite whose disk is in the store only ({number(stored / 1e9)} GB of packs, data as"
+        f" the image's /usr/lib); from the request to the command's exit, so that it begins with the disk and the"
+        f" instance is in it. The yardstick is a process of its own that reads the same packs of the same store, before"
+        f" and after: {', '.join(map(number, plains))} s; it neither hashes nor writes. The S3 server (SeaweedFS) and"
+        f" what delays it share the processors with both. To write the data took {number(filled)} s, to save what was"
+        f" not saved by then {number(saved)} s"
     )
     return result
 
