@@ -50,12 +50,25 @@ async def test_what_is_refused_is_not_made(directory: Path) -> None:
     assert "UnavailableError" in told
 
 
+class HeldClock:
+    """One whose pauses end when the test says so, however long they were."""
+
+    def __init__(self) -> None:
+        self.over = asyncio.Event()
+
+    async def sleep(self, seconds: float) -> None:
+        if seconds:
+            await self.over.wait()
+
+
 async def test_what_is_late_comes_later(directory: Path) -> None:
-    store = FaultyStore(DirectoryStore(directory), Faults(late=1.0, delay=0.2), seed=1)
+    clock = HeldClock()
+    store = FaultyStore(DirectoryStore(directory), Faults(late=1.0), 1, clock=clock)  # type: ignore[arg-type]
     with pytest.raises(UnknownOutcomeError):
         await store.create("key", b"late")
     with pytest.raises(NotFoundError):
         await store.get("key")
+    clock.over.set()
 
     async def there() -> bool:
         return [item.key for item in await store.list("")] == ["key"]
@@ -65,15 +78,19 @@ async def test_what_is_late_comes_later(directory: Path) -> None:
 
 
 async def test_what_comes_again_changes_nothing_but_brings_back_what_was_deleted(directory: Path) -> None:
-    store = FaultyStore(DirectoryStore(directory), Faults(again=1.0, delay=0.2), seed=1)
+    clock = HeldClock()
+    store = FaultyStore(DirectoryStore(directory), Faults(again=1.0), 1, clock=clock)  # type: ignore[arg-type]
     assert await store.create("key", b"data")
     store.faults = Faults()
     await store.delete(["key"])
+    assert await store.list("") == []
+    clock.over.set()
 
     async def there() -> bool:
         return [item.key for item in await store.list("")] == ["key"]
 
     await eventually_async(there)
+    assert await store.get("key") == b"data"
     await store.close()
 
 
