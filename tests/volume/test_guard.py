@@ -232,10 +232,12 @@ def test_deleted_blocks_go_back_below_the_soft_mark(world: World) -> None:
         path(volume.mount, "upper/data").unlink()
         os.sync()
     full = [volume.allocated() for volume in volumes]
+    # Half of what was deleted: the file system writes its own blocks whenever it likes.
+    much = 16 * MIB
 
     def given_back() -> int:
         assert world.guard.trimmer.wait(TRIM_SECONDS)
-        return sum(before - volume.allocated() > 16 * MIB for before, volume in zip(full, volumes, strict=True))
+        return sum(before - volume.allocated() > much for before, volume in zip(full, volumes, strict=True))
 
     world.tick()
     assert given_back() == 0
@@ -250,7 +252,7 @@ def test_deleted_blocks_go_back_below_the_soft_mark(world: World) -> None:
     full[0] = volumes[0].allocated()
     world.tick()
     assert world.guard.trimmer.wait(TRIM_SECONDS)
-    assert full[0] == volumes[0].allocated()  # not again so soon
+    assert abs(full[0] - volumes[0].allocated()) < much  # not again so soon
     world.clock.seconds += 3600
     for _ in volumes:
         world.tick()
