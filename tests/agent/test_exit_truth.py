@@ -7,18 +7,16 @@ import json
 import os
 import random
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 
-from ballpoint.core import ids
 from tests.agent.world import World, alive, eventually, listen, output_until
+from tests.support.seeds import fresh_seed
 
 
 async def quick_commands(world: World, count: int) -> None:
-    seed = int(ids.new_instance_id(), 16)
-    sys.stdout.write(f"seed {seed}\n")
+    seed = fresh_seed()
     chance = random.Random(seed)
     kinds = [chance.choice(["echo", "exit", "kill", "signal"]) for _ in range(count)]
     limit = asyncio.Semaphore(8)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -14,11 +12,11 @@ import httpx2
 import pytest
 from sprites import SpriteError
 
-from ballpoint.core import ids
 from tests.crash.test_kill import kill
 from tests.support.checkpoints import checkpoint, content, fork, listed, new_sprite, pool, post, write
 from tests.support.host import traces
 from tests.support.nodes import TestNode
+from tests.support.seeds import fresh_seed
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.node, pytest.mark.slow]
@@ -38,8 +36,7 @@ def answered(call: Any) -> bool:
 
 @pytest.mark.timeout(0)
 def test_cycles_with_random_kills(own_node: TestNode, soak: bool) -> None:
-    seed = int(os.environ.get("BALLPOINT_SEED", "0")) or int(ids.new_instance_id(), 16)
-    sys.stdout.write(f"BALLPOINT_SEED={seed}\n")
+    seed = fresh_seed()
     chance = random.Random(seed)
     own_node.start()
     own_node.options += ["--listen", own_node.url.removeprefix("http://")]

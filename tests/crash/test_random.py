@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,6 +19,7 @@ from ballpoint.node.standby.spares import MOST as SPARES_MOST
 from tests.crash.test_kill import inside, kill
 from tests.support.host import traces
 from tests.support.nodes import TestNode
+from tests.support.seeds import fresh_seed
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.node, pytest.mark.slow]
@@ -171,8 +171,7 @@ def assert_lives(node: TestNode, sprite: Sprite) -> None:
 
 @pytest.mark.parametrize("victim", [*VICTIMS, "any"])
 def test_what_lived_answers_and_what_was_half_made_is_finished_or_gone(own_node: TestNode, victim: str) -> None:
-    seed = int(os.environ.get("BALLPOINT_SEED", "0")) or int(ids.new_instance_id(), 16)
-    sys.stdout.write(f"BALLPOINT_SEED={seed}\n")
+    seed = fresh_seed()
     chance = random.Random(seed)
     own_node.start()
     # Its address stays, as an operator's does: a supervisor that is started again binds it while former edges end.

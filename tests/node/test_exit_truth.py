@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,6 +11,7 @@ import pytest
 from ballpoint.core import ids
 from tests.support.nodes import TestNode
 from tests.support.raw import Heard, exec_http, exec_websocket
+from tests.support.seeds import fresh_seed
 
 pytestmark = pytest.mark.node
 
@@ -26,8 +26,7 @@ def name(node: TestNode) -> Iterator[str]:
 
 def quick_commands(node: TestNode, name: str, count: int) -> None:
     """Run `count` commands that end at once, over both ways, several at a time."""
-    seed = int(ids.new_instance_id(), 16)
-    sys.stdout.write(f"seed {seed}\n")
+    seed = fresh_seed()
     chance = random.Random(seed)
     kinds = [chance.choice(["echo", "exit", "kill"]) for _ in range(count)]
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-import sys
 
 import pytest
 
-from ballpoint.core import ids
 from ballpoint.core.errors import InvalidError, NotFoundError
 from ballpoint.store import store as stores
 from ballpoint.store.store import Store, list_all
+from tests.support.seeds import fresh_seed
 
 # In the order of their bytes. Of MIXED a walk through directories would give another: no key is to be like that, and
 # where a server orders them all the same, so do we.
@@ -133,8 +132,7 @@ async def test_keys_beside_directories_are_listed_in_the_order_of_their_bytes(by
 
 
 async def test_any_keys_are_listed_in_the_order_of_their_bytes(store: Store) -> None:
-    seed = int(ids.new_instance_id(), 16)
-    sys.stdout.write(f"seed {seed}\n")
+    seed = fresh_seed()
     chance = random.Random(seed)
     names: set[str] = set()
     for _ in range(60):

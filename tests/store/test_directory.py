@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from ballpoint.core import ids
 from ballpoint.core.errors import InvalidError, UnavailableError
 from ballpoint.store.directory import DirectoryStore
 from ballpoint.store.store import list_all
+from tests.support.seeds import fresh_seed
 
 # include/uapi or fs/xfs/libxfs/xfs_fs.h: _IOR('X', 125, u32), without flushing the log.
 _XFS_IOC_GOINGDOWN, _NO_LOG_FLUSH = 0x8004587D, 2
@@ -55,8 +55,7 @@ async def acknowledged_are_whole(directory: Path, acknowledged: set[int]) -> Non
 
 
 async def test_a_killed_writer_leaves_whole_objects(directory: Path) -> None:
-    seed = int(ids.new_instance_id(), 16)
-    sys.stdout.write(f"seed {seed}\n")
+    seed = fresh_seed()
     chance = random.Random(seed)
     for _ in range(5):
         acknowledged = set()

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
-import sys
 from pathlib import Path
 
 import pytest
 
-from ballpoint.core import ids
 from ballpoint.core.errors import UnavailableError
 from ballpoint.store.directory import DirectoryStore
 from ballpoint.store.faulty import Faults, FaultyStore
 from ballpoint.store.settle import create_settled
 from ballpoint.store.store import UnknownOutcomeError
+from tests.support.seeds import fresh_seed
 
 KEYS, RACERS = 25, 6
 
@@ -26,14 +25,8 @@ class NoPauses:
         await asyncio.sleep(0)
 
 
-def seeded() -> int:
-    seed = int(ids.new_instance_id(), 16)
-    sys.stdout.write(f"seed {seed}\n")
-    return seed
-
-
 async def test_of_many_one_is_told_that_it_was_first(directory: Path) -> None:
-    seed = seeded()
+    seed = fresh_seed()
     faults = Faults(refused=0.1, lost=0.2, late=0.2, again=0.1, delay=0.02)
     plain = DirectoryStore(directory)
     worlds = [FaultyStore(DirectoryStore(directory), faults, seed + n) for n in range(RACERS)]
@@ -53,7 +46,7 @@ async def test_of_many_one_is_told_that_it_was_first(directory: Path) -> None:
 
 async def test_what_was_told_stays_true(directory: Path) -> None:
     """Asked again with the same bytes, also after an answer that never came, everyone is told the same."""
-    seed = seeded()
+    seed = fresh_seed()
     store = FaultyStore(DirectoryStore(directory), Faults(lost=0.4, late=0.2, delay=0.01), seed)
     chance = random.Random(seed)
     for number in range(KEYS):

@@ -16,7 +16,6 @@ from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
 
-from ballpoint.core import ids
 from ballpoint.core.errors import ConflictError, FencedError, NotFoundError, UnavailableError
 from ballpoint.store.faulty import Faults, FaultyStore
 from ballpoint.volume.log.changes import PAGE_BLOCKS
@@ -26,6 +25,7 @@ from ballpoint.volume.log.commit import Checkpoint
 from ballpoint.volume.log.compact import compact
 from ballpoint.volume.log.fork import fork, found
 from ballpoint.volume.log.log import OutdatedError, View, Writer, read
+from tests.support.seeds import fresh_seed
 from tests.volume.log.disks import Disk, block, contents
 from tests.volume.log.memory import MemoryStore
 from tests.volume.log.stepped import Schedule, StillClock
@@ -226,8 +226,7 @@ def numbers(blocks: dict[int, bytes]) -> Numbers:
 
 
 async def test_random_schedules_lose_nothing_that_somebody_was_told_of() -> None:
-    first = int(ids.new_instance_id(), 16)
-    sys.stdout.write(f"seeds from {first}\n")
+    first = fresh_seed()
     counts: dict[str, int] = {}
     for seed in range(first, first + SEEDS):
         world = World(seed)
@@ -243,8 +242,7 @@ async def test_random_schedules_lose_nothing_that_somebody_was_told_of() -> None
 
 async def test_over_a_bad_store_nothing_is_lost_either() -> None:
     """Calls that are refused, lost, late and repeated, and real pauses between the tries."""
-    seed = int(ids.new_instance_id(), 16)
-    sys.stdout.write(f"seed {seed}\n")
+    seed = fresh_seed()
     calm = MemoryStore()
     faults = Faults(refused=0.02, lost=0.03, late=0.03, again=0.03, delay=0.01)
     store = FaultyStore(calm, faults, seed)

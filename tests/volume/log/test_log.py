@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import sys
 from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
 import pytest
 
-from ballpoint.core import ids
 from ballpoint.core.errors import CorruptError, FencedError
 from ballpoint.store.store import UnknownOutcomeError
 from ballpoint.volume.log.blob import Reference
 from ballpoint.volume.log.commit import State
 from ballpoint.volume.log.keys import CommitName, commits_prefix
 from ballpoint.volume.log.log import Writer, begin, read
+from tests.support.seeds import fresh_seed
 from tests.volume.log.stepped import Schedule, StillClock
 
 VOLUME, LINEAGE = UUID(int=1), UUID(int=2)
@@ -107,8 +106,7 @@ class World:
 
 
 async def test_no_schedule_loses_a_commit_that_was_acknowledged() -> None:
-    first = int(ids.new_instance_id(), 16)
-    sys.stdout.write(f"seeds from {first}\n")
+    first = fresh_seed()
     acknowledged = fenced = 0
     for seed in range(first, first + SEEDS):
         world = World(seed)
