@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,8 @@ import pytest
 from ballpoint.image.catalogue import Catalogue, Image
 from tests.support.host import traces
 from tests.support.nodes import CACHE, TestNode
+
+_LOG_LINES, _LOG_BYTES = 150, 1 << 20
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -21,6 +23,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def soak(pytestconfig: pytest.Config) -> bool:
     """Whether a test that searches at random shall go on for long."""
     return bool(pytestconfig.getoption("--soak"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What the nodes of a test that failed said last, in its report."""
+    report = yield
+    if report.failed:
+        nodes = [each for each in getattr(item, "funcargs", {}).values() if isinstance(each, TestNode)]
+        for log in sorted({each.log for each in nodes}):
+            report.sections.append((f"the end of {log}", last_lines(log)))
+    return report
+
+
+def last_lines(log: Path) -> str:
+    """The last of a file's lines, but no more of it than a report can bear."""
+    if not log.exists():
+        return "(nothing)"
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _LOG_BYTES))
+        return "\n".join(file.read().decode(errors="replace").splitlines()[-_LOG_LINES:])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
