@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -13,6 +16,8 @@ import pytest
 from ballpoint.core import ids
 from ballpoint.node.durable.checkpoints import AUTO_KEPT
 from ballpoint.node.standby.spares import MOST as SPARES_MOST
+from tests.crash.test_kill import inside
+from tests.node.test_store_away import server_of
 from tests.support.checkpoints import (
     checkpoint,
     completed,
@@ -208,25 +213,36 @@ def test_automatic_checkpoints_are_pruned_and_restores_go_on(node: TestNode, spr
             node.client().delete_sprite(each.name)
 
 
-def test_one_restore_at_a_time_and_the_api_answers_meanwhile(node: TestNode, sprite: Any) -> None:
+def test_one_restore_at_a_time_and_the_api_answers_meanwhile(own_node: TestNode) -> None:
+    node = own_node
+    node.options += ["--pool", "0"]
+    node.start()
+    sprite = new_sprite(node)
     write(sprite, "before")
     checkpoint(node, sprite)
+    write(sprite, "after")
+    # One blank comes for the one that was taken. A restore waits for it, or for the zygote to make another.
+    eventually(lambda: "ballpoint_blanks 1" in node.api("GET", "/metrics").text.splitlines())
+    holding = [*node.processes("zygote"), *inside(node, "agent", claimed=False)]
     with ThreadPoolExecutor(4) as threads:
-        answers = list(threads.map(lambda _: post(node, sprite, "checkpoints/v0/restore"), range(4)))
-        done = [answer for answer in answers if answer.status_code == 200]
-        refused = [answer for answer in answers if answer.status_code != 200]
-        assert done
-        assert all((each.status_code, each.json()["error"]) == (409, "restoring") for each in refused)
-        for answer in done:
-            completed(answer)
-        restoring = threads.submit(post, node, sprite, "checkpoints/v0/restore")
-        asked = 0
-        while not restoring.done():
+        for pid in holding:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            restoring = [threads.submit(post, node, sprite, "checkpoints/v0/restore") for _ in range(4)]
+            # All but one are refused; the one is held up.
+            eventually(lambda: sum(each.done() for each in restoring) == 3)
             assert node.api("GET", f"/v1/sprites/{sprite.name}").status_code == 200
-            assert len(listed(node, sprite)) >= 2
-            asked += 1
-        completed(restoring.result())
-    assert asked
+            assert [each["id"] for each in listed(node, sprite)] == ["v0"]
+            assert content(sprite) == "after"
+        finally:
+            for pid in holding:
+                os.kill(pid, signal.SIGCONT)
+        answers = [each.result() for each in restoring]
+    done = [answer for answer in answers if answer.status_code == 200]
+    refused = [(answer.status_code, answer.json()["error"]) for answer in answers if answer not in done]
+    assert refused == [(409, "restoring")] * 3
+    completed(*done)
+    assert content(sprite) == "before"
 
 
 def test_a_restore_whose_client_leaves_is_done(node: TestNode, sprite: Any) -> None:
@@ -353,16 +369,29 @@ def test_a_fork_outlives_its_source(node: TestNode, forks: list[Any]) -> None:
 
 
 def test_a_checkpoint_that_a_fork_needs_stays_until_that_is_in_the_store(
-    node: TestNode, sprite: Any, forks: list[Any]
+    own_node: TestNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint(node, sprite)
-    forks.append(fork(node, sprite, "v0"))
-    path = f"/v1/sprites/{sprite.name}/checkpoints/v0"
-    answer = node.api("DELETE", path)
-    assert answer.status_code in (204, 409)
-    assert post(node, forks[0], "sync").status_code == 200
-    assert answer.status_code == 204 or node.api("DELETE", path).status_code == 204
-    assert post(node, forks[0], "sync").status_code == 200
+    node = own_node
+    with server_of(node, tmp_path / "server", monkeypatch) as server:
+        node.start()
+        sprite = new_sprite(node)
+        write(sprite, "shared")
+        checkpoint(node, sprite, params={"wait": "durable"})
+        path = f"/v1/sprites/{sprite.name}/checkpoints/v0"
+        os.kill(server, signal.SIGSTOP)
+        try:
+            copy = fork(node, sprite, "v0")
+            answer = node.api("DELETE", path)
+            assert answer.status_code == 409 and "fork" in answer.json()["message"], answer.text
+            assert [each["id"] for each in listed(node, sprite)] == ["v0"]
+        finally:
+            os.kill(server, signal.SIGCONT)
+        assert post(node, copy, "sync").status_code == 200
+        assert node.api("DELETE", path).status_code == 204
+        assert post(node, sprite, "sync").status_code == 200
+        assert post(node, copy, "sync").status_code == 200
+        assert content(copy) == "shared"
+        node.down()
 
 
 def test_many_forks_at_once(node: TestNode, sprite: Any, forks: list[Any]) -> None:
