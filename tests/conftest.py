@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
+from ballpoint.image import archive
 from ballpoint.image.catalogue import Catalogue, Image
+from ballpoint.store.directory import DirectoryStore
 from tests.support.host import traces
 from tests.support.nodes import CACHE, TestNode
 
@@ -60,6 +63,24 @@ def root() -> None:
 def slim_image(root: None) -> Image:
     """The image that every test's node uses, built if this host has none yet."""
     return Catalogue(CACHE).ensure("slim", mirror=None, progress=lambda _: None)
+
+
+@pytest.fixture(scope="session")
+def kept_image(slim_image: Image, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of images of a store that has that one.
+
+    A link to it, as `images` of another store in a directory, spares a node to put the image there, which takes its
+    time and its room.
+    """
+    place = tmp_path_factory.mktemp("kept")
+
+    async def keep() -> None:
+        store = DirectoryStore(place)
+        await archive.keep(store, slim_image)
+        await store.close()
+
+    asyncio.run(keep())
+    return place / "images"
 
 
 @pytest.fixture(scope="session")
