@@ -42,12 +42,13 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-def objects(root: None, tmp_path: Path) -> Iterator[Path]:
-    """A file system for a store of its own."""
+def objects(root: None, tmp_path: Path, kept_image: Path) -> Iterator[Path]:
+    """A file system for a store of its own, which has the image already: only disks are put into it."""
     place = tmp_path / "objects"
     place.mkdir()
     run("mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(place))
     try:
+        (place / "images").symlink_to(kept_image)
         yield place
     finally:
         run("umount", "--lazy", str(place))
@@ -65,7 +66,8 @@ def run(*argv: str) -> None:
 
 @contextmanager
 def read_only(objects: Path) -> Iterator[None]:
-    run("mount", "-o", "remount,ro", str(objects))
+    # Busy, while a file that is being written there is open.
+    eventually(lambda: subprocess.run(["mount", "-o", "remount,ro", str(objects)], timeout=60).returncode == 0)
     try:
         yield
     finally:
