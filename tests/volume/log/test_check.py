@@ -89,6 +89,28 @@ async def test_a_turned_bit_anywhere_is_found_and_others_are_not_concerned(store
         store.data[key] = whole
 
 
+async def test_of_one_lineage_those_volumes_are_concerned_that_need_what_is_damaged(store: MemoryStore) -> None:
+    await Disk(store, await _writer(store, FORK)).write({number: noise(20 + number) for number in (0, 1)})
+    reaches = {}
+    for volume in (VOLUME, FORK):
+        view = await read(store, volume)
+        assert view is not None
+        reaches[volume] = Reach(store)
+        await reaches[volume].add_volume(view)
+    seen = set()
+    for key in await needed(store):
+        if "/packs/" not in key:
+            continue
+        needing = {volume for volume, reach in reaches.items() if parse_pack(key) in reach}
+        whole = store.data[key]
+        store.data[key] = turn(whole, len(whole) // 2)
+        _, damages = await look(store, lineage=LINEAGE, whole=True)
+        store.data[key] = whole
+        assert {damage.volume for damage in damages if damage.checkpoint is not None} == needing, key
+        seen.add(frozenset(needing))
+    assert seen >= {frozenset({VOLUME}), frozenset({FORK}), frozenset({VOLUME, FORK})}
+
+
 async def test_what_is_lost_or_cut_is_found_without_reading_packs(store: MemoryStore) -> None:
     for key in await needed(store):
         whole = store.data[key]
