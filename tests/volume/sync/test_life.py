@@ -142,6 +142,7 @@ class Life:
     Attributes:
         disk: as it is here, or was before it was left to the store.
         kept: checkpoints.
+        forgotten: checkpoints that were deleted, of which the store need not know yet.
         possible: states of the disk of which the store may have one.
         saved: it was in the store once.
     """
@@ -150,6 +151,7 @@ class Life:
     disk: Disk
     possible: list[Disk]
     kept: dict[str, Disk] = field(default_factory=dict)
+    forgotten: dict[str, Disk] = field(default_factory=dict)
     saved: bool = False
 
 
@@ -342,7 +344,7 @@ class Lives(RuleBasedStateMachine):
         left = {each.id for each in self._keeper(life).record.checkpoints}
         assert name not in left or not done
         if name not in left:
-            del life.kept[name]
+            life.forgotten[name] = life.kept.pop(name)
 
     @precondition(lambda self: len(self._lives) > 1)
     @rule(which=st.integers(0, 9), trouble=TROUBLE)
@@ -397,14 +399,18 @@ class Lives(RuleBasedStateMachine):
         """What is in the store comes back, and nothing else; what was on its way is not."""
         self._end()
         self._loop.run_until_complete(self._faulty.close())
-        before = {self._keeper(life).record.volume: life for life in self._lives.values()}
+        records = [(self._keeper(life).record, life) for life in self._lives.values()]
+        before = {record.volume: life for record, life in records}
+        durable = {record.volume: {each.id for each in record.checkpoints if each.durable} for record, _ in records}
         for volume_id in self._lives:
             self.pool.destroy(volume_id)
         self._connect()
         self._start()
         self._lives = {}
         self._loop.run_until_complete(self._recover(before))
-        assert {volume for volume, life in before.items() if life.saved} <= {UUID(name) for name in self._lives}
+        found = {UUID(name): life.kept.keys() for name, life in self._lives.items()}
+        assert {volume for volume, life in before.items() if life.saved or durable[volume]} <= found.keys()
+        assert all(durable[volume] <= names for volume, names in found.items())
         if not self._lives:
             self._create()
 
@@ -417,7 +423,8 @@ class Lives(RuleBasedStateMachine):
             disk = await disk_in(self._truth, found.volume)
             assert disk in former.possible
             kept = {each.id: await disk_in(self._truth, found.volume, each.id) for each in found.checkpoints}
-            assert all(former.kept.get(name, content) == content for name, content in kept.items())
+            known = former.kept | former.forgotten
+            assert all(known[name] == content for name, content in kept.items())
             name = str(found.volume)
             self.pool.place(name, meta={"image": found.image}, record=found.record())
             self._lives[name] = Life(name, dict(disk), [disk], kept, saved=True)
