@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from ballpoint.core import ids
+from tests.node.test_lost import directory
+from tests.node.test_store_away import server_of
+from tests.support.checkpoints import disk, new_sprite, post, write
 from tests.support.nodes import TestNode, shell
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.node
 
@@ -22,14 +24,6 @@ for number in range({_PIECES}):
     os.pwrite(disk, os.urandom(4096), number * 8192 + WHERE)
 os.fsync(disk)
 """
-# Twice as long as a disk that has changed waits at first.
-_LONG_SECONDS = 10.0
-
-
-def objects(node: TestNode) -> dict[Path, int]:
-    """What is in the node's store, and when each was written."""
-    found = [path for path in (node.data / "store").rglob("*") if path.is_file()]
-    return {path: path.stat().st_mtime_ns for path in found}
 
 
 def test_a_fork_of_a_fork_is_saved_after_those_it_came_from(own_node: TestNode) -> None:
@@ -44,19 +38,30 @@ def test_a_fork_of_a_fork_is_saved_after_those_it_came_from(own_node: TestNode) 
         assert "not_saved" not in own_node.api("GET", f"/v1/sprites/{name}/events").text
 
 
-def test_a_sprite_that_changes_nothing_costs_no_request(own_node: TestNode) -> None:
-    own_node.start()
-    name = f"t-{ids.new_instance_id()}"
-    assert own_node.api("POST", "/v1/sprites", json={"name": name}).status_code == 201
-    disk: dict[str, Any] = {"lag_seconds": 0.0}
-    while disk["lag_seconds"] is not None:  # what a start itself changes is saved
-        assert own_node.api("POST", f"/v1/sprites/{name}/sync").status_code == 200
-        disk = own_node.api("GET", f"/v1/sprites/{name}/disk").json()
-    before = objects(own_node)
-    command = "cmd=sh&cmd=-c&cmd=i=0;while%20[%20$i%20-lt%20100000%20];do%20i=$((i%2B1));done"
-    assert own_node.api("POST", f"/v1/sprites/{name}/exec?{command}").status_code == 200
-    time.sleep(_LONG_SECONDS)  # nothing tells of what does not happen
-    assert objects(own_node) == before
+def test_a_sprite_that_changes_nothing_costs_no_request(
+    own_node: TestNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, place = own_node, tmp_path / "server"
+    with server_of(node, place, monkeypatch):
+        node.start()
+        quiet, busy = new_sprite(node), new_sprite(node)
+        volumes = [directory(node, each).name for each in (quiet, busy)]
+        for sprite in (quiet, busy):
+            while disk(node, sprite)["lag_seconds"] is not None:  # what a start itself changes is saved
+                assert post(node, sprite, "sync").status_code == 200
+        server = place / "log"
+        before = server.stat().st_size
+        assert shell(quiet, "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done")[0] == 0
+        # What has run may have changed something: after some seconds the disk is looked at.
+        eventually(lambda: disk(node, quiet)["lag_seconds"] is not None)
+        eventually(lambda: disk(node, quiet)["lag_seconds"] is None)
+        write(busy, "changed")
+        assert post(node, busy, "sync").status_code == 200
+        with server.open() as log:
+            log.seek(before)
+            requests = log.read()
+        assert [volume in requests for volume in volumes] == [False, True]
+        node.down()
 
 
 def test_a_disk_that_fell_apart_is_followed_while_its_sprite_runs(own_node: TestNode) -> None:
