@@ -287,3 +287,46 @@ def test_a_file_system_that_went_read_only_is_mended_by_a_restart(own_node: Test
     assert shell(own_node.client().get_sprite(sprite.name), f"{_SUM}; touch new") == (0, content)
     assert len(events(own_node, sprite, "repaired")) == 1
     assert events(own_node, sprite, "kept_aside") == []
+
+
+# ---- an object of the store is damaged ----
+
+
+def turned(object_file: Path) -> None:
+    """Turn one bit in the middle; once more turns it back."""
+    with object_file.open("r+b") as file:
+        middle = object_file.stat().st_size // 2
+        file.seek(middle)
+        (byte,) = file.read(1)
+        file.seek(middle)
+        file.write(bytes([byte ^ 4]))
+
+
+def test_a_damaged_object_is_named_and_concerns_no_other_sprite(own_node: TestNode) -> None:
+    own_node.start()
+    (sprite, content), (cold, cold_content), (running, running_content) = (filled(own_node) for _ in range(3))
+    for each in (running, cold):
+        done = own_node.api("POST", f"/v1/sprites/{each.name}/checkpoint", params={"wait": "durable"})
+        assert done.is_success, done.text
+    for each in (sprite, cold):
+        assert verb(own_node, each, "sleep").is_success
+        sync(own_node, each)
+        (directory(own_node, each) / "disk.img").unlink()
+    store = own_node.data / "store"
+    packs = (store / "volumes" / directory(own_node, sprite).name / "packs").iterdir()
+    pack = max(packs, key=lambda path: path.stat().st_size)
+    turned(pack)
+    for _ in range(2):
+        answer = verb(own_node, sprite, "wake")
+        assert answer.status_code == 500 and answer.json()["error"] == "corrupt", answer.text
+        assert str(pack.relative_to(store)) in answer.json()["message"]
+    assert verb(own_node, cold, "wake").is_success
+    assert shell(cold, _SUM) == (0, cold_content)
+    for each in (cold, running):
+        assert own_node.api("POST", f"/v1/sprites/{each.name}/checkpoints/v0/restore").is_success
+    assert shell(cold, _SUM) == (0, cold_content)
+    assert shell(running, _SUM) == (0, running_content)
+    sync(own_node, running)
+    turned(pack)
+    assert verb(own_node, sprite, "wake").is_success
+    assert shell(sprite, _SUM) == (0, content)
