@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ballpoint.core import ids
-from ballpoint.core.errors import ConflictError
+from ballpoint.core.errors import BallpointError, ConflictError, InvalidError
 from tests.store import servers
 from tests.support.nodes import TestNode, shell
 
@@ -70,24 +70,46 @@ def test_a_node_starts_and_runs_its_sprites_without_its_store(own_node: TestNode
     assert shell(own_node.client().create_sprite(f"t-{ids.new_instance_id()}"), "echo new") == (0, "new\n")
 
 
+def refused(node: TestNode, error: type[BallpointError]) -> tuple[str, str]:
+    """Start a node that must not serve. Returns the sentence that says why, and the hint after it."""
+    command = [
+        *node.program, "serve", "--data", str(node.data), "--cache", str(node.cache), "--image", "slim",
+        "--listen", "127.0.0.1:0", "--pool", "0", *node.options,
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_DEADLINE)
+    assert done.returncode == error.exit_code, done.stderr
+    assert "serving on" not in done.stdout and "Traceback" not in done.stderr
+    lines = done.stderr.splitlines()
+    (said,) = (line for line in lines if line.startswith("ballpoint: "))
+    return said, lines[-1]
+
+
 def test_a_store_in_use_is_refused_in_one_sentence(own_node: TestNode, tmp_path: Path) -> None:
     own_node.options += ["--store", (tmp_path / "objects").as_uri()]
     own_node.start()
     own_node.down()
     other = TestNode(tmp_path / "other" / "data", options=own_node.options)
-    command = [
-        *other.program, "serve", "--data", str(other.data), "--cache", str(other.cache), "--image", "slim",
-        "--listen", "127.0.0.1:0", "--pool", "0", *other.options,
-    ]  # fmt: skip
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_DEADLINE)
+        said, hint = refused(other, ConflictError)
     finally:
         other.down()
-    assert done.returncode == ConflictError.exit_code
-    assert "serving on" not in done.stdout and "Traceback" not in done.stderr
-    said = [line for line in done.stderr.splitlines() if line.startswith("ballpoint: ")]
-    assert said == ["ballpoint: the store is in use by another deployment, or by an earlier life of this one"]
-    assert "ballpoint recover" in done.stderr.splitlines()[-1]
+    assert said == "ballpoint: the store is in use by another deployment, or by an earlier life of this one"
+    assert "ballpoint recover" in hint
+
+
+def test_a_store_in_which_two_writers_win_is_refused_in_one_sentence(
+    own_node: TestNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in servers.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    place = tmp_path / "server"
+    place.mkdir()
+    with servers.rclone(place) as endpoint:
+        own_node.options += ["--store", servers.store_url(endpoint, "node")]
+        said, hint = refused(own_node, InvalidError)
+        assert said == "ballpoint: the store cannot be used: an object that exists was created again"
+        assert "docs/store.md" in hint
+        assert [path for path in (place / "objects").rglob("*") if path.is_file()] == []
 
 
 def test_a_url_with_a_credential_is_refused_before_it_is_written(tmp_path: Path) -> None:
