@@ -132,7 +132,10 @@ class Upload(Packing):
 
     async def _send(self, pack: PackBuilder) -> None:
         await self._shared.packs.acquire()
-        self._storing.append(self._puts.start(self._put(pack), f"put {pack.name.key}"))
+        put = self._puts.start(self._put(pack), f"put {pack.name.key}")
+        # Not in the task itself: one that is cancelled before its first step does nothing at all.
+        put.add_done_callback(lambda _: self._shared.packs.release())
+        self._storing.append(put)
         self._check()
 
     def _check(self) -> None:
@@ -147,8 +150,6 @@ class Upload(Packing):
             self.bytes_stored += len(data)
         except BallpointError as error:
             self._refused = error
-        finally:
-            self._shared.packs.release()
 
     async def _in_order(self, look: Callable[[Sequence[int]], Found], blocks: Iterable[int]) -> AsyncIterator[Found]:
         """What `look` gives, a chunk of blocks at a time, while threads work on the next ones."""
