@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Sequence
 from uuid import UUID
 
@@ -90,3 +91,28 @@ async def test_an_upload_that_is_cancelled_keeps_nobody_from_uploading_later(upl
         await asyncio.wait([uploading])
     store.holds = False
     await asyncio.wait_for(volume.upload(), 60)
+
+
+async def test_an_upload_that_failed_reads_no_more(uploads: Uploads) -> None:
+    """What it reads from is closed then."""
+    loop = asyncio.get_running_loop()
+    second, go_on = threading.Event(), threading.Event()
+    reading: set[int] = set()
+
+    def slow(blocks: Sequence[int]) -> Found:
+        reading.add(blocks[0])
+        if blocks[0]:
+            second.set()
+            assert go_on.wait(60)
+        else:
+            assert second.wait(60)
+        reading.discard(blocks[0])
+        return look(blocks)
+
+    def refuse() -> PackBuilder:
+        loop.call_soon(go_on.set)
+        raise UnavailableError("no pack")
+
+    with pytest.raises(UnavailableError):
+        await Upload(uploads, MemoryStore(), refuse).blocks(slow, _BLOCKS, inline=False)
+    assert not reading

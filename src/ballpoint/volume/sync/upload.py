@@ -7,8 +7,9 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final
@@ -23,6 +24,7 @@ from ballpoint.volume.log.commit import Closed
 from ballpoint.volume.log.pack import PackBuilder
 from ballpoint.volume.log.packing import Packing
 from ballpoint.volume.sync.source import Source
+from ballpoint.volume.sync.threads import ended
 
 # A thread's turn: handing one to it costs as much as compressing a block.
 _CHUNK_BLOCKS: Final = 32
@@ -96,20 +98,22 @@ class Upload(Packing):
         """
         places: list[tuple[int, Place]] = []
         held = 0
-        async for found in self._in_order(look, blocks):
-            self.cpu_seconds += found.cpu_seconds
-            for block, blob in found.blocks:
-                if blob is None or inline:
-                    places.append((block, blob))
-                    held += len(blob.stored) if blob is not None else 0
-                else:
-                    places.append((block, await self.add(blob, "block")))
-            if inline and held > INLINE_MAX:
-                inline = False
-                places = [
-                    (block, await self.add(place, "block") if isinstance(place, Blob) else place)
-                    for block, place in places
-                ]
+        # An error here ends no generator by itself, only some time later.
+        async with aclosing(self._in_order(look, blocks)) as in_order:
+            async for found in in_order:
+                self.cpu_seconds += found.cpu_seconds
+                for block, blob in found.blocks:
+                    if blob is None or inline:
+                        places.append((block, blob))
+                        held += len(blob.stored) if blob is not None else 0
+                    else:
+                        places.append((block, await self.add(blob, "block")))
+                if inline and held > INLINE_MAX:
+                    inline = False
+                    places = [
+                        (block, await self.add(place, "block") if isinstance(place, Blob) else place)
+                        for block, place in places
+                    ]
         return places
 
     async def finish(self) -> Closed | None:
@@ -151,23 +155,25 @@ class Upload(Packing):
         except BallpointError as error:
             self._refused = error
 
-    async def _in_order(self, look: Callable[[Sequence[int]], Found], blocks: Iterable[int]) -> AsyncIterator[Found]:
+    async def _in_order(
+        self, look: Callable[[Sequence[int]], Found], blocks: Iterable[int]
+    ) -> AsyncGenerator[Found, None]:
         """What `look` gives, a chunk of blocks at a time, while threads work on the next ones."""
         numbers = iter(blocks)
-        loop = asyncio.get_running_loop()
-        under_way: deque[asyncio.Future[Found]] = deque()
+        under_way: deque[Future[Found]] = deque()
         try:
             while True:
                 while len(under_way) <= self._shared.threads and (chunk := list(islice(numbers, _CHUNK_BLOCKS))):
-                    under_way.append(loop.run_in_executor(self._shared.executor, look, chunk))
+                    under_way.append(self._shared.executor.submit(look, chunk))
                 if not under_way:
                     return
-                yield await under_way.popleft()
+                yield await asyncio.shield(asyncio.wrap_future(under_way[0]))
+                under_way.popleft()
         finally:
             # The threads read from descriptors that are closed when this ends.
             for each in under_way:
                 each.cancel()
-            await asyncio.gather(*under_way, return_exceptions=True)
+            await ended(map(asyncio.wrap_future, under_way))
 
 
 def present(new: Source, blocks: Sequence[int]) -> Found:
