@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import random
 from pathlib import Path
 
 import pytest
 
 from ballpoint.core.errors import UnavailableError
+from ballpoint.store import directory as directory_module
 from ballpoint.store.directory import DirectoryStore
 from ballpoint.store.faulty import Faults, FaultyStore
 from ballpoint.store.settle import create_settled
@@ -81,6 +84,38 @@ async def test_an_outage_leaves_it_open_and_a_second_call_settles_it(directory: 
         await create_settled(store, "key", b"data", seconds=0.2)
     store.out = False
     assert await create_settled(store, "key", b"data")
+    await store.close()
+
+
+async def test_what_is_seen_is_not_taken_for_durable(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk fails after the object has its name, and before that is durable."""
+    store = DirectoryStore(directory)
+    await store.create("log/1", b"before")
+    durable: list[Path] = []
+    failures = iter([True])
+
+    def fsync_directory(path: Path) -> None:
+        if next(failures, False):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        durable.append(path)
+
+    monkeypatch.setattr(directory_module, "fsync_directory", fsync_directory)
+    assert await create_settled(store, "log/2", b"data")
+    assert durable == [directory / "log"]
+    await store.close()
+
+
+async def test_a_change_whose_disk_failed_may_have_been_made(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = DirectoryStore(directory)
+    await store.create("log/1", b"before")
+
+    def fsync_directory(path: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(directory_module, "fsync_directory", fsync_directory)
+    with pytest.raises(UnknownOutcomeError):
+        await store.create("log/2", b"data")
+    assert await store.get("log/2") == b"data"
     await store.close()
 
 

@@ -73,7 +73,9 @@ class DirectoryStore:
             kind = UnknownOutcomeError if changes else UnavailableError
             raise kind(f"the store in {self._root} does not answer within {_SECONDS:g} s") from error
         except OSError as error:
-            raise UnavailableError(f"the store in {self._root}: {error.strerror}") from error
+            # A change may be seen by now, and not be durable.
+            kind = UnknownOutcomeError if changes else UnavailableError
+            raise kind(f"the store in {self._root}: {error.strerror}", hint="look at its disk") from error
 
     def _get(self, key: str, start: int, length: int | None) -> bytes:
         try:

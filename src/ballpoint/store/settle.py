@@ -42,17 +42,16 @@ async def create_settled(
 
 
 async def _try(store: Store, key: str, data: bytes) -> bool | None:
-    """Try once, and look. None: it may still be made, or not be seen."""
-    exists = False
+    """Try once. None: it may still be made, or not be seen.
+
+    Only an answer to a create says that the object is durable. One that is merely seen need not be: whoever makes it
+    may not be that far, or have failed on the way. So where an answer is lost it is created again, and found to exist.
+    """
     try:
         if await store.create(key, data):
             return True
-        exists = True
-    except UnavailableError:
-        pass  # it may have been made all the same
-    try:
         return await store.get(key) == data
     except NotFoundError:
-        return False if exists else None
+        return False
     except UnavailableError:
         return None

@@ -64,7 +64,7 @@ class Store(Protocol):
         """Make an object unless there is one. Of many who try at once, one succeeds.
 
         Returns:
-            Whether it was made: False says that the key exists, and nothing about whose it is.
+            Whether it was made: False says that the key exists, durably, and nothing about whose it is.
 
         Raises:
             UnknownOutcomeError: it may exist now, or later.

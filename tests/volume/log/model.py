@@ -228,16 +228,15 @@ def listing(kind: type, volume: str | None = None) -> Process:
 
 
 def create(key: Any, value: Any) -> Process:
-    """Create-only, settled by reading back. True: it is there, or was, by us. False: somebody else was first."""
+    """Create-only, settled by creating again. True: it is there, or was, by us. False: somebody else was first."""
     while True:
         answer = yield Create(key, value)
         if answer == "made":
             return True
-        found = yield Get(key)
-        if found is not None:
-            return found.id == value.id
         if answer == "exists":
-            return False  # it has gone since: we are far behind
+            found = yield Get(key)
+            # Where it has gone since, we are far behind.
+            return found is not None and found.id == value.id
 
 
 def surely(op: Put | Delete) -> Process:
