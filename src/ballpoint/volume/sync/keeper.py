@@ -33,6 +33,7 @@ from ballpoint.volume.sync.hydrate import Progress
 from ballpoint.volume.sync.local import Cost, Frozen, Local, Snapshot
 from ballpoint.volume.sync.opening import open_log, require_own, take_over
 from ballpoint.volume.sync.place import fetch
+from ballpoint.volume.sync.threads import to_the_end
 from ballpoint.volume.sync.upload import Uploads
 
 _NOTED = steps.declare("checkpoint: the record names it")
@@ -183,11 +184,11 @@ class Keeper:
             CorruptError: what the store has of it is damaged.
         """
         async with self._snapshot_of(checkpoint_id, progress) as sequence:
-            image = await asyncio.to_thread(self._local.pool.stage, self.volume_id, sequence)
+            image = await to_the_end(self._local.pool.stage, self.volume_id, sequence)
             try:
                 yield image
             except BaseException:
-                await asyncio.shield(asyncio.to_thread(self._local.pool.drop_staged, image))
+                await to_the_end(self._local.pool.drop_staged, image)
                 raise
 
     async def replace_disk(self, checkpoint_id: str, staged: Path) -> Path:
@@ -237,7 +238,7 @@ class Keeper:
         )
         steps.reach(_RESTORING)
         await self._local.stop_following()
-        image = await asyncio.to_thread(self._local.pool.replace_disk, self._local.volume_id, staged)
+        image = await to_the_end(self._local.pool.replace_disk, self._local.volume_id, staged)
         steps.reach(_REPLACED)
         return image
 
@@ -253,9 +254,8 @@ class Keeper:
                 sequence=1,
                 origin=Origin(volume=self.record.volume, checkpoint=kept.id, sequence=1),
             )
-            await asyncio.to_thread(
-                self._local.pool.fork, new_volume_id, of=self.volume_id, sequence=sequence, record=made
-            )
+            make = partial(self._local.pool.fork, new_volume_id, of=self.volume_id, sequence=sequence, record=made)
+            await to_the_end(make)
         steps.reach(_FORKED)
 
     def image_of(self, kept: Kept) -> Path:
@@ -302,8 +302,8 @@ class Keeper:
                     bytes_written=await asyncio.to_thread(snapshots.allocated, self._local.directory, sequence),
                     bytes_stored=sum(item.size for item in stored),
                 )
-                staged = await asyncio.to_thread(self._local.pool.stage, self._local.volume_id, sequence)
-                await asyncio.to_thread(self._local.pool.replace_disk, self._local.volume_id, staged)
+                staged = await to_the_end(self._local.pool.stage, self._local.volume_id, sequence)
+                await to_the_end(self._local.pool.replace_disk, self._local.volume_id, staged)
 
     async def evict(self, settings: dict[str, Any]) -> bool:
         """Leave the disk to the store alone, and what is here of its checkpoints. It must not be attached.
@@ -324,7 +324,7 @@ class Keeper:
             await self._local.write(base=None, coming=None, checkpoints=checkpoints)
             steps.reach(_LET_GO)
             await self._local.stop_following()
-            await asyncio.to_thread(self._local.pool.evict, self.volume_id)
+            await to_the_end(self._local.pool.evict, self.volume_id)
             return True
 
     async def evict_checkpoints(self) -> int:

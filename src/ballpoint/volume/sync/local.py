@@ -31,6 +31,7 @@ from ballpoint.volume.pool import AttachedVolume, VolumePool
 from ballpoint.volume.record import Base, Operation, Record, read_record, write_record
 from ballpoint.volume.sync.following import Following, remove_copy
 from ballpoint.volume.sync.source import Source
+from ballpoint.volume.sync.threads import to_the_end
 
 log = logging.getLogger(__name__)
 
@@ -244,12 +245,12 @@ class Local:
             began = self._clock.monotonic()
             async with frozen() if frozen is not None and disk is not None else nullcontext():
                 written = self._written_ns()
-                await _to_the_end(snapshots.clone, image, self.directory, sequence)
+                await to_the_end(snapshots.clone, image, self.directory, sequence)
                 cloned = self._clock.now().timestamp() * 1e9
             if disk is not None:
                 self._stalled(began)
             steps.reach(_CLONED)
-            await _to_the_end(snapshots.keep, self.directory, sequence)
+            await to_the_end(snapshots.keep, self.directory, sequence)
             steps.reach(_KEPT)
         except BaseException:
             snapshots.remove(self.directory, sequence)
@@ -348,9 +349,9 @@ class Local:
             await asyncio.to_thread(following.flush)
             steps.reach(_FLUSHED)
             if snapshot.sequence is not None:
-                await _to_the_end(snapshots.clone, following.path, self.directory, snapshot.sequence)
+                await to_the_end(snapshots.clone, following.path, self.directory, snapshot.sequence)
                 steps.reach(_CLONED)
-                await _to_the_end(snapshots.keep, self.directory, snapshot.sequence)
+                await to_the_end(snapshots.keep, self.directory, snapshot.sequence)
                 steps.reach(_KEPT)
         except BaseException:
             snapshot.close()
@@ -466,7 +467,7 @@ class Local:
         """Change the record, then remove the snapshots that it needs no more. The caller holds the lock."""
         before, after = self.record, msgspec.structs.replace(self.record, **changes)
         try:
-            await _to_the_end(write_record, self.directory, after)
+            await to_the_end(write_record, self.directory, after)
         except asyncio.CancelledError:
             self.record = after
             raise
@@ -482,16 +483,6 @@ class Local:
         taken = {each.id for each in self.record.checkpoints} | {each.id for each in self.record.pending}
         stem = self._clock.now().strftime("auto-%Y%m%dT%H%M%SZ")
         return next(name for name in chain([stem], (f"{stem}-{n}" for n in count(2))) if name not in taken)
-
-
-async def _to_the_end(work: Callable[..., None], *arguments: Any) -> None:
-    """Do something in a thread, also where the caller is cancelled meanwhile: who comes next must find it done."""
-    doing = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
-    try:
-        await asyncio.shield(doing)
-    except asyncio.CancelledError:
-        await doing
-        raise
 
 
 def _write_out(disk: AttachedVolume) -> None:

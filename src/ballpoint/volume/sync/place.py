@@ -13,6 +13,7 @@ from ballpoint.volume import snapshots
 from ballpoint.volume.log.log import View
 from ballpoint.volume.pool import VolumePool
 from ballpoint.volume.sync.hydrate import Filled, Progress, hydrate
+from ballpoint.volume.sync.threads import to_the_end
 
 
 async def fetch(
@@ -58,7 +59,7 @@ async def fetch(
     try:
         with pool.room():
             view = await hydrate(store, volume, fd, checkpoint=checkpoint, progress=told)
-            await asyncio.to_thread(snapshots.keep, directory, sequence)
+            await to_the_end(snapshots.keep, directory, sequence)
         return view
     except BaseException:
         remove_file(path)
