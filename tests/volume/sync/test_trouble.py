@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import subprocess
 import threading
@@ -13,9 +14,11 @@ import msgspec
 import pytest
 
 from ballpoint.core import ids
-from ballpoint.core.errors import FencedError, UnavailableError
+from ballpoint.core.errors import DISK_FULL, BallpointError, CorruptError, FencedError, UnavailableError
+from ballpoint.host import filesystem
 from ballpoint.store.directory import DirectoryStore
 from ballpoint.store.faulty import Faults, FaultyStore
+from ballpoint.volume import snapshots
 from ballpoint.volume.log.blob import BLOCK_BYTES
 from ballpoint.volume.log.changes import INLINE_MAX
 from ballpoint.volume.log.collect import collect
@@ -26,7 +29,7 @@ from ballpoint.volume.pool import VolumePool
 from ballpoint.volume.record import Record, read_record, write_record
 from ballpoint.volume.sync import local as local_module
 from ballpoint.volume.sync.upload import Uploads
-from tests.volume.sync.world import SETTINGS, Scribbler, disk_at, disk_in, keeper_of, settled, sync
+from tests.volume.sync.world import SETTINGS, Scribbler, disk_at, disk_in, freezer_of, keeper_of, settled, sync
 
 
 class HangingStore(DirectoryStore):
@@ -279,3 +282,61 @@ async def test_a_call_that_is_cancelled_while_the_record_is_written_has_written_
     assert making.cancelled()
     assert keeper.record == read_record(pool.directory(volume_id))
     assert [each.id for each in keeper.record.checkpoints] == ["v0"]
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "code"),
+    [
+        (errno.ENOSPC, UnavailableError, DISK_FULL),
+        (errno.EIO, CorruptError, "corrupt"),
+        (errno.EROFS, CorruptError, "corrupt"),
+        (errno.EMFILE, UnavailableError, "unavailable"),
+    ],
+)
+@pytest.mark.parametrize("what", ["flush", "clone", "keep", "write_record"])
+async def test_what_the_pool_refuses_is_an_error_that_says_what_to_do(
+    what: str,
+    number: int,
+    kind: type[BallpointError],
+    code: str,
+    pool: VolumePool,
+    volume_id: str,
+    store: HangingStore,
+    uploads: Uploads,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keeper = keeper_of(pool, volume_id, store, uploads)
+    Scribbler(pool.directory(volume_id) / "disk.img", 1).write()
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(local_module if what == "write_record" else snapshots, what, refuse)
+        for call in (keeper.checkpoint(None, comment="", auto=False, frozen=None), sync(keeper)):
+            with pytest.raises(BallpointError) as caught:
+                await call
+            assert isinstance(caught.value, kind)
+            assert caught.value.code == code
+            assert caught.value.hint is not None
+    assert keeper.record.checkpoints == ()
+    await settled(keeper)
+    assert {int(each.stem) for each in (pool.directory(volume_id) / "snapshots").iterdir()} == keeper.record.snapshots
+    assert await disk_in(store, UUID(volume_id)) == disk_at(pool.directory(volume_id) / "disk.img")
+
+
+async def test_a_disk_that_cannot_be_written_out_is_said_to_be_damaged(
+    pool: VolumePool, volume_id: str, store: HangingStore, uploads: Uploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = keeper_of(pool, volume_id, store, uploads)
+    disk = pool.attach(volume_id)
+
+    def refuse(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(filesystem, "syncfs", refuse)
+    with pytest.raises(CorruptError, match=volume_id):
+        await keeper.checkpoint(disk, comment="", auto=False, frozen=freezer_of(disk))
+    with pytest.raises(CorruptError, match=volume_id):
+        await keeper.sync(lambda: disk, SETTINGS)
+    disk.detach()

@@ -115,6 +115,7 @@ class Keeper:
 
         Raises:
             UnavailableError: the pool is full, or the disk cannot be frozen.
+            CorruptError: the disk cannot be read or written any more.
         """
         async with self._local.lock:
             return await self._keep(disk, comment, auto=auto, frozen=frozen)
@@ -184,7 +185,8 @@ class Keeper:
             CorruptError: what the store has of it is damaged.
         """
         async with self._snapshot_of(checkpoint_id, progress) as sequence:
-            image = await to_the_end(self._local.pool.stage, self.volume_id, sequence)
+            with self._local.errors():
+                image = await to_the_end(self._local.pool.stage, self.volume_id, sequence)
             try:
                 yield image
             except BaseException:
@@ -238,7 +240,8 @@ class Keeper:
         )
         steps.reach(_RESTORING)
         await self._local.stop_following()
-        image = await to_the_end(self._local.pool.replace_disk, self._local.volume_id, staged)
+        with self._local.errors():
+            image = await to_the_end(self._local.pool.replace_disk, self._local.volume_id, staged)
         steps.reach(_REPLACED)
         return image
 
@@ -255,7 +258,8 @@ class Keeper:
                 origin=Origin(volume=self.record.volume, checkpoint=kept.id, sequence=1),
             )
             make = partial(self._local.pool.fork, new_volume_id, of=self.volume_id, sequence=sequence, record=made)
-            await to_the_end(make)
+            with self._local.errors():
+                await to_the_end(make)
         steps.reach(_FORKED)
 
     def image_of(self, kept: Kept) -> Path:

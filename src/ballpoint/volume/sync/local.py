@@ -8,6 +8,7 @@ kernel's notes tell what has changed.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -47,6 +48,10 @@ _APPROACHES: Final = 2
 _TRIES: Final = 3
 # After it failed, a disk is not followed for so long.
 _REFUSED_SECONDS: Final = 600.0
+
+# What XFS and ext4 answer when a device fails or they find themselves damaged: EUCLEAN and EBADMSG are their
+# EFSCORRUPTED and EFSBADCRC; EROFS is what they are from then on.
+_DAMAGED: Final = {errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.EROFS}
 
 _FLUSHED = steps.declare("snapshot: what was dirty is written")
 _CLONED = steps.declare("snapshot: the disk is cloned")
@@ -201,11 +206,33 @@ class Local:
                 return True
             now = milliseconds(self._clock)
             if disk is not None:
-                await asyncio.to_thread(_write_out, disk)
+                with self.errors():
+                    await asyncio.to_thread(_write_out, disk)
             if self.written:
                 return False
             self.record = msgspec.structs.replace(self.record, snapshot_time=now)
             return True
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Turns what the system says of the volume's files into our errors.
+
+        Raises:
+            UnavailableError: the pool is full, or refuses for another reason.
+            CorruptError: the disk, or the pool below it, cannot be read or written any more.
+        """
+        try:
+            with self.pool.room():
+                yield
+        except OSError as error:
+            if error.errno in _DAMAGED:
+                raise CorruptError(
+                    f"the files of volume {self.volume_id} cannot be read or written: {error.strerror}",
+                    hint="the kernel's log says what is wrong; a restart of the sprite checks its disk",
+                ) from error
+            raise UnavailableError(
+                f"the pool refuses what volume {self.volume_id} needs: {error.strerror}", hint="look at the pool"
+            ) from error
 
     # ---- snapshots; the caller holds the lock, and notes them ----
 
@@ -214,11 +241,16 @@ class Local:
 
         Args:
             frozen: what stops the writers of an attached disk meanwhile; None where they are stopped.
+
+        Raises:
+            As `errors`.
         """
         snapshot = None
         if disk is not None and self._follows(disk):
             snapshot = await self._followed(disk, frozen, named=True)
-        snapshot = snapshot or await self._cloned(disk, frozen)
+        if snapshot is None:
+            with self.errors():
+                snapshot = await self._cloned(disk, frozen)
         assert snapshot.sequence is not None
         self.pending[snapshot.sequence] = snapshot
         return snapshot
@@ -228,11 +260,17 @@ class Local:
 
         Args:
             frozen: what stops the writers of an attached disk; None: they cannot be stopped.
+
+        Raises:
+            As `errors`.
         """
         snapshot = None
         if disk is not None and frozen is not None and (self._follows(disk) or await self._begin_to_follow(disk)):
             snapshot = await self._followed(disk, frozen, named=False)
-        return snapshot or await self._cloned(disk, None)
+        if snapshot is None:
+            with self.errors():
+                snapshot = await self._cloned(disk, None)
+        return snapshot
 
     async def _cloned(self, disk: AttachedVolume | None, frozen: Frozen | None) -> Snapshot:
         sequence, image, now = self.next_sequence(), self.directory / "disk.img", milliseconds(self._clock)
@@ -464,10 +502,15 @@ class Local:
             await self.write(**changes)
 
     async def write(self, **changes: Any) -> None:
-        """Change the record, then remove the snapshots that it needs no more. The caller holds the lock."""
+        """Change the record, then remove the snapshots that it needs no more. The caller holds the lock.
+
+        Raises:
+            As `errors`: the record is the old one.
+        """
         before, after = self.record, msgspec.structs.replace(self.record, **changes)
         try:
-            await to_the_end(write_record, self.directory, after)
+            with self.errors():
+                await to_the_end(write_record, self.directory, after)
         except asyncio.CancelledError:
             self.record = after
             raise
