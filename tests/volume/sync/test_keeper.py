@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from uuid import UUID
 
@@ -133,6 +136,30 @@ async def test_a_volume_that_was_given_up_before_it_began_gets_another_name(
     await sync(keeper)
     assert keeper.record.volume != UUID(volume_id)
     assert await disk_in(store, keeper.record.volume) == disk_at(pool.directory(volume_id) / "disk.img")
+
+
+async def test_a_volume_is_busy_while_a_checkpoint_is_made(
+    pool: VolumePool, volume_id: str, store: DirectoryStore, uploads: Uploads
+) -> None:
+    keeper = keeper_of(pool, volume_id, store, uploads)
+    disk = pool.attach(volume_id)
+    stopping, go_on = asyncio.Event(), asyncio.Event()
+
+    @asynccontextmanager
+    async def frozen() -> AsyncIterator[None]:
+        stopping.set()
+        await go_on.wait()
+        yield
+
+    busy = [keeper.busy]
+    making = asyncio.ensure_future(keeper.checkpoint(disk, comment="", auto=False, frozen=frozen))
+    await stopping.wait()
+    busy.append(keeper.busy)
+    go_on.set()
+    await making
+    busy.append(keeper.busy)
+    assert busy == [False, True, False]
+    disk.detach()
 
 
 async def test_a_disk_that_is_in_the_store_only_comes_back_whole(

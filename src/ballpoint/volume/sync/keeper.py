@@ -396,8 +396,11 @@ class Keeper:
 
     @property
     def busy(self) -> bool:
-        """Whether its log is being worked on, as by `sync`, or its disk is on its way here: that may take long."""
-        return self._logging.locked() or self._fetching.locked()
+        """Whether its log is being worked on, as by `sync`, its disk is on its way here, or a snapshot is being made.
+
+        That may take long: a disk that is frozen waits for the kernel.
+        """
+        return self._logging.locked() or self._fetching.locked() or self._local.lock.locked()
 
     @property
     def local(self) -> bool:
