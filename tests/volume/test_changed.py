@@ -210,7 +210,7 @@ def test_what_was_not_touched_is_not_reported(pool: VolumePool, live: int) -> No
     filesystem.set_cowextsize(live, 4096)
     with Snapshots(live, pool.root / "staging") as snapshots:
         snapshots.take()
-        assert changed(*snapshots.both()) == Blocks()
+        assert changed(*snapshots.both()) == Blocks(same=(range(512),))
         os.pwrite(live, b"x", 7 * BLOCK + 100)
         os.pwrite(live, b"x" * BLOCK, 600 * BLOCK - 1)
         fallocate(live, PUNCH_HOLE | KEEP_SIZE, 20 * BLOCK, 3 * BLOCK)

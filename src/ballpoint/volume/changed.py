@@ -29,10 +29,12 @@ class Blocks:
     Attributes:
         data: those with bytes to read.
         holes: those that have nothing now: they read as zeros.
+        same: the others with bytes to read, which do not differ.
     """
 
     data: tuple[range, ...] = ()
     holes: tuple[range, ...] = ()
+    same: tuple[range, ...] = ()
 
     def __len__(self) -> int:
         return sum(map(len, self.data)) + sum(map(len, self.holes))
@@ -70,7 +72,11 @@ def told_apart(count: int, differing: Iterable[range], allocated: Iterable[range
         differing, allocated: those that may differ, and those that have data; rising.
     """
     differing, allocated = tuple(differing), tuple(allocated)
-    return Blocks(tuple(_both(differing, allocated)), tuple(_both(differing, _gaps(count, allocated))))
+    return Blocks(
+        data=tuple(_both(differing, allocated)),
+        holes=tuple(_both(differing, _gaps(count, allocated))),
+        same=tuple(_both(allocated, _gaps(count, differing))),
+    )
 
 
 def united(count: int, pieces: Iterable[tuple[int, int]]) -> list[range]:

@@ -12,7 +12,7 @@ from ballpoint.volume.log.changes import PAGE_BLOCKS
 from ballpoint.volume.log.commit import Closed
 from ballpoint.volume.log.fork import found
 from ballpoint.volume.log.log import OutdatedError, Writer, read
-from ballpoint.volume.log.mapped import load_map, load_pages, open_map, read_map
+from ballpoint.volume.log.mapped import load_map, load_pages, load_places, open_map, read_map
 from tests.volume.log.disks import Disk, block, contents
 from tests.volume.log.memory import MemoryStore
 
@@ -65,6 +65,22 @@ async def test_blocks_in_packs_and_inline_and_holes_are_found_where_they_are(sto
     assert await look(store) == expected
     await disk.write({6: block(5)}, inline=True)
     assert await look(store) == {**expected, 6: block(5)}
+
+
+async def test_some_places_are_those_of_the_whole_map(store: MemoryStore, disk: Disk) -> None:
+    far = 7 * PAGE_BLOCKS
+    await disk.write({0: block(1), 5: block(2), far: block(3)})
+    await disk.complete()
+    await disk.write({5: None, 6: block(4), 8: block(4)}, inline=True)
+    await disk.write({6: block(5), 7: block(5)})
+    view = disk.writer.view
+    whole = await load_map(store, view)
+    await load_pages(store, view, whole, [far])
+    wanted = [0, 4, 5, 6, 7, 8, 9, far, 20 * PAGE_BLOCKS]
+    assert await load_places(store, view, wanted) == {number: whole[number] for number in wanted}
+    before = store.calls["get"]
+    await load_places(store, view, [5, 6, 7, 8])
+    assert store.calls["get"] == before
 
 
 async def test_a_new_pack_is_above_all_of_its_epoch_that_were_stored(store: MemoryStore, disk: Disk) -> None:

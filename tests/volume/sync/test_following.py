@@ -19,7 +19,8 @@ from ballpoint.host import filesystem, loop
 from ballpoint.host.blocktrace import BlockTrace
 from ballpoint.store.directory import DirectoryStore
 from ballpoint.volume import tracked
-from ballpoint.volume.log.blob import BLOCK_BYTES
+from ballpoint.volume.changed import Blocks
+from ballpoint.volume.log.changes import PAGE_BLOCKS
 from ballpoint.volume.pool import AttachedVolume, VolumePool
 from ballpoint.volume.sync import differences, local
 from ballpoint.volume.sync.keeper import Keeper
@@ -425,11 +426,30 @@ async def test_a_write_that_was_not_noted_is_noticed(world: World, monkeypatch: 
     following._mirror._notes.take()  # gone
     before = disk_at(world.copy)
     missed = [block for block, content in disk_at(world.image).items() if before.get(block) != content]
-    monkeypatch.setattr(ids, "random_below", lambda size: missed[len(missed) // 2] * BLOCK_BYTES)
+    monkeypatch.setattr(ids, "random_below", lambda count: missed[len(missed) // 2])
     (world.files / "small").write_bytes(b"x")
     await world.sync()
     assert not world.keeper.followed, "it is not believed any more"
+    assert len(world.keeper.alarms) == 1
     assert await world.stored() == disk_at(world.image)
+
+
+async def test_a_change_that_was_forgotten_is_noticed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "_SAMPLE_SECONDS", 0)
+    monkeypatch.setattr(differences, "_SAMPLES", PAGE_BLOCKS)
+    monkeypatch.setattr(ids, "random_below", lambda bound: 0)
+    world.write()
+    await world.sync()
+    world.write()
+    with monkeypatch.context() as patched:
+        patched.setattr(tracked.Mirror, "changed", lambda mirror: Blocks())
+        patched.setattr(differences, "_allocated", lambda new: ())
+        await world.sync()
+    assert not world.keeper.alarms
+    world.write()
+    await world.sync()
+    assert len(world.keeper.alarms) == 1
+    assert await world.stored() == world.frozen
 
 
 async def test_a_pool_without_room_has_no_copies(

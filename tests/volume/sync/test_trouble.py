@@ -19,14 +19,16 @@ from ballpoint.host import filesystem
 from ballpoint.store.directory import DirectoryStore
 from ballpoint.store.faulty import Faults, FaultyStore
 from ballpoint.volume import snapshots
+from ballpoint.volume.changed import Blocks, changed
 from ballpoint.volume.log.blob import BLOCK_BYTES
-from ballpoint.volume.log.changes import INLINE_MAX
+from ballpoint.volume.log.changes import INLINE_MAX, PAGE_BLOCKS
 from ballpoint.volume.log.collect import collect
 from ballpoint.volume.log.fork import join
 from ballpoint.volume.log.keys import MemberName
 from ballpoint.volume.log.log import read
 from ballpoint.volume.pool import VolumePool
 from ballpoint.volume.record import Record, read_record, write_record
+from ballpoint.volume.sync import differences
 from ballpoint.volume.sync import local as local_module
 from ballpoint.volume.sync.upload import Uploads
 from tests.volume.sync.world import SETTINGS, Scribbler, disk_at, disk_in, freezer_of, keeper_of, settled, sync
@@ -340,3 +342,81 @@ async def test_a_disk_that_cannot_be_written_out_is_said_to_be_damaged(
     with pytest.raises(CorruptError, match=volume_id):
         await keeper.sync(lambda: disk, SETTINGS)
     disk.detach()
+
+
+def touch(image: Path, text: bytes) -> None:
+    with image.open("r+b") as file:
+        file.write(text)
+
+
+def always_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each save compares with the log, of the blocks that are called unchanged, those of the first page."""
+    monkeypatch.setattr(local_module, "_SAMPLE_SECONDS", 0)
+    monkeypatch.setattr(differences, "_SAMPLES", PAGE_BLOCKS)
+    monkeypatch.setattr(ids, "random_below", lambda bound: 0)
+
+
+async def test_a_change_that_was_missed_is_noticed_and_comes_into_the_log(
+    pool: VolumePool,
+    volume_id: str,
+    store: HangingStore,
+    uploads: Uploads,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    always_sampled(monkeypatch)
+    image = pool.directory(volume_id) / "disk.img"
+    keeper = keeper_of(pool, volume_id, store, uploads)
+    write(image, b"before")
+    await settled(keeper)
+
+    def misses(old: int | None, new: int) -> Blocks:
+        found = changed(old, new)
+        assert found.data == (range(1), range(100, 101))
+        return Blocks(data=(range(1),), same=found.same)
+
+    write(image, b"missed")
+    touch(image, b"w")
+    with monkeypatch.context() as patched:
+        patched.setattr(differences, "changed", misses)
+        await sync(keeper)
+    assert keeper.alarms == []
+    assert await disk_in(store, UUID(volume_id)) != disk_at(image)
+
+    touch(image, b"x")
+    await sync(keeper)
+    assert await disk_in(store, UUID(volume_id)) == disk_at(image)
+    (alarm,) = keeper.alarms
+    assert "block 100 " in alarm
+    assert alarm in caplog.text
+    keeper.alarms.clear()
+    touch(image, b"y")
+    await sync(keeper)
+    assert keeper.alarms == []
+
+
+async def test_a_map_that_is_damaged_is_told_of_and_keeps_nothing_from_being_saved(
+    pool: VolumePool,
+    volume_id: str,
+    store: HangingStore,
+    uploads: Uploads,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    always_sampled(monkeypatch)
+    image = pool.directory(volume_id) / "disk.img"
+    keeper = keeper_of(pool, volume_id, store, uploads)
+    write(image, b"before")
+    await keeper.checkpoint(None, comment="", auto=False, frozen=None)  # all of it is in packs
+    await settled(keeper)
+    view = await read(store, UUID(volume_id))
+    assert view is not None and view.state is not None
+    pack = tmp_path / "store" / view.state.root.holder.key
+    pack.write_bytes(bytes(pack.stat().st_size))
+    write(image, b"after")
+    await sync(keeper)
+    (alarm,) = keeper.alarms
+    assert view.state.root.holder.key in alarm
+    after = await read(store, UUID(volume_id))
+    assert after is not None
+    assert after.disk > view.disk

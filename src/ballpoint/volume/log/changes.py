@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import struct
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from ballpoint.core.errors import InternalError
@@ -116,6 +117,17 @@ class Changes:
                 yield Change(block, Inline(self.commit, Piece(offset, length, flags, digest)))
             else:
                 yield Change(block, Reference.to(self.packs[pack], Piece(offset, length, flags, digest)))
+
+    def find(self, block: int) -> Change | None:
+        """What becomes of a block; None: it does not change."""
+        position = bisect_left(range(len(self)), block, key=self._block)
+        if position == len(self) or self._block(position) != block:
+            return None
+        at = position * ENTRY.size
+        return next(iter(replace(self, entries=self.entries[at : at + ENTRY.size])))
+
+    def _block(self, position: int) -> int:
+        return int(ENTRY.unpack_from(self.entries, position * ENTRY.size)[0])
 
     def blocks(self) -> Iterator[int]:
         """The numbers of the blocks that change."""

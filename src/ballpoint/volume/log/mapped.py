@@ -136,6 +136,27 @@ async def load_map(store: Store, view: View) -> Map:
     return disk
 
 
+async def load_places(store: Store, view: View, blocks: Iterable[int]) -> dict[int, Reference | Inline | None]:
+    """Where some blocks of a volume are as of `view`; None: it is a hole. Only their pages are read.
+
+    Raises:
+        OutdatedError, CorruptError: as `load_map`.
+    """
+    if view.state is None:
+        raise InternalError(f"volume {view.head.volume} is closed for good, and has no map")
+    places: dict[int, Reference | Inline | None] = {}
+    left = set(blocks)
+    for changes in reversed(view.changes):
+        found = [change for block in left if (change := changes.find(block)) is not None]
+        places.update(found)
+        left.difference_update(change.block for change in found)
+    if left:
+        disk = await open_map(store, view, view.state.root)
+        await load_pages(store, view, disk, left)
+        places.update((block, disk[block]) for block in left)
+    return places
+
+
 async def read_map(store: Store, volume: UUID) -> tuple[View, Map] | None:
     """A volume and its map, as a reader finds them who is not its writer. None: it has no log, or is closed for good.
 

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import logging
-import os
-from bisect import bisect_right
-from collections.abc import Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Final
 
 from ballpoint.core import ids
+from ballpoint.core.errors import CorruptError
 from ballpoint.store.store import Store
 from ballpoint.volume.changed import Blocks, changed
-from ballpoint.volume.log.blob import BLOCK_BYTES
+from ballpoint.volume.log.blob import BLOCK_BYTES, Inline, Reference, describe_all, hash_of
 from ballpoint.volume.log.changes import PAGE_BLOCKS
 from ballpoint.volume.log.log import View
-from ballpoint.volume.log.mapped import load_map, load_pages
+from ballpoint.volume.log.mapped import load_map, load_pages, load_places
 from ballpoint.volume.sync.local import Local, Snapshot
 from ballpoint.volume.sync.source import Source
 from ballpoint.volume.sync.upload import Place, Upload, differing, present, unknown
 
-log = logging.getLogger(__name__)
-
-# Of the blocks that the diff calls unchanged, so many are compared all the same.
-_SAMPLES: Final = 8
+# Of the blocks that are called unchanged, so many are compared with the log all the same.
+_SAMPLES: Final = 32
+_ZEROS: Final = hash_of(bytes(BLOCK_BYTES))
 
 
 async def differences(
@@ -44,13 +41,16 @@ async def differences(
     with ExitStack() as stack:
         new = stack.enter_context(local.opened(snapshot))
         if logged is not None and logged in snapshot.since:
-            return await upload.blocks(partial(present, new), sorted(snapshot.since[logged]), inline=inline)
-        if base is not None and snapshot.sequence is not None:
+            numbers = sorted(snapshot.since[logged])
+            if not local.is_sample_due() or await _is_as_logged(
+                store, local, view, new, _without(await asyncio.to_thread(_allocated, new), numbers)
+            ):
+                return await upload.blocks(partial(present, new), numbers, inline=inline)
+        elif base is not None and snapshot.sequence is not None:
             old = stack.enter_context(local.opened(Snapshot(base)))
             found = await asyncio.to_thread(_compared, old, new)
-            if await asyncio.to_thread(_sampled, new, old, found):
+            if not local.is_sample_due() or await _is_as_logged(store, local, view, new, found.same):
                 return await upload.blocks(partial(differing, new, old), _numbers(found), inline=inline)
-            log.error("volume %s: a changed block was called unchanged; all are looked at", local.volume_id)
         # Nothing is known of the disk's difference from the log, so every block is compared with the map.
         disk = await load_map(store, view)
         await load_pages(store, view, disk, (page * PAGE_BLOCKS for page in disk.pages))
@@ -58,8 +58,7 @@ async def differences(
         there = {change.block for page in (*disk.pages, *disk.dirty()) for change in disk.page(page)}
 
         def known(block: int) -> bytes | None:
-            place = disk[block]
-            return None if place is None else place.piece.hash
+            return _hash(disk[block])
 
         return await upload.blocks(partial(unknown, new, known), sorted(here | there), inline=inline)
 
@@ -71,34 +70,63 @@ def _compared(old: Source | None, new: Source) -> Blocks:
     return new.steady(look)
 
 
+def _allocated(new: Source) -> tuple[range, ...]:
+    return new.steady(lambda fd: changed(None, fd)).data
+
+
 def _numbers(blocks: Blocks) -> Iterator[int]:
-    return chain.from_iterable(_runs(blocks))
+    runs: list[range] = sorted((*blocks.data, *blocks.holes), key=lambda run: run.start)
+    return chain.from_iterable(runs)
 
 
-def _runs(blocks: Blocks) -> list[range]:
-    return sorted((*blocks.data, *blocks.holes), key=lambda run: run.start)
+def _without(runs: Iterable[range], blocks: Sequence[int]) -> list[range]:
+    """What is left of `runs` without some blocks; both rising."""
+    left = []
+    for run in runs:
+        since = run.start
+        for block in blocks[bisect_left(blocks, run.start) : bisect_left(blocks, run.stop)]:
+            if since < block:
+                left.append(range(since, block))
+            since = block + 1
+        if since < run.stop:
+            left.append(range(since, run.stop))
+    return left
 
 
-def _sampled(new: Source, old: Source, found: Blocks) -> bool:
-    """Compare some blocks that are called unchanged: whether they are."""
-    runs = _runs(found)
-    starts = [run.start for run in runs]
-    for _ in range(_SAMPLES):
-        if (block := new.steady(_random_block)) is None:
-            continue
-        position = bisect_right(starts, block) - 1
-        if position >= 0 and block in runs[position]:
-            continue
-        if differing(new, old, [block]).blocks:
-            return False
-    return True
+async def _is_as_logged(store: Store, local: Local, view: View, new: Source, same: Sequence[range]) -> bool:
+    """Compare some blocks that are believed to be in the log with what that has of them; whether they are as there.
 
-
-def _random_block(fd: int) -> int | None:
-    """A block with data; None where there is none behind a random place."""
+    What else finds out which blocks differ asks this node alone. Whatever it misses is missing in the store for ever.
+    """
+    blocks = _some(same)
     try:
-        return os.lseek(fd, ids.random_below(os.fstat(fd).st_size), os.SEEK_DATA) // BLOCK_BYTES
-    except OSError as error:
-        if error.errno == errno.ENXIO:
-            return None
-        raise
+        places = await load_places(store, view, blocks)
+    except CorruptError as error:
+        # It says nothing of this disk, and what is new of that is saved all the same.
+        local.alarm(str(error))
+        return True
+    differs = await asyncio.to_thread(unknown, new, lambda block: _hash(places[block]), blocks)
+    if not differs.blocks:
+        return True
+    local.alarm(
+        f"{describe_all(block for block, _ in differs.blocks)} had changed unnoticed, and was not in the store:"
+        " now all of the disk is compared with it"
+    )
+    return False
+
+
+def _some(runs: Sequence[range]) -> list[int]:
+    """Some blocks of `runs`, each as probable as any other; of one page of the map, as each costs a request."""
+    ends = list(accumulate(map(len, runs)))
+    if not ends:
+        return []
+    chosen = ids.random_below(ends[-1])
+    position = bisect_right(ends, chosen)
+    page = (runs[position].stop - (ends[position] - chosen)) // PAGE_BLOCKS
+    first, last = page * PAGE_BLOCKS, (page + 1) * PAGE_BLOCKS
+    blocks = [block for run in runs for block in range(max(run.start, first), min(run.stop, last))]
+    return sorted(blocks.pop(ids.random_below(len(blocks))) for _ in range(min(_SAMPLES, len(blocks))))
+
+
+def _hash(place: Reference | Inline | None) -> bytes | None:
+    return None if place is None or place.piece.hash == _ZEROS else place.piece.hash

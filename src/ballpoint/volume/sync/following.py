@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +15,7 @@ from ballpoint.core.errors import InternalError, UnavailableError
 from ballpoint.host import filesystem, loop
 from ballpoint.host.blocktrace import BlockTrace
 from ballpoint.host.files import remove_file
-from ballpoint.volume.log.blob import BLOCK_BYTES
+from ballpoint.volume.log.blob import BLOCK_BYTES, describe_all
 from ballpoint.volume.pool import AttachedVolume
 from ballpoint.volume.sync.source import Source
 from ballpoint.volume.tracked import Mirror
@@ -22,13 +23,19 @@ from ballpoint.volume.tracked import Mirror
 _NAME: Final = "copy.img"
 # As of the disk itself: see `filesystem.set_cowextsize`.
 _COW_BYTES: Final = 4096
-# At each freeze so many blocks are compared that were not copied.
+# At each freeze so many blocks are compared, of those that had data before; and so many are looked at for that, as
+# most of a disk are holes.
 _SAMPLES: Final = 4
+_TRIES: Final = 4096
 
 
 def remove_copy(directory: Path) -> None:
     """Remove what a process left that followed the disk in `directory`. Idempotent."""
     remove_file(directory / _NAME)
+
+
+class MissedError(InternalError):
+    """A write was not noted, or not copied: neither the notes nor the copy are to be believed."""
 
 
 class Following:
@@ -49,6 +56,7 @@ class Following:
         self._directory = directory
         self._one = threading.Lock()
         self._source: Source | None = None
+        self._samples: list[int] = []
         self.device = disk.device
         self.path = directory / _NAME
         with ExitStack() as stack:
@@ -89,6 +97,7 @@ class Following:
             self._require_open()
             self._preserve()
             self._mirror.approach()
+            self._choose()
 
     def arrive(self) -> bool:
         """Make the copy the disk as it is, while that is frozen, or unmounted.
@@ -97,7 +106,7 @@ class Following:
             False where it is not: `approach` again.
 
         Raises:
-            InternalError: what was noted is not all that was written.
+            MissedError: what was noted is not all that was written.
         """
         with self._one:
             self._require_open()
@@ -106,11 +115,11 @@ class Following:
                 self._mirror.arrive()
             except UnavailableError:
                 return False
-            differing = self._sampled()
+            differing = self._differing()
             if self._mirror.disturbed():
                 return False
             if differing:
-                raise InternalError(f"a write to {self.device} was not noted: block {differing[0]} was not copied")
+                raise MissedError(f"{describe_all(differing)} was written unnoticed, and not copied")
             return True
 
     def written(self) -> bool:
@@ -159,21 +168,28 @@ class Following:
             raise
         source.move(kept)
 
-    def _sampled(self) -> list[int]:
-        """Some blocks that differ: what was written and not noted would be missing in the store for ever."""
-        found = []
-        size = os.fstat(self._image).st_size
-        for _ in range(_SAMPLES):
-            try:
-                block = os.lseek(self._image, ids.random_below(size), os.SEEK_DATA) // BLOCK_BYTES
-            except OSError as error:
-                if error.errno == errno.ENXIO:  # there is no data behind that place
-                    continue
-                raise
-            at = block * BLOCK_BYTES
-            if os.pread(self._image, BLOCK_BYTES, at) != os.pread(self._copy, BLOCK_BYTES, at):
-                found.append(block)
-        return found
+    def _choose(self) -> None:
+        """Choose some blocks with data, each as probable as any other, while nobody waits for it."""
+        count = -(-os.fstat(self._image).st_size // BLOCK_BYTES)
+        tried = (ids.random_below(count) for _ in range(_TRIES))
+        self._samples = sorted(islice(filter(self._has_data, tried), _SAMPLES))
+
+    def _has_data(self, block: int) -> bool:
+        try:
+            return os.lseek(self._image, block * BLOCK_BYTES, os.SEEK_DATA) < (block + 1) * BLOCK_BYTES
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # there is no data from there on
+                return False
+            raise
+
+    def _differing(self) -> list[int]:
+        """Those chosen that differ: what was written and not noted would be missing in the store for ever."""
+        return [
+            block
+            for block in self._samples
+            if os.pread(self._image, BLOCK_BYTES, block * BLOCK_BYTES)
+            != os.pread(self._copy, BLOCK_BYTES, block * BLOCK_BYTES)
+        ]
 
     def _require_open(self) -> None:
         if self._held < 0:

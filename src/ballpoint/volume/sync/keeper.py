@@ -104,6 +104,15 @@ class Keeper:
         """Of `sync` and `checkpoint`."""
         return self._local.cost
 
+    @property
+    def alarms(self) -> list[str]:
+        """What is wrong with what was believed of the disk or of the log; emptied by whoever tells of it.
+
+        The disk has been compared with the log as a whole since, and that has it as it is; or an object of the log is
+        damaged.
+        """
+        return self._local.alarms
+
     # ---- what is asked for, and answered once it is done here ----
 
     async def checkpoint(self, disk: AttachedVolume | None, *, comment: str, auto: bool, frozen: Frozen | None) -> Kept:

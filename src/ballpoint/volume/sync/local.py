@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
@@ -30,7 +31,7 @@ from ballpoint.volume.log.keys import CommitName
 from ballpoint.volume.log.log import View, milliseconds
 from ballpoint.volume.pool import AttachedVolume, VolumePool
 from ballpoint.volume.record import Base, Operation, Record, read_record, write_record
-from ballpoint.volume.sync.following import Following, remove_copy
+from ballpoint.volume.sync.following import Following, MissedError, remove_copy
 from ballpoint.volume.sync.source import Source
 from ballpoint.volume.sync.threads import to_the_end
 
@@ -48,6 +49,9 @@ _APPROACHES: Final = 2
 _TRIES: Final = 3
 # After it failed, a disk is not followed for so long.
 _REFUSED_SECONDS: Final = 600.0
+
+# Blocks that are called unchanged are compared with the log so often at most: it takes two requests each time.
+_SAMPLE_SECONDS = 60.0
 
 # What XFS and ext4 answer when a device fails or they find themselves damaged: EUCLEAN and EBADMSG are their
 # EFSCORRUPTED and EFSBADCRC; EROFS is what they are from then on.
@@ -143,6 +147,7 @@ class Local:
         pending: states that are not in the log yet, by the sequence of their files, as far as this process made them.
         logged: which state the log has; None where this process has not brought it there.
         coming: the same, once a commit is in the log whose outcome is not known.
+        alarms: what is wrong with what was believed of the disk, or of the log; emptied by whoever tells of it.
     """
 
     def __init__(
@@ -153,6 +158,7 @@ class Local:
         self._following: Following | None = None
         self._last: Snapshot | None = None
         self._refused_until = 0.0
+        self._sample_due = -math.inf
         self._stall_seconds = 0.0
         self._sequence = max((record.sequence, *record.snapshots))
         self.pool = pool
@@ -164,6 +170,7 @@ class Local:
         self.pending: dict[int, Snapshot] = {}
         self.logged: Logged | None = None
         self.coming: Logged | None = None
+        self.alarms: list[str] = []
 
     @classmethod
     def open(cls, pool: VolumePool, volume_id: str, clock: Clock, trace: BlockTrace | None = None) -> Local:
@@ -212,6 +219,20 @@ class Local:
                 return False
             self.record = msgspec.structs.replace(self.record, snapshot_time=now)
             return True
+
+    def alarm(self, text: str) -> None:
+        """Say that something was not as it had been believed to be: a defect, or damage."""
+        log.error("volume %s: %s", self.volume_id, text)
+        if text not in self.alarms:
+            self.alarms.append(text)
+
+    def is_sample_due(self) -> bool:
+        """Whether blocks that are called unchanged are to be compared with the log; then not again for a while."""
+        now = self._clock.monotonic()
+        if now < self._sample_due:
+            return False
+        self._sample_due = now + _SAMPLE_SECONDS
+        return True
 
     @contextmanager
     def errors(self) -> Iterator[None]:
@@ -352,6 +373,8 @@ class Local:
             with self.pool.room():
                 return await self._reached(self._following, disk, frozen, named=named)
         except (BallpointError, OSError) as error:
+            if isinstance(error, MissedError):
+                self.alarm(f"{error}; now all of the disk is compared with the store")
             self._refuse(error)
             await self.stop_following()
             return None
@@ -423,6 +446,8 @@ class Local:
                 return self._since(await asyncio.to_thread(following.changed))
             return {}
         except (BallpointError, OSError) as error:
+            if isinstance(error, MissedError):
+                self.alarm(str(error))
             log.warning("volume %s is compared with its map: %s", self.volume_id, error)
             return {}
         finally:
