@@ -25,11 +25,13 @@ from ballpoint.volume.log.changes import INLINE_MAX, PAGE_BLOCKS
 from ballpoint.volume.log.collect import collect
 from ballpoint.volume.log.fork import join
 from ballpoint.volume.log.keys import MemberName
-from ballpoint.volume.log.log import read
+from ballpoint.volume.log.log import Writer, read
 from ballpoint.volume.pool import VolumePool
 from ballpoint.volume.record import Record, read_record, write_record
 from ballpoint.volume.sync import differences
+from ballpoint.volume.sync import keeper as keeper_module
 from ballpoint.volume.sync import local as local_module
+from ballpoint.volume.sync.keeper import Keeper
 from ballpoint.volume.sync.upload import Uploads
 from tests.volume.sync.world import SETTINGS, Scribbler, disk_at, disk_in, freezer_of, keeper_of, settled, sync
 
@@ -342,6 +344,58 @@ async def test_a_disk_that_cannot_be_written_out_is_said_to_be_damaged(
     with pytest.raises(CorruptError, match=volume_id):
         await keeper.sync(lambda: disk, SETTINGS)
     disk.detach()
+
+
+async def test_a_disk_that_was_fetched_into_a_full_pool_is_not_fetched_again(
+    pool: VolumePool, volume_id: str, store: HangingStore, uploads: Uploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = pool.directory(volume_id)
+    keeper = keeper_of(pool, volume_id, store, uploads)
+    Scribbler(directory / "disk.img", 1).write()
+    await settled(keeper)
+    expected = disk_at(directory / "disk.img")
+
+    def refuse(*arguments: object) -> None:
+        raise UnavailableError("the pool is full")
+
+    async def fail_to_fetch(keeper: Keeper) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(VolumePool, "stage", refuse)
+            with pytest.raises(UnavailableError):
+                await keeper.fetch()
+        assert not keeper.local
+
+    assert await keeper.evict(SETTINGS)
+    await fail_to_fetch(keeper)
+    assert await keeper.evict_checkpoints() == 1, "there is no room for it"
+    assert list((directory / "snapshots").iterdir()) == []
+    assert await keeper.evict_checkpoints() == 0
+
+    await fail_to_fetch(keeper)
+    for again in (keeper, keeper_of(pool, volume_id, store, uploads)):
+        with monkeypatch.context() as patched:
+            patched.setattr(keeper_module, "fetch", refuse)
+            await again.fetch()
+        assert disk_at(directory / "disk.img") == expected
+        (directory / "disk.img").unlink()
+
+    await fail_to_fetch(keeper)
+    elsewhere = await Writer.take_over(store, UUID(volume_id), writer="elsewhere")
+    assert elsewhere is not None
+    await elsewhere.commit("settings", settings=SETTINGS)
+    await keeper.fetch()
+    await sync(keeper_of(pool, volume_id, store, uploads))
+    (directory / "disk.img").unlink()
+
+    keeper = keeper_of(pool, volume_id, store, uploads)
+    await fail_to_fetch(keeper)
+    elsewhere = await Writer.take_over(store, UUID(volume_id), writer="elsewhere")
+    assert elsewhere is not None
+    await elsewhere.commit("data", blocks=[(100, None)])
+    await keeper.fetch()
+    expected.pop(100, None)
+    assert disk_at(directory / "disk.img") == expected
+    assert {int(each.stem) for each in (directory / "snapshots").iterdir()} == keeper.record.snapshots
 
 
 def touch(image: Path, text: bytes) -> None:

@@ -25,7 +25,7 @@ from ballpoint.store.store import Store, list_all
 from ballpoint.volume import snapshots
 from ballpoint.volume.log.compact import Compacted
 from ballpoint.volume.log.keys import commits_prefix, packs_prefix, parse_commit
-from ballpoint.volume.log.log import milliseconds, read
+from ballpoint.volume.log.log import View, milliseconds, read
 from ballpoint.volume.pool import AttachedVolume, VolumePool
 from ballpoint.volume.record import Kept, Operation, Origin, Record, settings_hash
 from ballpoint.volume.sync.committer import Committer
@@ -285,13 +285,30 @@ class Keeper:
             progress: is told how far it is.
 
         Raises:
-            UnavailableError: the pool is full, or the store does not answer.
+            UnavailableError: the pool is full, or the store does not answer. What has come here stays for the next
+                call, or until `evict_checkpoints`.
             CorruptError: what the store has is damaged.
         """
         async with self._logging:
             if self.local:
                 return
-            sequence = self._local.next_sequence()
+            sequence = await self._fetched_disk(progress)
+            async with self._local.lock:
+                with self._local.errors():
+                    staged = await to_the_end(self._local.pool.stage, self._local.volume_id, sequence)
+                    await to_the_end(self._local.pool.replace_disk, self._local.volume_id, staged)
+
+    async def _fetched_disk(self, progress: Progress | None) -> int:
+        """The sequence of a snapshot that is what the store has of the disk; it is the base from now on."""
+        if self.record.base is not None:
+            # An earlier call fetched it, and no disk has come of it: the pool was full, or the node died.
+            view = await read(self._store, self.record.volume)
+            if view is not None and (found := self._local.valid_base(view)) is not None:
+                await self._local.note(**self._written_last(view))
+                return found
+            await self._local.note(base=None)
+        sequence = self._local.next_sequence()
+        with self._local.errors():
             view = await fetch(
                 self._local.pool,
                 self.volume_id,
@@ -300,23 +317,24 @@ class Keeper:
                 volume=self.record.volume,
                 progress=progress,
             )
-            stored = await list_all(self._store, packs_prefix(self.record.volume))
-            steps.reach(_FETCHED)
-            async with self._local.lock:
-                # Whoever wrote it last: this node's own state was given up when it was evicted.
-                own, last = (self.record.epoch, self.record.number), (view.last.epoch, view.last.number)
-                epoch, number = max(own, last)
-                await self._local.write(
-                    epoch=epoch,
-                    number=number,
-                    base=await asyncio.to_thread(self._local.base, view.disk, sequence),
-                    snapshot_time=view.time,
-                    snapshot_mtime_ns=0,
-                    bytes_written=await asyncio.to_thread(snapshots.allocated, self._local.directory, sequence),
-                    bytes_stored=sum(item.size for item in stored),
-                )
-                staged = await to_the_end(self._local.pool.stage, self._local.volume_id, sequence)
-                await to_the_end(self._local.pool.replace_disk, self._local.volume_id, staged)
+        stored = await list_all(self._store, packs_prefix(self.record.volume))
+        steps.reach(_FETCHED)
+        async with self._local.lock:
+            await self._local.write(
+                **self._written_last(view),
+                base=await asyncio.to_thread(self._local.base, view.disk, sequence),
+                snapshot_time=view.time,
+                snapshot_mtime_ns=0,
+                bytes_written=await asyncio.to_thread(snapshots.allocated, self._local.directory, sequence),
+                bytes_stored=sum(item.size for item in stored),
+            )
+        return sequence
+
+    def _written_last(self, view: View) -> dict[str, int]:
+        """For the record: whoever wrote the log last, this node's own state was given up when it was evicted."""
+        own, last = (self.record.epoch, self.record.number), (view.last.epoch, view.last.number)
+        epoch, number = max(own, last)
+        return {"epoch": epoch, "number": number}
 
     async def evict(self, settings: dict[str, Any]) -> bool:
         """Leave the disk to the store alone, and what is here of its checkpoints. It must not be attached.
@@ -341,23 +359,29 @@ class Keeper:
             return True
 
     async def evict_checkpoints(self) -> int:
-        """Leave checkpoints to the store alone that are there. Returns how many; restoring them will take longer."""
+        """Leave to the store alone what is there of checkpoints, and a disk that was fetched and is not in use.
+
+        Returns:
+            How many of these; restoring or fetching them will take longer.
+        """
         async with self._logging, self._local.lock:
+            base = self.record.base
+            unused = base is not None and not self.local
             needed = {each.sequence for each in self.record.pending}
-            if self.record.base is not None:
-                needed.add(self.record.base.sequence)
+            if base is not None and not unused:
+                needed.add(base.sequence)
             gone = [
                 each
                 for each in self.record.checkpoints
                 if each.durable and each.sequence not in {None, *needed} and not self._wanted[each.id]
             ]
-            if gone:
+            if gone or unused:
                 checkpoints = tuple(
                     msgspec.structs.replace(each, sequence=None) if each in gone else each
                     for each in self.record.checkpoints
                 )
-                await self._local.write(checkpoints=checkpoints)
-            return len(gone)
+                await self._local.write(checkpoints=checkpoints, base=None if unused else base)
+            return len(gone) + unused
 
     @asynccontextmanager
     async def _snapshot_of(self, checkpoint_id: str, progress: Progress | None = None) -> AsyncIterator[int]:
