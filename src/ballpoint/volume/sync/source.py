@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -21,6 +22,7 @@ class Source:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._fds = [fd]
+        self._closing = threading.Lock()
 
     def block(self, number: int) -> bytes:
         """A block of it, which ends as if zeros followed."""
@@ -35,9 +37,17 @@ class Source:
                 return found
 
     def move(self, fd: int) -> None:
-        """Read from another file from now on, which holds the same; the one before may be changed then."""
-        self._fds.append(fd)
-        self._fd = fd
+        """Read from another file from now on, which holds the same; the one before may be changed then.
+
+        Args:
+            fd: a descriptor of it, which this owns from now on, also where this has been closed meanwhile.
+        """
+        with self._closing:
+            if self.closed:
+                os.close(fd)
+                return
+            self._fds.append(fd)
+            self._fd = fd
 
     def allocated(self) -> int:
         """Bytes of it that are no hole."""
@@ -49,5 +59,6 @@ class Source:
 
     def close(self) -> None:
         """Idempotent; nobody may be reading any more."""
-        while self._fds:
-            os.close(self._fds.pop())
+        with self._closing:
+            while self._fds:
+                os.close(self._fds.pop())
