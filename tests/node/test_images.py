@@ -16,7 +16,7 @@ from ballpoint.core import ids
 from ballpoint.core.config import NodeConfig
 from ballpoint.core.errors import NotFoundError, UnavailableError
 from ballpoint.core.types import Caller
-from ballpoint.image.archive import fetch, keep, kept_images
+from ballpoint.image.archive import drop, fetch, keep, kept_images
 from ballpoint.image.catalogue import Catalogue, Image
 from ballpoint.image.uses import Uses
 from ballpoint.node.main import registry_url
@@ -159,6 +159,26 @@ async def test_images_of_sprites_are_put_and_those_that_come_later_too(config: N
     await eventually_async(both)
     keeping.cancel()
     assert unused.digest not in await kept()
+
+
+async def test_an_image_that_went_as_garbage_comes_back_with_the_next_disk_on_it(
+    config: NodeConfig, registry: Registry
+) -> None:
+    store = DirectoryStore(Path(config.store_url.removeprefix("file://")))
+    image = small_image(config.cache, b"image")
+    await sprite_on(registry, image.digest)
+    images = Images(config, registry, store)
+    keeping = asyncio.create_task(images.keep())
+
+    async def kept() -> bool:
+        return set(await kept_images(store)) == {image.digest}
+
+    await eventually_async(kept)
+    assert await drop(store, [image.digest]) > 0
+    assert not await kept()
+    images.needed(image.digest)
+    await eventually_async(kept)
+    keeping.cancel()
 
 
 async def test_an_image_waits_for_a_store_that_is_away(

@@ -148,6 +148,7 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
         stack.push_async_callback(saver.close)
         collector = Collector(saver, storage, config.node_id, metrics)
         saver.on_trash, saver.on_garbage = collector.destroyed, collector.later
+        saver.on_first = images.needed
         node.use(starter, spares, saver)
         await recover(node, instances, disks)
         pool.start()

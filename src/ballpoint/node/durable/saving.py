@@ -101,6 +101,7 @@ class Saver:
     Attributes:
         on_trash: called with the lineage of a volume that was put into the trash.
         on_garbage: called with the lineage of a volume much of which in the store may be garbage.
+        on_first: called with the image below a volume that the store has nothing of yet.
     """
 
     def __init__(
@@ -123,6 +124,7 @@ class Saver:
         self._saves = metrics.counter("ballpoint_saves_total", "Disks brought into the store.")
         self._failures = metrics.counter("ballpoint_save_failures_total", "Saves that failed, and will be tried again.")
         self._bytes = metrics.counter("ballpoint_saved_bytes_total", "Bytes stored by saves.")
+        self._alarms = metrics.counter("ballpoint_alarms_total", "Times that what was believed of a disk was wrong.")
         self._fetches = metrics.counter("ballpoint_fetches_total", "Disks that came back from the store.")
         self._fetched = metrics.counter("ballpoint_fetched_bytes_total", "Bytes of these.")
         metrics.gauge("ballpoint_unsaved_disks", "Disks that have changed since they were saved.", self._unsaved)
@@ -145,6 +147,7 @@ class Saver:
         self._unsaved_for: dict[str, str] = {}
         self.on_trash: Callable[[UUID], None] = lambda lineage: None
         self.on_garbage: Callable[[UUID], None] = lambda lineage: None
+        self.on_first: Callable[[str], None] = lambda digest: None
 
     async def close(self) -> None:
         """Stop saving; what is not saved is found dirty by the next start."""
@@ -582,6 +585,8 @@ class Saver:
             sprite = await self._node.registry.sprite_by_id(volume.sprite_id)
             keeper = volume.keeper
             before = keeper.record.epoch, keeper.record.number
+            if not keeper.record.epoch:
+                self.on_first(sprite.image_digest)
             stored = keeper.record.bytes_stored
             keeper.cost.reset()
             try:
@@ -596,6 +601,8 @@ class Saver:
             except (BallpointError, OSError) as error:
                 await self._failed(volume, sprite, str(error))
                 raise
+            finally:
+                await self._tell_alarms(keeper, sprite)
             self._saves.add()
             self._bytes.add(keeper.record.bytes_stored - stored)
             await self._succeeded(volume, sprite, began, changed=before != (keeper.record.epoch, keeper.record.number))
@@ -631,6 +638,11 @@ class Saver:
         look = self._pool.require_disk if volume.tried else self._pool.require_mountable
         await asyncio.to_thread(look, keeper.volume_id)
         volume.tried = True
+
+    async def _tell_alarms(self, keeper: Keeper, sprite: Sprite) -> None:
+        while keeper.alarms:
+            self._alarms.add()
+            await self._node.registry.add_event(sprite.id, "alarm", keeper.alarms.pop(0))
 
     async def _failed(self, volume: _Volume, sprite: Sprite, trouble: str) -> None:
         volume.failures += 1

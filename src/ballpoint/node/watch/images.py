@@ -47,6 +47,8 @@ class Images:
         self._catalogue = Catalogue(config.cache)
         self._uses = Uses(config.cache)
         self._used: set[str] = set()
+        # Of these, what the store has.
+        self._stored: set[str] = set()
         self._another = asyncio.Event()
 
     async def current(self) -> Image:
@@ -76,20 +78,25 @@ class Images:
             self._used.add(digest)
             self._another.set()
 
+    def needed(self, digest: str) -> None:
+        """A disk comes into the store that is on an image: see that this is there, too. It may have gone as garbage."""
+        self._stored.discard(digest)
+        self._another.set()
+
     async def keep(self) -> None:
         """Put the images that sprites are on into the store, at the least priority, once and whenever there are more.
 
-        Those that are in it are looked at once by each process of the node, and cost nothing more.
+        Those that are in it are looked at once by each process of the node and for each new disk, and cost nothing
+        more.
         """
         if self._config.store is None:
             return
         self._used |= {digest for digest in await self._of_sprites() if self._catalogue.has(digest)}
-        done: set[str] = set()
         with ThreadPoolExecutor(1, "images", initializer=_step_back) as threads:
             while True:
                 self._another.clear()
                 away = False
-                for digest in self._used - done:
+                for digest in self._used - self._stored:
                     try:
                         put = await archive.keep(self._store, self._catalogue.find(digest), threads=threads)
                     except UnavailableError as error:
@@ -99,8 +106,9 @@ class Images:
                     except (BallpointError, OSError) as error:
                         log.error("the image %s is not put into the store: %s", digest, error)
                     else:
-                        log.info("the image %s is in the store; %d bytes were put", digest, put)
-                    done.add(digest)
+                        if put:
+                            log.info("the image %s is in the store; %d bytes were put", digest, put)
+                    self._stored.add(digest)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._another.wait(), _RETRY_SECONDS if away else None)
 
