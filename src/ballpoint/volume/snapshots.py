@@ -12,11 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ballpoint.core import steps
 from ballpoint.core.errors import CorruptError
 from ballpoint.host import filesystem
 from ballpoint.host.files import fsync_directory, remove_file
 
 _DIRECTORY = "snapshots"
+
+_WRITTEN = steps.declare("snapshot: it is written")
 
 
 def path_of(volume: Path, sequence: int) -> Path:
@@ -59,6 +62,7 @@ def keep(volume: Path, sequence: int) -> None:
     """Make a snapshot durable, and let nobody write to it."""
     with opened(volume, sequence) as fd:
         os.fsync(fd)
+        steps.reach(_WRITTEN)
         filesystem.set_immutable(fd, True)
     fsync_directory(path_of(volume, sequence).parent)
     fsync_directory(volume)

@@ -14,6 +14,7 @@ import json
 import os
 import random
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
@@ -59,8 +60,9 @@ def say(**what: Any) -> None:
 class _Life:
     """One volume, and what its log inside the disk has to say."""
 
-    def __init__(self, pool: VolumePool, volume_id: str, keeper: Keeper, seed: int) -> None:
-        self.keeper = keeper
+    def __init__(self, pool: VolumePool, volume_id: str, open: Callable[[str], Keeper], seed: int) -> None:
+        self.keeper = open(volume_id)
+        self._open = open
         self._pool = pool
         self._id = volume_id
         self._random = random.Random(seed)
@@ -125,6 +127,11 @@ class _Life:
         await self.keeper.fetch()
         self._disk = self._pool.attach(self._id)
 
+    async def go_over(self) -> None:
+        """Go on as a later process does, which takes the log over."""
+        await self.keeper.let_go()
+        self.keeper = self._open(self._id)
+
     def end(self) -> None:
         self.disk.detach()
 
@@ -133,8 +140,11 @@ class _Life:
 
 
 async def live(pool: VolumePool, store: DirectoryStore, uploads: Uploads, trace: BlockTrace | None) -> None:
+    def keeper(volume_id: str) -> Keeper:
+        return keeper_of(pool, volume_id, store, uploads, trace)
+
     pool.create(VOLUME, template=TEMPLATE, meta={"image": "digest"})
-    life = _Life(pool, VOLUME, keeper_of(pool, VOLUME, store, uploads, trace), 1)
+    life = _Life(pool, VOLUME, keeper, 1)
     life.write()
     await life.sync()
     life.write()
@@ -152,15 +162,19 @@ async def live(pool: VolumePool, store: DirectoryStore, uploads: Uploads, trace:
     await life.wake()
     await life.restore(second)
     await life.sync()
+    await life.go_over()
+    life.write()
+    await life.sync()
 
     await life.keeper.fork(first, FORK)
     say(forked=FORK)
-    fork = _Life(pool, FORK, keeper_of(pool, FORK, store, uploads, trace), 2)
+    fork = _Life(pool, FORK, keeper, 2)
     fork.write()
     await fork.sync()
     await fork.checkpoint()
     await fork.sync()
 
+    assert await life.keeper.evict_checkpoints()
     await life.forget(first)
     life.write()
     await life.sync()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -34,8 +35,8 @@ from tests.volume.world import path
 
 pytestmark = [pytest.mark.host, pytest.mark.slow]
 
-# A step that is reached more often is the same as before.
-_TIMES: Final = 3
+# A step that is reached more often is the same as before, as a rule; --soak tries each time.
+_TIMES: Final = 2
 # Where a disk that is followed goes another way.
 _COPIED: Final = "snapshot: the copy is the disk"
 _OF_FOLLOWING: Final = ("snapshot: ", "checkpoint: ", "restore: ", "sync: ")
@@ -123,22 +124,24 @@ def run(data: Path, store: Path, failure: str, step: str, count: int, followed: 
 
 @pytest.mark.parametrize("failure", ["process", "pool"])
 @pytest.mark.parametrize("step", [step for step in steps_of_volumes() if step != _COPIED])
-async def test_nothing_is_lost_at(step: str, failure: str, prepared: Path, uploads: Uploads, tmp_path: Path) -> None:
-    await nothing_is_lost_at(step, failure, prepared, uploads, tmp_path)
+async def test_nothing_is_lost_at(
+    step: str, failure: str, prepared: Path, uploads: Uploads, tmp_path: Path, soak: bool
+) -> None:
+    await nothing_is_lost_at(step, failure, prepared, uploads, tmp_path, soak)
 
 
 @pytest.mark.parametrize("failure", ["process", "pool"])
 @pytest.mark.parametrize("step", [step for step in steps_of_volumes() if step.startswith(_OF_FOLLOWING)])
 async def test_nothing_of_a_followed_disk_is_lost_at(
-    step: str, failure: str, prepared: Path, uploads: Uploads, tmp_path: Path
+    step: str, failure: str, prepared: Path, uploads: Uploads, tmp_path: Path, soak: bool
 ) -> None:
-    await nothing_is_lost_at(step, failure, prepared, uploads, tmp_path, "followed")
+    await nothing_is_lost_at(step, failure, prepared, uploads, tmp_path, soak, "followed")
 
 
 async def nothing_is_lost_at(
-    step: str, failure: str, prepared: Path, uploads: Uploads, tmp_path: Path, followed: str = ""
+    step: str, failure: str, prepared: Path, uploads: Uploads, tmp_path: Path, soak: bool, followed: str = ""
 ) -> None:
-    for count in range(1, _TIMES + 1):
+    for count in itertools.count(1) if soak else range(1, _TIMES + 1):
         data = tmp_path / f"data-{count}"
         data.mkdir()
         subprocess.run(["cp", "--sparse=always", prepared, data / "pool.img"], check=True)

@@ -37,6 +37,7 @@ _AT_ONCE: Final = 8
 # So many are deleted by one call at most, which bounds its memory; the next call goes on.
 _CANDIDATES_MAX: Final = 100_000
 
+_LOOKED = steps.declare("collect: the first pass is done")
 _CLOSED = steps.declare("collect: a volume is closed for good")
 _DELETED = steps.declare("collect: packs are deleted")
 _TRIMMED = steps.declare("collect: the log of a closed volume is trimmed")
@@ -137,6 +138,7 @@ class _Collection:
                 await self._delete(volume)
         candidates = await self._candidates(members)
         if candidates:
+            steps.reach(_LOOKED)
             # What the first pass has read of reaches no candidate: only what came since needs to be read.
             await self._look()
             await self._delete_packs({pack: size for pack, size in candidates.items() if pack not in self._reach})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from ballpoint.core import ids
+from ballpoint.core import ids, steps
 from ballpoint.core.clock import SYSTEM_CLOCK, Clock
 from ballpoint.core.errors import ConflictError, NotFoundError
 from ballpoint.store.settle import create_settled
@@ -19,6 +19,8 @@ from ballpoint.volume.log.mapped import PackGoneError
 from ballpoint.volume.log.member import Member, Source, decode_member, encode_member
 from ballpoint.volume.log.pack import PackBuilder
 from ballpoint.volume.log.reach import Reach
+
+_JOINED = steps.declare("sync: the volume is a member of its lineage")
 
 
 async def found(
@@ -159,6 +161,7 @@ async def join(store: Store, name: MemberName, source: Source | None, *, clock: 
         except NotFoundError:
             continue  # removed meanwhile, because the volume is closed for good; its log says so
         break
+    steps.reach(_JOINED)
     if _origin(made.source) != _origin(source):
         raise ConflictError(
             f"volume {name.volume} is in the store already, and not {_describe(source)}",

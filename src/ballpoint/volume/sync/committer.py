@@ -24,6 +24,7 @@ _COMPLETE_EVERY: Final = 64
 _COMPLETE_CHANGES: Final = 32_768
 
 _UPLOADED = steps.declare("sync: all packs are stored")
+_COMING = steps.declare("sync: the record names the commit that comes")
 _COMMITTED = steps.declare("sync: the commit is stored")
 _RECORDED = steps.declare("sync: the record names the new base")
 _TRIMMED = steps.declare("sync: the log is trimmed")
@@ -67,6 +68,7 @@ class Committer:
         coming = None if base is None else await asyncio.to_thread(self._local.base, at, base)
         await self._local.note(epoch=at.epoch, number=at.number, coming=coming)
         self._local.coming = Logged.after(at, logged)
+        steps.reach(_COMING)
         await self.writer.commit(kind, **content)
 
     async def carry_out(self, operation: Operation, settings: dict[str, Any]) -> None:

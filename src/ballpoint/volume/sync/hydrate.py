@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 from uuid import UUID
 
+from ballpoint.core import steps
 from ballpoint.core.errors import CorruptError, InvalidError, NotFoundError
 from ballpoint.core.tasks import for_each
 from ballpoint.store.store import Store
@@ -33,6 +34,9 @@ AT_ONCE: Final = 64
 _RUN: Final = 8
 # The disk writes out while more is read, and not all of it at the end.
 _FLUSH_BYTES: Final = 64 * 1024 * 1024
+
+
+_FILLED = steps.declare("fetch: a part is filled")
 
 
 class Filled(NamedTuple):
@@ -122,6 +126,7 @@ async def fill(
             data = await _get(store, part)
             await image.run(lambda: image.put(part, data))
             meter.add(len(part))
+            steps.reach(_FILLED)
             if meter.is_flush_due():
                 await image.flush()
 

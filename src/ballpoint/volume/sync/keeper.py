@@ -41,7 +41,12 @@ _FORKED = steps.declare("fork: the volume is made")
 _RESTORING = steps.declare("restore: the record names it")
 _REPLACED = steps.declare("restore: the disk is replaced")
 _FETCHED = steps.declare("fetch: the snapshot is durable")
+_NAMED = steps.declare("fetch: the record names the snapshot")
 _LET_GO = steps.declare("evict: the record does without the disk")
+_GONE = steps.declare("evict: the disk is removed")
+_CHECKPOINTS_GONE = steps.declare("evict: checkpoints are in the store only")
+_FORGOTTEN = steps.declare("forget: the record does without the checkpoint")
+_TRASHED = steps.declare("trash: the log says that the volume is deleted")
 
 Stopped = Callable[[AttachedVolume], AbstractAsyncContextManager[None]]
 
@@ -180,6 +185,7 @@ class Keeper:
             pending = (*self.record.pending, Operation(kind="forget", id=checkpoint_id))
             left = tuple(each for each in self.record.checkpoints if each.id != kept.id)
             await self._local.write(checkpoints=left, pending=pending)
+            steps.reach(_FORGOTTEN)
 
     @asynccontextmanager
     async def staged(self, checkpoint_id: str, progress: Progress | None = None) -> AsyncIterator[Path]:
@@ -328,6 +334,7 @@ class Keeper:
                 bytes_written=await asyncio.to_thread(snapshots.allocated, self._local.directory, sequence),
                 bytes_stored=sum(item.size for item in stored),
             )
+        steps.reach(_NAMED)
         return sequence
 
     def _written_last(self, view: View) -> dict[str, int]:
@@ -356,6 +363,7 @@ class Keeper:
             steps.reach(_LET_GO)
             await self._local.stop_following()
             await to_the_end(self._local.pool.evict, self.volume_id)
+            steps.reach(_GONE)
             return True
 
     async def evict_checkpoints(self) -> int:
@@ -381,6 +389,7 @@ class Keeper:
                     for each in self.record.checkpoints
                 )
                 await self._local.write(checkpoints=checkpoints, base=None if unused else base)
+                steps.reach(_CHECKPOINTS_GONE)
             return len(gone) + unused
 
     @asynccontextmanager
@@ -547,6 +556,7 @@ class Keeper:
                 self._committer = Committer(self._local, writer, self._store, self._uploads)
             committer = await self._opened({})
             await committer.append("trash")
+            steps.reach(_TRASHED)
 
     async def _opened(self, settings: dict[str, Any]) -> Committer:
         if self._committer is None:

@@ -20,6 +20,7 @@ from ballpoint.volume.sync.local import Local
 log = logging.getLogger(__name__)
 
 _BEGUN = steps.declare("sync: the log has begun")
+_TAKEN = steps.declare("sync: the log is taken over")
 
 
 async def open_log(store: Store, local: Local, settings: dict[str, Any], *, writer_name: str, clock: Clock) -> Writer:
@@ -47,6 +48,7 @@ async def take_over(store: Store, local: Local, *, writer_name: str, clock: Cloc
     writer = await Writer.take_over(store, record.volume, writer=writer_name, clock=clock)
     if writer is None:
         return None
+    steps.reach(_TAKEN)
     require_own(record, writer.view)
     await local.note(epoch=writer.epoch, number=0, origin=None)
     return writer
