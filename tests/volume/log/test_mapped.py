@@ -6,7 +6,7 @@ from uuid import UUID
 
 import pytest
 
-from ballpoint.core.errors import CorruptError
+from ballpoint.core.errors import CorruptError, FencedError, InternalError
 from ballpoint.volume.log.blob import Reference
 from ballpoint.volume.log.changes import PAGE_BLOCKS
 from ballpoint.volume.log.commit import Closed
@@ -81,6 +81,40 @@ async def test_some_places_are_those_of_the_whole_map(store: MemoryStore, disk: 
     before = store.calls["get"]
     await load_places(store, view, [5, 6, 7, 8])
     assert store.calls["get"] == before
+
+
+async def test_a_writer_that_rested_reads_what_it_let_go_of(store: MemoryStore, disk: Disk) -> None:
+    await disk.write({0: block(1)}, inline=True)
+    before = disk.writer.view.changes
+    disk.writer.rest()
+    disk.writer.rest()
+    assert not any(changes.inline for changes in disk.writer.view.changes)
+    with pytest.raises(InternalError):
+        await disk.complete()
+    await disk.writer.recall()
+    assert disk.writer.view.changes == before
+    await disk.complete()
+    assert await look(store) == {0: block(1)}
+    disk.writer.rest()
+    reads = store.calls["get"]
+    await disk.writer.recall()
+    assert store.calls["get"] == reads, "nothing was let go of"
+
+
+async def test_a_writer_that_rested_finds_that_it_was_fenced(store: MemoryStore, disk: Disk) -> None:
+    await disk.write({0: block(1)}, inline=True)
+    disk.writer.rest()
+    assert await Writer.take_over(store, VOLUME, writer="next") is not None
+    with pytest.raises(FencedError):
+        await disk.writer.recall()
+
+
+async def test_a_writer_that_rested_finds_that_its_log_was_lost(store: MemoryStore, disk: Disk) -> None:
+    await disk.write({0: block(1)}, inline=True)
+    disk.writer.rest()
+    del store.data[disk.writer.view.head.key]
+    with pytest.raises(CorruptError, match=disk.writer.view.head.key):
+        await disk.writer.recall()
 
 
 async def test_a_new_pack_is_above_all_of_its_epoch_that_were_stored(store: MemoryStore, disk: Disk) -> None:

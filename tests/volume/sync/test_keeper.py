@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,8 +19,11 @@ from ballpoint.store.store import list_all
 from ballpoint.volume.log.collect import collect
 from ballpoint.volume.log.fork import join
 from ballpoint.volume.log.keys import MemberName, packs_prefix
+from ballpoint.volume.log.log import read
 from ballpoint.volume.pool import VolumePool
 from ballpoint.volume.record import read_record, write_record
+from ballpoint.volume.sync import committer
+from ballpoint.volume.sync.keeper import Keeper
 from ballpoint.volume.sync.recover import Found, inventory
 from ballpoint.volume.sync.upload import Uploads
 from tests.volume.sync.world import (
@@ -160,6 +164,48 @@ async def test_a_volume_is_busy_while_a_checkpoint_is_made(
     busy.append(keeper.busy)
     assert busy == [False, True, False]
     disk.detach()
+
+
+def held(keeper: Keeper) -> int:
+    """Bytes of blocks that the keeper has in memory."""
+    assert keeper._committer is not None
+    return sum(len(changes.inline) for changes in keeper._committer.writer.view.changes)
+
+
+async def test_a_disk_that_is_not_in_use_holds_no_memory(
+    pool: VolumePool, volume_id: str, store: DirectoryStore, uploads: Uploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(committer, "_COMPLETE_EVERY", 3)
+    image = pool.directory(volume_id) / "disk.img"
+    keeper = keeper_of(pool, volume_id, store, uploads)
+    await settled(keeper)
+    inline = 0
+    for number in range(8):
+        with image.open("r+b") as file:
+            file.seek(-(number + 1) << 20, os.SEEK_END)
+            file.write(ids.new_uuid().encode() * 300)
+        await sync(keeper)
+        assert held(keeper) == 0
+        view = await read(store, UUID(volume_id))
+        assert view is not None
+        inline += sum(len(changes.inline) for changes in view.changes)
+        assert await disk_in(store, UUID(volume_id)) == disk_at(image)
+    assert inline
+
+    disk = pool.attach(volume_id)
+    path(disk.mount, "upper/file").write_text("in use")
+    await keeper.sync(lambda: disk, SETTINGS, None)
+    assert held(keeper)
+    disk.detach()
+    await settled(keeper)
+    assert await keeper.evict(SETTINGS)
+    assert held(keeper) == 0
+    await keeper.fetch()
+    await keeper.checkpoint(None, comment="", auto=False, frozen=None)
+    await sync(keeper)
+    assert await disk_in(store, UUID(volume_id), "v0") == disk_at(image)
+    await keeper.compact(SETTINGS)
+    assert await disk_in(store, UUID(volume_id)) == disk_at(image)
 
 
 async def test_a_disk_that_is_in_the_store_only_comes_back_whole(

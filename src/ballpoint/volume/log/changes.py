@@ -134,5 +134,15 @@ class Changes:
         return (entry[0] for entry in ENTRY.iter_unpack(self.entries))
 
     def stored(self, piece: Piece) -> bytes:
-        """The bytes of an inline blob, not looked into yet."""
+        """The bytes of an inline blob, not looked into yet.
+
+        Raises:
+            InternalError: these are changes without them.
+        """
+        if piece.offset + piece.length > len(self.inline):
+            raise InternalError(f"blocks that are inline in {self.commit.key} were let go of, and asked for")
         return self.inline[piece.offset : piece.offset + piece.length]
+
+    def without_inline(self) -> Changes:
+        """The same changes, for whoever asks which blocks they are of, and for no content."""
+        return replace(self, inline=b"")

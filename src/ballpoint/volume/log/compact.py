@@ -66,6 +66,7 @@ async def compact(store: Store, writer: Writer, *, dead: float = DEAD_SHARE, lim
         FencedError, UnknownOutcomeError: as `Writer.commit`.
     """
     if writer.view.changes:
+        await writer.recall()
         await _write_root(store, writer)
     try:
         return await _Compaction(store, writer).run(dead, limit)

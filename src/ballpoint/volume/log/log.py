@@ -241,6 +241,7 @@ class Writer:
         self._one = asyncio.Lock()
         self._pending: tuple[Commit, bytes] | None = None
         self._fenced = False
+        self._rests = False
         self._known: dict[CommitName, bool] = {}
         self.view = view
         self.epoch = view.next.epoch
@@ -325,6 +326,32 @@ class Writer:
         """Find out what became of a commit whose outcome is not known. Errors as `commit`."""
         async with self._one:
             await self._settle()
+
+    def rest(self) -> None:
+        """Let go of the blocks that are inline in commits, which are up to 16 MiB until the next complete commit.
+
+        Whoever stores the map of the volume calls `recall` first. Idempotent.
+        """
+        self.view.changes = [changes.without_inline() for changes in self.view.changes]
+        self._rests = True
+
+    async def recall(self) -> None:
+        """Have again what `rest` let go of: the log is read once more. Idempotent.
+
+        Raises:
+            FencedError: another process has written it.
+            CorruptError: it ends before the last commit of this one; others as `read`.
+        """
+        async with self._one:
+            await self._settle()
+            if not self._rests or not self.view.changes:
+                return
+            view = await read(self._store, self.view.head.volume)
+            if view is not None and view.next > self.view.next:
+                raise FencedError(f"volume {self.view.head.volume} has another writer")
+            if view is None or view.digest != self.view.digest:
+                raise CorruptError(f"{self.view.head.key} is not there", hint="look at the store and its copies")
+            self.view.changes, self._rests = view.changes, False
 
     async def _settle(self) -> None:
         if self._fenced:

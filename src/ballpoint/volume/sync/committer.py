@@ -213,6 +213,7 @@ class Committer:
         assert view.state is not None
         if not places and not view.changes:
             return view.state.root
+        await self.writer.recall()
         disk = await load_map(self._store, view)
         await load_pages(self._store, view, disk, (block for block, _ in places))
         for block, place in places:

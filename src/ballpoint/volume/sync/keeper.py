@@ -364,6 +364,7 @@ class Keeper:
             await self._local.stop_following()
             await to_the_end(self._local.pool.evict, self.volume_id)
             steps.reach(_GONE)
+            self._rest()
             return True
 
     async def evict_checkpoints(self) -> int:
@@ -488,6 +489,7 @@ class Keeper:
             if not self.dirty(settings) and await self._local.unchanged(disk()):
                 if disk() is None:
                     await self.let_go()
+                    self._rest()
                 return
             committer = await self._opened(settings)
             if committer.writer.view.trashed is not None:
@@ -507,6 +509,8 @@ class Keeper:
                     break
             await committer.settings(settings)
             await committer.tidy(settings)
+            if disk() is None:
+                self._rest()
 
     async def require_own(self) -> None:
         """See that nobody else has written the volume's log: one request, where that is so.
@@ -557,6 +561,11 @@ class Keeper:
             committer = await self._opened({})
             await committer.append("trash")
             steps.reach(_TRASHED)
+
+    def _rest(self) -> None:
+        """Let go of what only a disk in use is likely to need soon: there are many that are not."""
+        if self._committer is not None:
+            self._committer.writer.rest()
 
     async def _opened(self, settings: dict[str, Any]) -> Committer:
         if self._committer is None:
