@@ -69,7 +69,7 @@ def moto(directory: Path) -> Iterator[str]:
     """The endpoint of a moto with the bucket in it. It takes every signature."""
 
     def argv(ports: list[int]) -> list[str]:
-        return [str(_BIN / "moto_server"), "-H", "127.0.0.1", "-p", str(ports[0])]
+        return [sys.executable, "-P", str(Path(__file__).with_name("serial_moto.py")), str(ports[0])]
 
     with _running(argv, 1, directory / "log") as endpoint:
         urllib.request.urlopen(urllib.request.Request(f"{endpoint}/{BUCKET}", method="PUT"), timeout=60).close()
