@@ -65,6 +65,9 @@ class Savings:
     def durable_at(self, volume_id: str) -> None:
         pass
 
+    def trouble(self, volume_id: str) -> None:
+        pass
+
     async def prepare(self, sprite: Sprite) -> None:
         pass
 

@@ -103,6 +103,9 @@ def test_what_runs_goes_on_and_is_saved_when_the_store_is_back(
         assert checkpoint(node, sprite) == "v1"
         eventually(lambda: "not_saved" in kinds(node, sprite), 60)
         assert [each["durable"] for each in listed(node, sprite)] == [True, False]
+        shown = node.api("GET", f"/v1/sprites/{sprite.name}").json()
+        assert (shown["health"], shown["status"]) == ("degraded", "running")
+        assert "not saved" in shown["health_reason"]
         lag = disk(node, sprite)["lag_seconds"]
         eventually(lambda: disk(node, sprite)["lag_seconds"] > lag)
         answer = post(node, sprite, "sync")
@@ -123,6 +126,7 @@ def test_what_runs_goes_on_and_is_saved_when_the_store_is_back(
     for each in (sprite, other, new, copy):
         eventually(lambda each=each: disk(node, each)["lag_seconds"] is None, _SAVED_SECONDS)  # type: ignore[misc]
         assert all(kept["durable"] for kept in listed(node, each))
+        assert node.api("GET", f"/v1/sprites/{each.name}").json()["health"] == "ok"
     assert kinds(node, sprite).count("saved") == kinds(node, sprite).count("not_saved") == 1
     assert content(copy) == "meanwhile"
     for each in (sprite, other, new, copy):

@@ -69,6 +69,9 @@ class Saving(Protocol):
     def durable_at(self, volume_id: str) -> datetime | None:
         """When the newest state of a disk was taken that the store has; None where it has none."""
 
+    def trouble(self, volume_id: str) -> str | None:
+        """Why a disk could not be saved last; None while nothing is wrong."""
+
     async def prepare(self, sprite: Sprite) -> None:
         """A sprite is to be started: its disk is here when this returns."""
 
@@ -526,6 +529,8 @@ class Node:
             status = "running" if trouble is None else "warm"
         elif sprite.state == "warm":
             status = "warm"
+        # One that is not saved works: only what it writes would be lost with its host.
+        trouble = trouble or self.saving.trouble(sprite.volume_id)
         return SpriteView(
             id=sprite.id,
             name=sprite.name,

@@ -515,6 +515,11 @@ class Saver:
         saved = volume.keeper.record.snapshot_time if volume is not None else 0
         return moment(saved) if saved else None
 
+    def trouble(self, volume_id: str) -> str | None:
+        """Why a disk could not be saved last; None while nothing is wrong."""
+        volume = self._volumes.get(volume_id)
+        return None if volume is None or volume.trouble is None else f"its disk is not saved: {volume.trouble}"
+
     def lag(self, sprite: Sprite) -> float | None:
         """For how many seconds something of a sprite has been waiting to be saved; None: nothing is."""
         volume = self._volumes.get(sprite.volume_id)
@@ -651,9 +656,9 @@ class Saver:
         volume.not_before = self._clock.monotonic() + min(last, first * 2 ** (volume.failures - 1))
         if volume.since is None:
             volume.since = self._clock.monotonic()
-        if volume.trouble is None:
+        before, volume.trouble = volume.trouble, trouble
+        if before is None:
             await self._node.registry.add_event(sprite.id, "not_saved", trouble)
-        volume.trouble = trouble
 
     async def _succeeded(self, volume: _Volume, sprite: Sprite, began: float, *, changed: bool) -> None:
         now = self._clock.monotonic()
