@@ -45,22 +45,25 @@ def test_a_sprite_that_changes_nothing_costs_no_request(
     with server_of(node, place, monkeypatch):
         node.start()
         quiet, busy = new_sprite(node), new_sprite(node)
-        volumes = [directory(node, each).name for each in (quiet, busy)]
-        for sprite in (quiet, busy):
-            while disk(node, sprite)["lag_seconds"] is not None:  # what a start itself changes is saved
-                assert post(node, sprite, "sync").status_code == 200
+        quiet_volume, busy_volume = (directory(node, each).name for each in (quiet, busy))
+        assert post(node, quiet, "sync").status_code == 200
         server = place / "log"
-        before = server.stat().st_size
-        assert shell(quiet, "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done")[0] == 0
-        # What has run may have changed something: after some seconds the disk is looked at.
-        eventually(lambda: disk(node, quiet)["lag_seconds"] is not None)
-        eventually(lambda: disk(node, quiet)["lag_seconds"] is None)
-        write(busy, "changed")
-        assert post(node, busy, "sync").status_code == 200
-        with server.open() as log:
-            log.seek(before)
-            requests = log.read()
-        assert [volume in requests for volume in volumes] == [False, True]
+
+        def costs_nothing() -> bool:
+            before = server.stat().st_size
+            assert shell(quiet, "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done")[0] == 0
+            # What has run may have changed something: after some seconds the disk is looked at.
+            eventually(lambda: disk(node, quiet)["lag_seconds"] is not None)
+            eventually(lambda: disk(node, quiet)["lag_seconds"] is None)
+            write(busy, "changed")
+            assert post(node, busy, "sync").status_code == 200
+            with server.open() as log:
+                log.seek(before)
+                requests = log.read()
+            assert busy_volume in requests
+            return quiet_volume not in requests
+
+        eventually(costs_nothing, 120)  # what a start itself changes is saved first, some of it late
         node.down()
 
 
