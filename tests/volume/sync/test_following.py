@@ -24,6 +24,7 @@ from ballpoint.volume.pool import AttachedVolume, VolumePool
 from ballpoint.volume.sync import differences, local
 from ballpoint.volume.sync.keeper import Keeper
 from ballpoint.volume.sync.upload import Uploads
+from tests.support.seeds import fresh_seed
 from tests.volume.sync.world import SETTINGS, disk_at, disk_in, snapshot_of
 from tests.volume.world import MIB, path
 
@@ -67,7 +68,7 @@ class World:
         pool.create(self.id, template="base", meta={"image": "digest"})
         self._pool, self._trace = pool, trace
         self.uploads = Uploads()
-        self._rng = random.Random(self.id)
+        self._rng = random.Random(fresh_seed())
         self.store = WatchedStore(root)
         self.disk: AttachedVolume | None = pool.attach(self.id)
         self.frozen: Disk = {}
