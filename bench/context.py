@@ -54,21 +54,27 @@ class Context:
 
     @asynccontextmanager
     async def node(
-        self, *, pool: int, pool_gb: int = 40, store: str | None = None, recovers: Bench | None = None
+        self, *, pool: int, pool_gb: int = 40, store: str | None = None, recovers: Bench | bool = False
     ) -> AsyncIterator[Bench]:
         """A node of its own with `pool` blanks standing by; stopped and removed at the end.
 
         Args:
             store: its URL; None: a directory that goes with the node.
-            recovers: a former node of the same store, whose sprites it brings back before it starts.
+            recovers: a former node of the same store, whose sprites it brings back before it starts; True: those of
+                the store, whoever made them.
         """
         home = self.work / f"node-{next(self._numbers)}"
         options = ["--pool", str(pool), "--pool-max", str(max(pool, 1)), "--pool-gb", str(pool_gb)]
         options += ["--store", store] if store is not None else []
         node = TestNode(home / "data", options)
         try:
-            if recovers is not None:
-                await asyncio.to_thread(_recover, node, recovers.node, store or recovers.node.config.store_url)
+            if isinstance(recovers, Bench):
+                # It knows the token that the lost one knew.
+                node.token = recovers.node.token
+                node.token_file.write_text(node.token)
+            if recovers:
+                assert store is not None
+                await asyncio.to_thread(_recover, node, store)
             await asyncio.to_thread(node.start)
             bench = Bench(node, pool)
             bench.blanks = await bench.ready()
@@ -163,6 +169,11 @@ class Bench:
                 await asyncio.sleep(_LOOK_SECONDS)
         return last
 
+    def memory_mb(self) -> float:
+        """What only the node's process has."""
+        (node,) = self.node.processes("node")
+        return private_mb(node)
+
     async def agent(self, sprite: str) -> int:
         """Pid of a sprite's agent."""
         return await self._process(sprite, "agent", "agent")
@@ -201,10 +212,8 @@ class Bench:
         return found
 
 
-def _recover(node: TestNode, lost: TestNode, store: str) -> None:
-    """Fill a node's directory from a store, and let it know the token that the lost one knew."""
-    node.token = lost.token
-    node.token_file.write_text(node.token)
+def _recover(node: TestNode, store: str) -> None:
+    """Fill a node's directory from a store."""
     command = [*node.program, "recover", "--data", str(node.data), "--store", store, "--pool-gb", "40"]
     process.run(command, timeout=_READY_SECONDS, env=dict(os.environ))
 

@@ -8,6 +8,7 @@ from bench.context import Context
 from bench.report import Result
 from bench.rows import (
     checkpoints,
+    cold,
     creating,
     hydration,
     lost,
@@ -48,5 +49,6 @@ ROWS: dict[str, Callable[[Context], Awaitable[Result]]] = {
     "attach-8gb": lost.attach_large,
     "recover": lost.recover,
     "space": lost.space,
-    "cold": lost.cold,
+    "restart": lost.restart,
+    "cold": cold.cold,
 }
