@@ -19,7 +19,7 @@ from ballpoint.host.files import fsync_directory, remove_file
 
 _DIRECTORY = "snapshots"
 
-_WRITTEN = steps.declare("snapshot: it is written")
+_WRITTEN = steps.declare("keep: the snapshot is written")
 
 
 def path_of(volume: Path, sequence: int) -> Path:

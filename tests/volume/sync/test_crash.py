@@ -33,7 +33,7 @@ from tests.volume.sync.dying import LOG, POOL_GB, TEMPLATE, VOLUME, digest_of
 from tests.volume.sync.world import disk_at, disk_in, keeper_of, settled, snapshot_of
 from tests.volume.world import path
 
-pytestmark = [pytest.mark.host, pytest.mark.slow]
+pytestmark = [pytest.mark.host, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 # A step that is reached more often is the same as before, as a rule; --soak tries each time.
 _TIMES: Final = 2
