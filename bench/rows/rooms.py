@@ -19,7 +19,7 @@ _ROOM = 2.0
 _LOOK_SECONDS = 0.5
 # Settled: so many looks of a second in a row differ by no more. XFS frees in the background.
 _STEADY_LOOKS, _STEADY_BYTES = 10, 1_000_000
-_SETTLE_SECONDS = 180.0
+_SETTLE_SECONDS = 300.0
 _FOLLOWED_TRIES = 10
 # Of a disk that is followed by a copy; else its snapshots share blocks with it (docs/volume-layout.md).
 COPY = "copy.img"
