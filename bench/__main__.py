@@ -1,6 +1,6 @@
 """`python -m bench`: measure and print; unless it is quick, write docs/bench.md, bench.json and the README's table.
 
-A whole run replaces all of these; one of some rows replaces these rows, if the machine is the same.
+A whole run replaces all of these; one of some rows replaces these rows, and each row says where it was measured.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.support.nodes import TestNode
 
 from ballpoint.host.cgroup import Hierarchies
 from bench.context import Context, loop_devices, remove_loop_devices, say
-from bench.report import Report, Result, describe_machine, now, revision, with_summary
+from bench.report import Report, Result, describe_machine, named, now, revision, with_summary
 from bench.rows import ROWS
 from bench.yardsticks import containers
 
@@ -40,10 +40,7 @@ def main() -> int:
     if os.geteuid() != 0:
         parser.error("a node runs as root, and so does this")
     known = _published() if given.rows and not given.quick else None
-    try:
-        report = asyncio.run(_measure(given.rows or list(ROWS), known, quick=given.quick))
-    except _OtherMachineError as error:
-        parser.error(str(error))
+    report = asyncio.run(_measure(given.rows or list(ROWS), quick=given.quick))
     print(report.markdown())
     if given.json is not None:
         given.json.write_text(_text(report))
@@ -55,13 +52,6 @@ def main() -> int:
     return 1 if any(result.failure for result in report.results) else 0
 
 
-class _OtherMachineError(Exception):
-    """What is published was measured with something else."""
-
-    def __init__(self, what: str, was: object, is_: object) -> None:
-        super().__init__(f"the published {what} are {was}, and now {is_}: run the whole (./dev bench), or --quick")
-
-
 def _published() -> Report | None:
     path = _DOCS / "bench.json"
     return Report.read(path.read_text()) if path.exists() else None
@@ -71,17 +61,8 @@ def _text(report: Report) -> str:
     return json.dumps(report.json(), indent=1) + "\n"
 
 
-async def _measure(rows: list[str], known: Report | None, *, quick: bool) -> Report:
-    """
-    Args:
-        known: what the rows will be put beside.
-
-    Raises:
-        _OtherMachineError: that was measured on another machine, or with other yardsticks.
-    """
+async def _measure(rows: list[str], *, quick: bool) -> Report:
     machine, devices = describe_machine(Hierarchies.detect().layout), len(loop_devices())
-    if known is not None and known.machine != machine:
-        raise _OtherMachineError("rows' machine and kernel", known.machine, machine)
     work = Path(tempfile.mkdtemp(prefix="ballpoint-bench-"))
     try:
         say("building the image, if it is not there yet")
@@ -92,8 +73,6 @@ async def _measure(rows: list[str], known: Report | None, *, quick: bool) -> Rep
             await asyncio.to_thread(first.down)
         say("preparing the yardsticks")
         async with containers(work) as yardsticks:
-            if known is not None and known.tools != yardsticks.tools:
-                raise _OtherMachineError("rows' yardsticks", known.tools, yardsticks.tools)
             context = Context(quick, work, yardsticks)
             results: list[Result] = []
             gc.collect()
@@ -111,6 +90,7 @@ async def _measure(rows: list[str], known: Report | None, *, quick: bool) -> Rep
                     )
                 result.load, result.loop_devices = load, loops
                 result.date, result.revision, result.seconds = date, commit, perf_counter() - started
+                result.machine = named(machine)
                 result.left_behind, context.left_behind = context.left_behind, []
                 remove_loop_devices(devices)  # no row shall pay for how many devices an earlier one needed
                 for check in result.checks:

@@ -88,7 +88,7 @@ class Result:
         notes: what a reader has to know of how it was measured; always shown.
         failure: why the row could not be measured.
         load, loop_devices: the host's load average and its loop devices, used or not, when the row began.
-        date, revision: when that was, and of which revision; seconds: how long it took.
+        date, revision, machine: when that was, of which revision, and where; seconds: how long it took.
         left_behind: what its nodes left on the host after they were stopped.
     """
 
@@ -103,18 +103,19 @@ class Result:
     loop_devices: int = 0
     date: str = ""
     revision: str = ""
+    machine: str = ""
     seconds: float = 0.0
     left_behind: list[str] = field(default_factory=list)
 
     @property
-    def measured(self) -> tuple[str, str]:
-        """Day and revision: rows that differ in these are not of one run."""
-        return self.date[:10], self.revision
+    def measured(self) -> tuple[str, str, str]:
+        """Day, revision and machine: rows that differ in these are not of one run."""
+        return self.date[:10], self.revision, self.machine
 
 
 @dataclass(frozen=True)
 class Report:
-    """A whole run, or one some of whose rows were measured anew since, on the same machine.
+    """A whole run, or one some of whose rows were measured anew since. Every ratio is of one run, on one machine.
 
     Attributes:
         date, revision: of the newest row. results: in the order of the table.
@@ -135,6 +136,7 @@ class Report:
         report: Report = msgspec.convert(json.loads(text), cls)
         for result in report.results:
             result.date, result.revision = result.date or report.date, result.revision or report.revision
+            result.machine = result.machine or named(report.machine)
         return report
 
     def renewed(self, newer: Report, rows: Iterable[str]) -> Report:
@@ -199,15 +201,16 @@ class Report:
         return "\n".join(lines) + "\n"
 
     def _others(self) -> list[str]:
-        """Which rows are not of the day and revision that the report bears, and which there are none of."""
-        mine, found = (self.date[:10], self.revision), dict[tuple[str, str], list[Result]]()
+        """Which rows are not of the day, revision and machine of the report, and which there are none of."""
+        mine, found = (self.date[:10], self.revision, named(self.machine)), dict[tuple[str, str, str], list[Result]]()
         for result in self.results:
             if result.measured != mine:
                 found.setdefault(result.measured, []).append(result)
         lines = [
-            f"Measured on {date} (revision {revision}), load average {min(result.load for result in results):.1f} to"
+            f"Measured on {date} (revision {revision}{'' if machine == mine[2] else ', ' + machine}),"
+            f" load average {min(result.load for result in results):.1f} to"
             f" {max(result.load for result in results):.1f}: {'; '.join(result.title for result in results)}"
-            for (date, revision), results in sorted(found.items(), reverse=True)
+            for (date, revision, machine), results in sorted(found.items(), reverse=True)
         ]
         if self.unmeasured:
             lines.append(f"Not measured yet: {', '.join(f'`{row}`' for row in self.unmeasured)}")
@@ -262,6 +265,11 @@ def describe_machine(cgroups: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "cgroups": cgroups,
     }
+
+
+def named(machine: dict[str, Any]) -> str:
+    """What of a machine tells it from others, in a few words."""
+    return f"{machine['cores']} cores of {machine['cpu']}, kernel {machine['kernel']}"
 
 
 def now() -> str:

@@ -79,3 +79,21 @@ async def test_a_volume_in_the_trash_goes_when_its_time_is_over_whoever_put_it_t
         clock.seconds += 3600
         await collector.tick()
     assert await list_all(store, packs_prefix(name)) == []
+
+
+async def test_what_this_node_destroyed_goes_within_the_hour_after_its_time_in_the_trash() -> None:
+    store, clock = MemoryStore(), HandClock()
+    disk = await KnownDisk.found(store, uuid4(), uuid4())
+    await disk.write({1: compressible(random.Random(1))})
+    name, lineage = disk.writer.view.head.volume, disk.writer.view.lineage
+    collector = Collector(Compactions(), store, "node", Metrics(), clock)
+    await disk.writer.commit("trash")
+    clock.seconds = disk.writer.view.time / 1000 - clock.now().timestamp()
+    collector.destroyed(lineage)
+    clock.seconds += RETENTION_SECONDS
+    await collector.tick()
+    assert await list_all(store, packs_prefix(name))
+    for _ in range(60):
+        clock.seconds += 60
+        await collector.tick()
+    assert await list_all(store, packs_prefix(name)) == []

@@ -87,5 +87,6 @@ class Collector:
                 "lineage %s: %d objects removed, %d MiB; %d volumes left the trash",
                 lineage, done.packs, done.size >> 20, done.deleted,
             )  # fmt: skip
-        if done.more:
+        # What belongs to a volume that this call has closed for good is garbage to the next.
+        if done.more or done.deleted or done.abandoned:
             self.later(lineage, 0.0)
