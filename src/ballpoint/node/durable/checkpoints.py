@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, nullcontext
 from functools import partial
@@ -72,23 +73,28 @@ class Checkpoints:
         yield self._line("info", f"checkpoint {kept.id} of {name} is kept on this node")
         if wait_durable:
             saving = self._saver.start_saving(sprite)
-            lines = self._still(saving, lambda: f"checkpoint {kept.id} is not in the store yet")
-            try:
-                async with asyncio.timeout(_DURABLE_SECONDS):
-                    async for line in lines:
-                        yield line
-            except TimeoutError as error:
+            async for line in self._still(
+                saving, lambda: f"checkpoint {kept.id} is not in the store yet", _DURABLE_SECONDS
+            ):
+                yield line
+            if not saving.done():
                 raise UnavailableError(
                     f"checkpoint {kept.id} is kept on this node, and not in the store within {_DURABLE_SECONDS:g} s",
                     hint="it goes on being saved; the checkpoint's `durable` says when it is",
-                ) from error
+                )
             saving.result()
             yield self._line("info", f"checkpoint {kept.id} is in the store")
         yield self._line("complete", f"Checkpoint {kept.id} created")
 
-    async def _still(self, work: asyncio.Future[Any], what: Callable[[], str]) -> AsyncIterator[Progress]:
-        """A line now and then until `work` has ended, so that nobody takes silence for an end."""
+    async def _still(
+        self, work: asyncio.Future[Any], what: Callable[[], str], seconds: float = math.inf
+    ) -> AsyncIterator[Progress]:
+        """A line now and then until `work` has ended, or for so long: nobody shall take silence for an end."""
+        waited = 0.0
         while not (await asyncio.wait({work}, timeout=_SAYING_SECONDS))[0]:
+            waited += _SAYING_SECONDS
+            if waited >= seconds:
+                return
             yield self._line("info", what())
 
     def _coming(self, sprite: Sprite) -> str:

@@ -402,12 +402,13 @@ class Saver:
         while True:
             try:
                 return await self._save(await find())
-            except _NotNow:
+            except _NotNow as error:
                 running = self._node.running.get(sprite_id)
                 if running is not None and running.frozen:
                     raise  # its writers wait for room, and that may take for ever
-            async with self._node.lock(sprite_id):
-                pass
+                async with self._node.lock(sprite_id):
+                    if running is not None and self._node.running.get(sprite_id) is running and running.ending:
+                        raise UnavailableError(f"{error.message}, and something holds it", hint="try again") from error
 
     def forked_from(self, volume: UUID, checkpoint_id: str) -> bool:
         """Whether a fork of a checkpoint still needs it, because its own log has not begun.
@@ -438,7 +439,8 @@ class Saver:
         if sprite.id not in self._node.running:
             await volume.keeper.let_go()
         if volume.keeper.local:
-            self._tasks.start(self._require_own(volume), f"whose is {sprite.name}")
+            if sprite.id not in self._node.running:
+                self._tasks.start(self._require_own(volume), f"whose is {sprite.name}")
             return
         began = self._clock.monotonic()
         # An eviction leaves no base.
