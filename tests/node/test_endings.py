@@ -77,6 +77,9 @@ class Savings:
     async def spare(self, sprite: Sprite) -> None:
         pass
 
+    def is_fenced(self, volume_id: str) -> bool:
+        return False
+
     async def take_from_store(self, sprite: Sprite) -> None:
         pass
 

@@ -81,6 +81,9 @@ class Saving(Protocol):
     async def spare(self, sprite: Sprite) -> None:
         """A sprite that was discarded lives on."""
 
+    def is_fenced(self, volume_id: str) -> bool:
+        """Whether what is here of a volume is another node's, and has not been replaced yet."""
+
     async def take_from_store(self, sprite: Sprite) -> None:
         """What is here of a sprite's volume is not the sprite's any more: it is kept aside, and the store's is."""
 
@@ -219,15 +222,20 @@ class Node:
 
     async def _destroy(self, sprite: Sprite, cause: str) -> None:
         async with self.lock(sprite.id):
-            await self.saving.discard(sprite)
-            steps.reach(_DISCARDED)
-            try:
-                await self.registry.set_state(sprite.id, "deleting", kind="deleting", cause=cause)
-            except BaseException:
-                await asyncio.shield(self.saving.spare(sprite))
-                raise
-            steps.reach(_DELETING)
+            sprite = await self.registry.sprite_by_id(sprite.id)  # somebody else may have been faster
+            if sprite.state != "deleting":
+                await self._discard(sprite, cause)
             await self._remove(sprite, cause)
+
+    async def _discard(self, sprite: Sprite, cause: str) -> None:
+        await self.saving.discard(sprite)
+        steps.reach(_DISCARDED)
+        try:
+            await self.registry.set_state(sprite.id, "deleting", kind="deleting", cause=cause)
+        except BaseException:
+            await asyncio.shield(self.saving.spare(sprite))
+            raise
+        steps.reach(_DELETING)
 
     async def restart(self, caller: Caller, name: str) -> SpriteView:
         sprite = await self.registry.sprite(caller.org_id, name)
@@ -385,6 +393,8 @@ class Node:
 
     async def _give_up(self, sprite_id: str, cause: str) -> None:
         async with self.lock(sprite_id):
+            if not self.saving.is_fenced((await self.registry.sprite_by_id(sprite_id)).volume_id):
+                return  # a start has found out before, and taken the store's disk
             await self._stop(sprite_id, cause)
             sprite = await self.registry.set_state(sprite_id, "cold", kind="fenced", cause=cause)
             await self.saving.take_from_store(sprite)

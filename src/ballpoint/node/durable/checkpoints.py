@@ -231,24 +231,28 @@ class Checkpoints:
             )
             volume.moved(image)
         except BaseException:
-            if await asyncio.shield(asyncio.to_thread(self._disks.pool.is_disk, volume)):
-                self._node.replace(sprite, new)  # whatever failed came after that: there is no way back
-                if old is not None:
-                    await asyncio.shield(self._node.end(sprite, old, cause))
-            else:
+            if not await asyncio.shield(asyncio.to_thread(self._disks.pool.is_disk, volume)):
                 await asyncio.shield(self._node.starter.stop(new))
+                raise
+            # Whatever failed came after the rename: there is no way back.
+            volume.moved(self._disks.pool.directory(sprite.volume_id) / "disk.img")
+            await asyncio.shield(self._become(sprite, new, kept, cause, lambda: None))
             raise
-        former_running = self._node.replace(sprite, new)
+        await self._become(sprite, new, kept, cause, lambda: told(former))
+        steps.reach(_RESTORED)
+        return former
+
+    async def _become(self, sprite: Sprite, new: Running, kept: Kept, cause: str, told: Callable[[], None]) -> None:
+        """Let `new`, which runs over the disk of a checkpoint, be the sprite, and end what was."""
+        old = self._node.replace(sprite, new)
         try:
             await self._node.registry.set_state(sprite.id, "running", kind="restored", cause=cause)
-            told(former)
+            if kept.image != sprite.image_digest:
+                await self._node.registry.update_sprite(sprite.id, image_digest=kept.image)
+            told()
         finally:
-            if former_running is not None:
-                await self._node.end(sprite, former_running, cause)
-        steps.reach(_RESTORED)
-        if kept.image != sprite.image_digest:
-            await self._node.registry.update_sprite(sprite.id, image_digest=kept.image)
-        return former
+            if old is not None:
+                await self._node.end(sprite, old, cause)
 
     @asynccontextmanager
     async def _for_good(self, old: Running) -> AsyncIterator[None]:

@@ -57,12 +57,14 @@ class Eviction:
         await self._disks(keepers, usage.soft - usage.free)
 
     async def _copies(self, keepers: Iterable[Keeper]) -> bool:
-        copies = [keeper for keeper in keepers if keeper.followed and not keeper.busy]
-        for keeper in copies:
-            await keeper.let_go()
-        if copies:
-            log.info("the pool has little room: %d disks are cloned from now on, and not followed", len(copies))
-        return bool(copies)
+        gone = 0
+        for keeper in keepers:
+            if keeper.followed and not keeper.busy:
+                await keeper.let_go()
+                gone += 1
+        if gone:
+            log.info("the pool has little room: %d disks are cloned from now on, and not followed", gone)
+        return gone > 0
 
     async def _checkpoints(self, keepers: Iterable[Keeper]) -> bool:
         gone = 0

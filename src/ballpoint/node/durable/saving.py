@@ -33,6 +33,7 @@ from ballpoint.volume.pool import AttachedVolume, VolumePool
 from ballpoint.volume.sync.hydrate import Filled, Progress
 from ballpoint.volume.sync.keeper import Keeper, Stopped
 from ballpoint.volume.sync.recover import Found, find, inventory
+from ballpoint.volume.sync.threads import to_the_end
 from ballpoint.volume.sync.upload import Uploads
 
 log = logging.getLogger(__name__)
@@ -181,15 +182,17 @@ class Saver:
         if volume_id not in self._volumes:
             async with self._opening:
                 if volume_id not in self._volumes:
-                    keeper = await asyncio.to_thread(
-                        Keeper.open,
-                        self._pool,
-                        volume_id,
-                        store=self._store,
-                        uploads=self._uploads,
-                        writer=self._name,
-                        clock=self._clock,
-                        trace=self._trace,
+                    keeper = await to_the_end(
+                        partial(
+                            Keeper.open,
+                            self._pool,
+                            volume_id,
+                            store=self._store,
+                            uploads=self._uploads,
+                            writer=self._name,
+                            clock=self._clock,
+                            trace=self._trace,
+                        )
                     )
                     self._volumes[volume_id] = _Volume(sprite_id, keeper)
         return self._volumes[volume_id]
@@ -240,12 +243,15 @@ class Saver:
 
     async def _take(self, sprite: Sprite, found: Found, why: str) -> None:
         """Let what the store has be a sprite's volume; what is here of it, if anything is, is kept aside."""
-        await self.forget(sprite.volume_id)
         registry = self._node.registry
-        if self._pool.has(sprite.volume_id):
-            aside = await asyncio.to_thread(self._pool.put_aside, sprite.volume_id)
-            await registry.add_event(sprite.id, "kept_aside", f"the disk that was here is in {aside}")
-        await asyncio.to_thread(self._pool.place, sprite.volume_id, meta={"image": found.image}, record=found.record())
+        async with self._opening:  # or somebody would look at the old one meanwhile, and keep it
+            await self.forget(sprite.volume_id)
+            if self._pool.has(sprite.volume_id):
+                aside = await asyncio.to_thread(self._pool.put_aside, sprite.volume_id)
+                await registry.add_event(sprite.id, "kept_aside", f"the disk that was here is in {aside}")
+            await asyncio.to_thread(
+                self._pool.place, sprite.volume_id, meta={"image": found.image}, record=found.record()
+            )
         if found.image != sprite.image_digest:
             await registry.update_sprite(sprite.id, image_digest=found.image)
         head, as_of = found.head, rfc3339(moment(found.time))
@@ -434,6 +440,8 @@ class Saver:
             await self.mend(sprite, damage)  # its record
             volume = await self._placed(sprite)
         if isinstance(volume.ended, FencedError):
+            if sprite.id in self._node.running:
+                raise volume.ended  # it is about to be stopped
             await self.take_from_store(sprite)
             volume = await self._placed(sprite)
         if sprite.id not in self._node.running:
@@ -473,9 +481,14 @@ class Saver:
             log.info("whose volume %s is will show when it is saved: %s", volume.keeper.volume_id, error)
 
     async def _fenced(self, volume: _Volume, error: FencedError) -> None:
-        if volume.ended is None:
+        if volume.ended is None and self._volumes.get(volume.keeper.volume_id) is volume:
             volume.ended = error
             await self._lost(volume.sprite_id, error)
+
+    def is_fenced(self, volume_id: str) -> bool:
+        """Whether what is here of a volume is another node's, and has not been replaced yet."""
+        volume = self._volumes.get(volume_id)
+        return volume is not None and isinstance(volume.ended, FencedError)
 
     def filled(self, volume_id: str) -> Filled | None:
         """How far what comes from the store is, of a disk or a checkpoint; None where nothing does."""
@@ -626,6 +639,8 @@ class Saver:
                     await self._save_settled(source.sprite_id, partial(self._itself, source))
                 except FencedError as error:
                     raise UnavailableError(f"what it was forked from is not this node's any more: {error}") from error
+                except _NotNow as error:
+                    raise UnavailableError(f"what it was forked from is not saved now: {error.message}") from error
 
     @staticmethod
     async def _itself(volume: _Volume) -> _Volume:
@@ -702,6 +717,7 @@ async def _give_up(volume: _Volume) -> None:
     if volume.saving is not None:
         volume.saving.cancel()
         await asyncio.gather(volume.saving, return_exceptions=True)
+        volume.saving = None  # it may not even have begun
 
 
 def _lost(sprite: Sprite) -> CorruptError:

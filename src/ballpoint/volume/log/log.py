@@ -345,6 +345,7 @@ class Writer:
         async with self._one:
             await self._settle()
             if not self._rests or not self.view.changes:
+                self._rests = False
                 return
             view = await read(self._store, self.view.head.volume)
             if view is not None and view.next > self.view.next:

@@ -526,7 +526,8 @@ class Keeper:
         ]
         # Whatever this node writes is noted in the record before. What is above may be a seal that nobody followed up.
         if any((name.epoch, name.number) > (self.record.epoch, self.record.number) for name in newest):
-            require_own(self.record, await read(self._store, self.record.volume))
+            view = await read(self._store, self.record.volume)
+            require_own(self.record, view)  # as it is by now: it goes ahead of the log
 
     async def compact(self, settings: dict[str, Any]) -> Compacted:
         """Move what is still needed out of objects that are mostly garbage, so that `collect` can remove those.
