@@ -64,6 +64,27 @@ async def test_what_is_destroyed_while_it_is_saved_stays_in_the_trash(own_node: 
     assert (await in_store(node, sprite)).trashed is not None
 
 
+def test_of_many_who_destroy_a_sprite_nobody_brings_it_back(own_node: TestNode) -> None:
+    node = own_node.start()
+    sprite = new_sprite(node)
+    write(sprite, "kept")
+    assert post(node, sprite, "sync").is_success
+    here = directory(node, sprite)
+    said: list[int] = []
+
+    def destroy() -> None:
+        said.append(node.api("DELETE", f"/v1/sprites/{sprite.name}").status_code)
+
+    destroying = [threading.Thread(target=destroy) for _ in range(4)]
+    for each in destroying:
+        each.start()
+    for each in destroying:
+        each.join()
+    assert 204 in said and set(said) <= {204, 404, 409}, said
+    assert node.api("GET", f"/v1/sprites/{sprite.name}").status_code == 404
+    assert not here.exists()
+
+
 async def test_a_destroy_that_was_refused_is_taken_back_of_one_that_sleeps(own_node: TestNode, silent: int) -> None:
     node = own_node
     sprite = new_sprite(node)
