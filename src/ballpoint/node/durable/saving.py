@@ -446,6 +446,7 @@ class Saver:
             volume = await self._placed(sprite)
         if sprite.id not in self._node.running:
             await volume.keeper.let_go()
+            volume.failures, volume.not_before = 0, 0.0  # what kept it from being saved may be mended by the start
         if volume.keeper.local:
             if sprite.id not in self._node.running:
                 self._tasks.start(self._require_own(volume), f"whose is {sprite.name}")
