@@ -180,7 +180,7 @@ class Checkpoints:
 
     async def _is_stored(self, sprite: Sprite) -> bool:
         """Whether the store has it within a moment, that a sprite was restored."""
-        saving = self._saver.start_saving(sprite)
+        saving = self._saver.start_saving(sprite, present=False)
         await asyncio.wait({saving}, timeout=_STORED_SECONDS)
         return saving.done() and not saving.cancelled() and saving.exception() is None
 

@@ -399,15 +399,22 @@ class Saver:
             )
         saving.result()
 
-    def start_saving(self, sprite: Sprite) -> asyncio.Task[None]:
-        """Begin to `save`; it goes on whoever waits for the task."""
-        return self._tasks.start(self._save_settled(sprite.id, partial(self._usable, sprite)), f"save {sprite.name}")
+    def start_saving(self, sprite: Sprite, *, present: bool = True) -> asyncio.Task[None]:
+        """Begin to `save`; it goes on whoever waits for the task.
 
-    async def _save_settled(self, sprite_id: str, find: Callable[[], Awaitable[_Volume]]) -> None:
+        Args:
+            present: as of `Keeper.sync`.
+        """
+        saving = self._save_settled(sprite.id, partial(self._usable, sprite), present=present)
+        return self._tasks.start(saving, f"save {sprite.name}")
+
+    async def _save_settled(
+        self, sprite_id: str, find: Callable[[], Awaitable[_Volume]], *, present: bool = True
+    ) -> None:
         """Save what `find` gives; while its sprite is being stopped, started or restored, wait for that."""
         while True:
             try:
-                return await self._save(await find())
+                return await self._save(await find(), present=present)
             except _NotNow as error:
                 running = self._node.running.get(sprite_id)
                 if running is not None and running.frozen:
@@ -598,7 +605,7 @@ class Saver:
         finally:
             volume.saving = None
 
-    async def _save(self, volume: _Volume) -> None:
+    async def _save(self, volume: _Volume, *, present: bool = True) -> None:
         async with volume.one:
             if volume.ended is not None:
                 raise volume.ended
@@ -613,7 +620,9 @@ class Saver:
             try:
                 await self._save_source(keeper)
                 await self._require_sound(volume, settings_of(sprite))
-                await keeper.sync(lambda: self._attached(volume.sprite_id), settings_of(sprite), self._stopped)
+                await keeper.sync(
+                    lambda: self._attached(volume.sprite_id), settings_of(sprite), self._stopped, present=present
+                )
             except FencedError as error:
                 await self._fenced(volume, error)
                 raise
@@ -624,8 +633,10 @@ class Saver:
                 raise
             finally:
                 await self._tell_alarms(keeper, sprite)
-            self._saves.add()
             self._bytes.add(keeper.record.bytes_stored - stored)
+            if not present:
+                return  # it is due as before
+            self._saves.add()
             await self._succeeded(volume, sprite, began, changed=before != (keeper.record.epoch, keeper.record.number))
 
     async def _save_source(self, keeper: Keeper) -> None:

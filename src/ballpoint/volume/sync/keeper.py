@@ -469,7 +469,12 @@ class Keeper:
         return not self.known or self._local.written
 
     async def sync(
-        self, disk: Callable[[], AttachedVolume | None], settings: dict[str, Any], stopped: Stopped | None = None
+        self,
+        disk: Callable[[], AttachedVolume | None],
+        settings: dict[str, Any],
+        stopped: Stopped | None = None,
+        *,
+        present: bool = True,
     ) -> None:
         """Bring everything into the log that was before this call.
 
@@ -479,6 +484,7 @@ class Keeper:
             disk: gives the attached disk; None where it is not attached.
             settings: the sprite's, as they are now.
             stopped: what stops the writers of an attached disk for a moment; None: a disk is not followed by a copy.
+            present: False: only checkpoints, restores and what else has an order, and not the disk as it is now.
 
         Raises:
             UnavailableError: the store does not answer; nothing is lost, the next call goes on.
@@ -499,6 +505,8 @@ class Keeper:
             while True:
                 while self.record.pending:
                     await committer.carry_out(self.record.pending[0], settings)
+                if not present:
+                    return
                 if (self.known or not self.local) and await self._local.unchanged(disk()):
                     break
                 if (snapshot := await self._present(disk(), stopped)) is not None:

@@ -267,7 +267,8 @@ class Local:
             As `errors`.
         """
         snapshot = None
-        if disk is not None and self._follows(disk):
+        # Where its writers are stopped already, they would wait for a first copy.
+        if disk is not None and (self._follows(disk) or (frozen is not None and await self._begin_to_follow(disk))):
             snapshot = await self._followed(disk, frozen, named=True)
         if snapshot is None:
             with self.errors():
