@@ -648,15 +648,12 @@ class Saver:
             record = source.keeper.record
             if source.ended is None and record.volume == origin.volume and record.is_coming(origin.checkpoint):
                 try:
-                    await self._save_settled(source.sprite_id, partial(self._itself, source))
+                    find = partial(self._volume, source.sprite_id, source.keeper.volume_id)
+                    await self._save_settled(source.sprite_id, find)
                 except FencedError as error:
                     raise UnavailableError(f"what it was forked from is not this node's any more: {error}") from error
                 except _NotNow as error:
                     raise UnavailableError(f"what it was forked from is not saved now: {error.message}") from error
-
-    @staticmethod
-    async def _itself(volume: _Volume) -> _Volume:
-        return volume
 
     async def _require_sound(self, volume: _Volume, settings: dict[str, Any]) -> None:
         """Refuse a damaged disk: it must not take the place of what the store has.
