@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -68,13 +69,14 @@ class Savings:
     def trouble(self, volume_id: str) -> None:
         pass
 
+    def discarded(self, sprite: Sprite) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
+
+
+class Disks:
+    """Has every disk here."""
+
     async def prepare(self, sprite: Sprite) -> None:
-        pass
-
-    async def discard(self, sprite: Sprite) -> None:
-        pass
-
-    async def spare(self, sprite: Sprite) -> None:
         pass
 
     def is_fenced(self, volume_id: str) -> bool:
@@ -102,7 +104,7 @@ async def node(tmp_path: Path) -> AsyncIterator[Node]:
 async def one_sprite(node: Node) -> tuple[Starts, Caller, Sprite]:
     """Have a running sprite `one`."""
     starts = Starts()
-    node.use(cast(Starter, starts), cast(Any, None), Savings())
+    node.use(cast(Starter, starts), cast(Any, None), Disks(), Savings())
     token = (await node.registry.create_token("acme", "of the test"))[0]
     caller = Caller(org_id=token.org_id, org="acme", token_id="t")
     nothing: dict[str, Any] = {"environment": {}, "labels": [], "config": {}, "url_settings": {}}

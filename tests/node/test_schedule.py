@@ -15,6 +15,7 @@ from ballpoint.core import ids
 from ballpoint.core.clock import SYSTEM_CLOCK
 from ballpoint.core.metrics import Metrics
 from ballpoint.node.durable.saving import INTERVALS, Saver
+from ballpoint.node.durable.volumes import Volumes
 from ballpoint.store.directory import DirectoryStore
 from ballpoint.store.faulty import Faults, FaultyStore
 from ballpoint.store.settle import create_settled
@@ -79,10 +80,10 @@ class World:
             sprite_id="s", volume=self.disk, instance=SimpleNamespace(runtime=runtime), frozen=False, ending=False
         )
         node = SimpleNamespace(registry=self, running={"s": running})
-        self.saver = Saver(
-            cast(Any, node), pool, store, "test", self.metrics,
-            lost=cast(Any, None), stopped=cast(Any, None), trace=None, clock=clock,
-        )  # fmt: skip
+        self.volumes = Volumes(
+            cast(Any, node), pool, store, "test", self.metrics, lost=cast(Any, None), trace=None, clock=clock
+        )
+        self.saver = Saver(cast(Any, node), self.volumes, pool, self.metrics, stopped=cast(Any, None), clock=clock)
         self._running = asyncio.create_task(self.saver.run())
 
     async def all_sprites(self) -> list[Any]:
@@ -114,6 +115,7 @@ class World:
         self._running.cancel()
         await asyncio.gather(self._running, return_exceptions=True)
         await self.saver.close()
+        await self.volumes.close()
         self.disk.detach()
 
 
@@ -213,7 +215,7 @@ async def test_what_a_save_costs_spaces_the_next(
 ) -> None:
     """Of the time, a writer waits for a twentieth at most, and a processor works for a tenth."""
     cost = 3.0
-    keeper = await world.saver.keeper(world.sprite)
+    keeper = await world.volumes.keeper(world.sprite)
     create = world.store.create
 
     async def costly(key: str, data: bytes) -> bool:

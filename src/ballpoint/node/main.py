@@ -39,6 +39,7 @@ from ballpoint.node.durable.eviction import Eviction
 from ballpoint.node.durable.saving import Saver
 from ballpoint.node.durable.shown import Shown
 from ballpoint.node.durable.storage import Storage
+from ballpoint.node.durable.volumes import Volumes
 from ballpoint.node.gauges import measure
 from ballpoint.node.inside import Inside
 from ballpoint.node.instances import Instances
@@ -92,14 +93,14 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
         images = Images(config, registry, storage)
         image = await images.current()
         stack.push_async_callback(images.close)
-        volumes = await asyncio.to_thread(VolumePool.open, config.data, pool_gb=config.pool_gb)
-        if missing := volumes.shortfall():
+        disk_pool = await asyncio.to_thread(VolumePool.open, config.data, pool_gb=config.pool_gb)
+        if missing := disk_pool.shortfall():
             log.warning(
                 "the pool may grow by %.1f GiB more than is free below %s: sprites will be stopped before it is full",
                 missing / (1 << 30),
                 config.data,
             )
-        disks = Disks(config, catalogue, image, volumes)
+        disks = Disks(config, catalogue, image, disk_pool)
         stack.callback(disks.close)
         await asyncio.to_thread(disks.prepare)
 
@@ -116,7 +117,7 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
         stack.push_async_callback(node.close)
         pool = Pool(instances, config.pool, config.pool_max)
         stack.push_async_callback(pool.close)
-        guard = await asyncio.to_thread(PoolGuard, volumes)
+        guard = await asyncio.to_thread(PoolGuard, disk_pool)
         stack.callback(guard.close)
         space = Space(node, guard)
         stack.push_async_callback(space.close)
@@ -135,21 +136,22 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
         spares = Spares(disks, pool, min(config.pool, SPARES_MOST))
         stack.push_async_callback(spares.close)
         metrics = Metrics()
-        saver = Saver(
+        volumes = Volumes(
             node,
-            volumes,
+            disk_pool,
             storage,
             config.node_id,
             metrics,
             lost=node.volume_lost,
-            stopped=space.frozen,
-            trace=await _trace(volumes),
+            trace=await _trace(disk_pool),
         )
+        stack.push_async_callback(volumes.close)
+        saver = Saver(node, volumes, disk_pool, metrics, stopped=space.frozen)
         stack.push_async_callback(saver.close)
         collector = Collector(saver, storage, config.node_id, metrics)
         saver.on_trash, saver.on_garbage = collector.destroyed, collector.later
         saver.on_first = images.needed
-        node.use(starter, spares, saver)
+        node.use(starter, spares, volumes, saver)
         await recover(node, instances, disks)
         pool.start()
         spares.start()
@@ -159,9 +161,9 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
         tasks.start(space.run(), "space")
         tasks.start(images.run(disks), "images")
         tasks.start(saver.run(), "saving")
-        tasks.start(Eviction(node, volumes, saver, metrics).run(), "eviction")
+        tasks.start(Eviction(node, disk_pool, volumes, metrics).run(), "eviction")
         shown = Shown(disks)
-        tasks.start(shown.run(node, saver), "checkpoints inside")
+        tasks.start(shown.run(node, volumes), "checkpoints inside")
         tasks.start(collector.run(), "collecting")
         tasks.start(images.keep(), "images for the store")
         tasks.start(Walls(node, network).run(), "walls")
@@ -172,8 +174,8 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
         routing = Routing(node, config.run)
         routing.start(edge_uid)
         stack.callback(routing.close)
-        measure(metrics, node, pool, volumes, storage)
-        app = make_app(node, Checkpoints(node, disks, saver, space, shown), metrics)
+        measure(metrics, node, pool, disk_pool, storage)
+        app = make_app(node, Checkpoints(node, disks, volumes, saver, space, shown), metrics)
         inside.open(app)
         server = _ApiServer(app, config.run / "api.sock", edge_uid)
         tasks.start(server.serve_here(), "control API")
@@ -187,10 +189,10 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
         server.should_exit = True
 
 
-async def _trace(volumes: VolumePool) -> BlockTrace | None:
+async def _trace(pool: VolumePool) -> BlockTrace | None:
     """What notes writes to disks, where the kernel can."""
     try:
-        return await asyncio.to_thread(open_trace, volumes.root / "staging")
+        return await asyncio.to_thread(open_trace, pool.root / "staging")
     except (UnavailableError, OSError) as error:
         log.warning("disks that are written at random will be slow while they are saved: %s", error)
         return None

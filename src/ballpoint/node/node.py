@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Any, Protocol, TypeVar
 from weakref import WeakValueDictionary
@@ -72,14 +73,18 @@ class Saving(Protocol):
     def trouble(self, volume_id: str) -> str | None:
         """Why a disk could not be saved last; None while nothing is wrong."""
 
+    def discarded(self, sprite: Sprite) -> AbstractAsyncContextManager[None]:
+        """A sprite is to be destroyed: that is in the store within, or UnavailableError is raised.
+
+        It lives on where what is done within fails.
+        """
+
+
+class Volumes(Protocol):
+    """What has the disks of sprites, as far as a node needs them."""
+
     async def prepare(self, sprite: Sprite) -> None:
         """A sprite is to be started: its disk is here when this returns."""
-
-    async def discard(self, sprite: Sprite) -> None:
-        """A sprite is to be destroyed: that is in the store when this returns, or UnavailableError is raised."""
-
-    async def spare(self, sprite: Sprite) -> None:
-        """A sprite that was discarded lives on."""
 
     def is_fenced(self, volume_id: str) -> bool:
         """Whether what is here of a volume is another node's, and has not been replaced yet."""
@@ -111,6 +116,7 @@ class Node:
         self._domain = domain
         self._starter: Starter | None = None
         self._spares: Spares | None = None
+        self._volumes: Volumes | None = None
         self._saving: Saving | None = None
         # Sprites whose disk is damaged or lost, and how: until they are started all the same.
         self._broken: dict[str, str] = {}
@@ -118,11 +124,17 @@ class Node:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._tasks = Tasks()
 
-    def use(self, starter: Starter, spares: Spares, saving: Saving) -> None:
-        """Where starting goes, where new disks come from, and who saves them; given once, as they in turn know this."""
+    def use(self, starter: Starter, spares: Spares, volumes: Volumes, saving: Saving) -> None:
+        """Where starting goes, where disks come from, and who saves them; given once, as they in turn know this."""
         self._starter = starter
         self._spares = spares
+        self._volumes = volumes
         self._saving = saving
+
+    @property
+    def volumes(self) -> Volumes:
+        assert self._volumes is not None
+        return self._volumes
 
     @property
     def saving(self) -> Saving:
@@ -228,13 +240,9 @@ class Node:
             await self._remove(sprite, cause)
 
     async def _discard(self, sprite: Sprite, cause: str) -> None:
-        await self.saving.discard(sprite)
-        steps.reach(_DISCARDED)
-        try:
+        async with self.saving.discarded(sprite):
+            steps.reach(_DISCARDED)
             await self.registry.set_state(sprite.id, "deleting", kind="deleting", cause=cause)
-        except BaseException:
-            await asyncio.shield(self.saving.spare(sprite))
-            raise
         steps.reach(_DELETING)
 
     async def restart(self, caller: Caller, name: str) -> SpriteView:
@@ -393,11 +401,11 @@ class Node:
 
     async def _give_up(self, sprite_id: str, cause: str) -> None:
         async with self.lock(sprite_id):
-            if not self.saving.is_fenced((await self.registry.sprite_by_id(sprite_id)).volume_id):
+            if not self.volumes.is_fenced((await self.registry.sprite_by_id(sprite_id)).volume_id):
                 return  # a start has found out before, and taken the store's disk
             await self._stop(sprite_id, cause)
             sprite = await self.registry.set_state(sprite_id, "cold", kind="fenced", cause=cause)
-            await self.saving.take_from_store(sprite)
+            await self.volumes.take_from_store(sprite)
 
     async def _rebooted(self, running: Running) -> None:
         cause = "rebooted from inside"
@@ -460,13 +468,13 @@ class Node:
 
     async def _start_from_disk(self, sprite: Sprite) -> Running:
         """Start it; where its disk here is damaged, with what the store has of it."""
-        await self.saving.prepare(sprite)
+        await self.volumes.prepare(sprite)
         sprite = await self.registry.sprite_by_id(sprite.id)  # it may be on another image in the store
         try:
             return await self.starter.start(sprite)
         except DamagedDiskError as damage:
-            await self.saving.mend(sprite, damage)
-        await self.saving.prepare(sprite)
+            await self.volumes.mend(sprite, damage)
+        await self.volumes.prepare(sprite)
         return await self.starter.start(await self.registry.sprite_by_id(sprite.id))
 
     async def _found_broken(self, sprite_id: str, trouble: str) -> None:
@@ -487,7 +495,7 @@ class Node:
     async def _remove(self, sprite: Sprite, cause: str) -> None:
         await self._stop(sprite.id, cause)
         steps.reach(_ENDED)
-        await self.saving.forget(sprite.volume_id)
+        await self.volumes.forget(sprite.volume_id)
         await asyncio.to_thread(self._disks.pool.destroy, sprite.volume_id)
         steps.reach(_DESTROYED)
         await asyncio.to_thread(self.logbook.remove, sprite.id)

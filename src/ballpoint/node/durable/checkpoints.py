@@ -18,8 +18,9 @@ from ballpoint.core.clock import SYSTEM_CLOCK, Clock
 from ballpoint.core.errors import ConflictError, UnavailableError
 from ballpoint.core.types import Caller
 from ballpoint.node.disks import Disks
-from ballpoint.node.durable.saving import Saver, moment
+from ballpoint.node.durable.saving import Saver
 from ballpoint.node.durable.shown import Shown
+from ballpoint.node.durable.volumes import Volumes, moment
 from ballpoint.node.node import Node
 from ballpoint.node.running import Running
 from ballpoint.node.views import CheckpointView, DiskView, NewFork, Progress, ProgressKind, SpriteView
@@ -49,10 +50,18 @@ class Checkpoints:
     """The verbs of disks' states, for callers."""
 
     def __init__(
-        self, node: Node, disks: Disks, saver: Saver, space: Space, shown: Shown, clock: Clock = SYSTEM_CLOCK
+        self,
+        node: Node,
+        disks: Disks,
+        volumes: Volumes,
+        saver: Saver,
+        space: Space,
+        shown: Shown,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._node = node
         self._disks = disks
+        self._volumes = volumes
         self._saver = saver
         self._space = space
         self._shown = shown
@@ -99,7 +108,7 @@ class Checkpoints:
 
     def _coming(self, sprite: Sprite) -> str:
         """How far its disk is that comes from the store, as the end of a sentence."""
-        filled = self._saver.filled(sprite.volume_id)
+        filled = self._volumes.filled(sprite.volume_id)
         return "" if filled is None else f": {filled.done >> 20} of {filled.total >> 20} MiB have come from the store"
 
     async def _keep(self, sprite_id: str, comment: str, cause: str) -> Kept:
@@ -111,8 +120,8 @@ class Checkpoints:
 
     async def _take(self, sprite: Sprite, comment: str, *, auto: bool) -> Kept:
         """A checkpoint of the disk as it is. The caller holds the sprite's lock."""
-        await self._saver.prepare(sprite)
-        keeper = await self._saver.keeper(sprite)
+        await self._volumes.prepare(sprite)
+        keeper = await self._volumes.keeper(sprite)
         running = self._node.running.get(sprite.id)
         disk = running.volume if running is not None else None
         frozen = partial(self._space.frozen, disk) if disk is not None else None
@@ -122,12 +131,12 @@ class Checkpoints:
 
     async def checkpoints(self, caller: Caller, name: str, *, include_auto: bool) -> list[CheckpointView]:
         sprite = await self._node.registry.sprite(caller.org_id, name)
-        record = (await self._saver.keeper(sprite)).record
+        record = (await self._volumes.keeper(sprite)).record
         return [self._view(sprite, record, each) for each in record.checkpoints if include_auto or not each.auto]
 
     async def get_checkpoint(self, caller: Caller, name: str, checkpoint_id: str) -> CheckpointView:
         sprite = await self._node.registry.sprite(caller.org_id, name)
-        record = (await self._saver.keeper(sprite)).record
+        record = (await self._volumes.keeper(sprite)).record
         return self._view(sprite, record, record.checkpoint(checkpoint_id))
 
     async def forget(self, caller: Caller, name: str, checkpoint_id: str) -> None:
@@ -139,9 +148,9 @@ class Checkpoints:
     async def _forget(self, sprite_id: str, checkpoint_id: str, cause: str) -> None:
         async with self._node.lock(sprite_id):
             sprite = await self._node.living(sprite_id)
-            keeper = await self._saver.keeper(sprite)
+            keeper = await self._volumes.keeper(sprite)
             keeper.record.checkpoint(checkpoint_id)
-            if self._saver.forked_from(keeper.record.volume, checkpoint_id):
+            if self._volumes.forked_from(keeper.record.volume, checkpoint_id):
                 raise ConflictError(
                     f"a fork of {checkpoint_id!r} is not in the store yet", hint="try again in some seconds"
                 )
@@ -155,7 +164,7 @@ class Checkpoints:
 
     async def restore(self, caller: Caller, name: str, checkpoint_id: str) -> AsyncIterator[Progress]:
         sprite = await self._node.registry.sprite(caller.org_id, name)
-        durable = (await self._saver.keeper(sprite)).record.checkpoint(checkpoint_id).durable
+        durable = (await self._volumes.keeper(sprite)).record.checkpoint(checkpoint_id).durable
         if sprite.id in self._restoring:
             raise ConflictError(f"{name!r} is being restored already", hint="wait for that", code="restoring")
         self._restoring.add(sprite.id)
@@ -195,9 +204,9 @@ class Checkpoints:
         try:
             async with self._node.lock(sprite_id):
                 sprite = await self._node.living(sprite_id)
-                await self._saver.prepare(sprite)
-                keeper = await self._saver.keeper(sprite)
-                with self._saver.filling(sprite.volume_id) as filled:
+                await self._volumes.prepare(sprite)
+                keeper = await self._volumes.keeper(sprite)
+                with self._volumes.filling(sprite.volume_id) as filled:
                     async with keeper.staged(checkpoint_id, filled) as staged:
                         former = await self._exchange(sprite, keeper, checkpoint_id, staged, cause, told)
                 await self._prune(keeper)
@@ -266,7 +275,7 @@ class Checkpoints:
         record = keeper.record
         autos = [each for each in record.checkpoints if each.auto and each.id not in {record.current, record.restored}]
         for each in autos[:-AUTO_KEPT]:
-            if not self._saver.forked_from(record.volume, each.id):
+            if not self._volumes.forked_from(record.volume, each.id):
                 await keeper.forget(each.id)
 
     # ---- forks ----
@@ -280,7 +289,7 @@ class Checkpoints:
         await self._node.registry.require_free(caller.org_id, request.name)
         async with self._node.lock(source_id):
             source = await self._node.living(source_id)
-            keeper = await self._saver.keeper(source)
+            keeper = await self._volumes.keeper(source)
             if request.checkpoint is None:
                 kept = await self._take(source, f"forked to {request.name}", auto=True)
                 await self._prune(keeper)
@@ -316,10 +325,10 @@ class Checkpoints:
 
     async def disk(self, caller: Caller, name: str) -> DiskView:
         sprite = await self._node.registry.sprite(caller.org_id, name)
-        keeper = await self._saver.keeper(sprite)
+        keeper = await self._volumes.keeper(sprite)
         record = keeper.record
         return DiskView(
-            place=self._saver.place(sprite, keeper),
+            place=self._volumes.place(sprite, keeper),
             bytes_written=record.bytes_written,
             bytes_stored=record.bytes_stored,
             checkpoints=len(record.checkpoints),

@@ -11,7 +11,8 @@ from typing import Final
 from ballpoint.core.clock import SYSTEM_CLOCK, Clock
 from ballpoint.core.errors import BallpointError
 from ballpoint.core.metrics import Metrics
-from ballpoint.node.durable.saving import Saver, settings_of
+from ballpoint.node.durable.saving import settings_of
+from ballpoint.node.durable.volumes import Volumes
 from ballpoint.node.node import Node
 from ballpoint.registry.records import Sprite
 from ballpoint.volume.pool import VolumePool
@@ -31,11 +32,11 @@ class Eviction:
     """
 
     def __init__(
-        self, node: Node, pool: VolumePool, saver: Saver, metrics: Metrics, clock: Clock = SYSTEM_CLOCK
+        self, node: Node, pool: VolumePool, volumes: Volumes, metrics: Metrics, clock: Clock = SYSTEM_CLOCK
     ) -> None:
         self._node = node
         self._pool = pool
-        self._saver = saver
+        self._volumes = volumes
         self._evictions = metrics.counter("ballpoint_evictions_total", "Disks and checkpoints left to the store alone.")
         self._clock = clock
 
@@ -51,7 +52,7 @@ class Eviction:
         usage = await asyncio.to_thread(self._pool.usage, len(self._node.running))
         if usage.free >= usage.soft:
             return
-        keepers = self._saver.keepers()
+        keepers = self._volumes.keepers()
         if await self._copies(keepers.values()) or await self._checkpoints(keepers.values()):
             return
         await self._disks(keepers, usage.soft - usage.free)

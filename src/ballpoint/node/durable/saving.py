@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime
 from functools import partial
 from typing import Any, Final
 from uuid import UUID
@@ -23,18 +22,12 @@ from ballpoint.core.errors import (
 )
 from ballpoint.core.metrics import Metrics
 from ballpoint.core.tasks import Tasks
-from ballpoint.host.blocktrace import BlockTrace
+from ballpoint.node.durable.volumes import Held, Volumes, give_up, moment
 from ballpoint.node.node import Node
 from ballpoint.node.running import Running
-from ballpoint.node.views import DiskPlace
 from ballpoint.registry.records import Sprite
-from ballpoint.store.store import Store
 from ballpoint.volume.pool import AttachedVolume, VolumePool
-from ballpoint.volume.sync.hydrate import Filled, Progress
 from ballpoint.volume.sync.keeper import Keeper, Stopped
-from ballpoint.volume.sync.recover import Found, find, inventory
-from ballpoint.volume.sync.threads import to_the_end
-from ballpoint.volume.sync.upload import Uploads
 
 log = logging.getLogger(__name__)
 
@@ -56,48 +49,11 @@ class _NotNow(UnavailableError):
     """The disk is between two states, and is saved when it is in the next: nothing is wrong."""
 
 
-@dataclass
-class _Volume:
-    """What the saver knows of one volume.
-
-    Attributes:
-        since: when it was first seen to have changed since it was saved; None: it has not. As the others, of the
-            monotonic clock.
-        busy_since: since when it has never been found unchanged for long.
-        not_before: when it may be saved again.
-        cpu: CPU time of its sprite when it was last looked at, in microseconds.
-        failures: how often saving has failed since it last succeeded; trouble: why.
-        stored: bytes that had been put into the store for it when garbage was looked for last.
-        filled: how far its disk has come from the store; None: it does not come.
-        tried: its disk has been attached by this process, or could have been.
-        ended: why nothing of it is saved any more: it is destroyed, or another node's.
-        one: held by whoever brings it into the store.
-    """
-
-    sprite_id: str
-    keeper: Keeper
-    since: float | None = None
-    busy_since: float | None = None
-    not_before: float = 0.0
-    cpu: int = -1
-    failures: int = 0
-    trouble: str | None = None
-    stored: int = 0
-    filled: Filled | None = None
-    tried: bool = False
-    ended: ConflictError | FencedError | None = None
-    saving: asyncio.Task[None] | None = None
-    one: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-
 class Saver:
-    """Saves the volumes of a node's sprites, and has the keeper of each.
+    """Saves the volumes of a node's sprites.
 
     Args:
-        name: the node's, in logs.
-        lost: awaited with a sprite whose volume another node has taken over.
         stopped: what stops the writers of a disk for a moment.
-        trace: what notes writes to disks, which this closes; None where the kernel cannot.
 
     Attributes:
         on_trash: called with the lineage of a volume that was put into the trash.
@@ -108,42 +64,26 @@ class Saver:
     def __init__(
         self,
         node: Node,
+        volumes: Volumes,
         pool: VolumePool,
-        store: Store,
-        name: str,
         metrics: Metrics,
         *,
-        lost: Callable[[str, FencedError], Awaitable[None]],
         stopped: Stopped,
-        trace: BlockTrace | None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._node = node
+        self._volumes = volumes
         self._pool = pool
-        self._store = store
-        self._name = name
         self._saves = metrics.counter("ballpoint_saves_total", "Disks brought into the store.")
         self._failures = metrics.counter("ballpoint_save_failures_total", "Saves that failed, and will be tried again.")
         self._bytes = metrics.counter("ballpoint_saved_bytes_total", "Bytes stored by saves.")
         self._alarms = metrics.counter("ballpoint_alarms_total", "Times that what was believed of a disk was wrong.")
-        self._fetches = metrics.counter("ballpoint_fetches_total", "Disks that came back from the store.")
-        self._fetched = metrics.counter("ballpoint_fetched_bytes_total", "Bytes of these.")
         metrics.gauge("ballpoint_unsaved_disks", "Disks that have changed since they were saved.", self._unsaved)
         metrics.gauge("ballpoint_lag_seconds_max", "How long the oldest change has waited.", self._longest_lag)
-        metrics.gauge("ballpoint_followed_disks", "Disks in use that a copy follows.", self._followed)
-        self._lost = lost
         self._stopped = stopped
-        self._trace = trace
         self._clock = clock
-        self._uploads = Uploads()
-        self._volumes: dict[str, _Volume] = {}
         self._tasks = Tasks()
         self._slots = asyncio.Semaphore(_AT_ONCE)
-        self._placing = asyncio.Lock()
-        # Whoever opens a keeper removes snapshots that its record does not name: another one must not make any then.
-        self._opening = asyncio.Lock()
-        # Volumes whose state in the store was taken in the place of a damaged disk, and has not run since.
-        self._tried: set[str] = set()
         # Running sprites' volumes that nothing can be done for, and why.
         self._unsaved_for: dict[str, str] = {}
         self.on_trash: Callable[[UUID], None] = lambda lineage: None
@@ -153,114 +93,6 @@ class Saver:
     async def close(self) -> None:
         """Stop saving; what is not saved is found dirty by the next start."""
         await self._tasks.close()
-        for volume in self._volumes.values():
-            await volume.keeper.let_go()
-        if self._trace is not None:
-            self._trace.close()
-        self._uploads.close()
-
-    async def keeper(self, sprite: Sprite) -> Keeper:
-        """The keeper of a sprite's volume.
-
-        Raises:
-            CorruptError: the pool has lost the volume, and the store does not have it; or its record is damaged.
-            UnavailableError: the pool has lost it, and the store does not answer.
-        """
-        return (await self._usable(sprite)).keeper
-
-    async def keeper_of(self, running: Running) -> Keeper:
-        """The keeper of a running sprite's volume."""
-        return (await self._volume(running.sprite_id, running.volume.id)).keeper
-
-    def keepers(self) -> dict[str, Keeper]:
-        """Those of all volumes that are known, by their ids."""
-        return {name: volume.keeper for name, volume in self._volumes.items()}
-
-    async def _volume(self, sprite_id: str, volume_id: str) -> _Volume:
-        if volume_id in self._volumes and not self._pool.has(volume_id):
-            await self.forget(volume_id)
-        if volume_id not in self._volumes:
-            async with self._opening:
-                if volume_id not in self._volumes:
-                    keeper = await to_the_end(
-                        partial(
-                            Keeper.open,
-                            self._pool,
-                            volume_id,
-                            store=self._store,
-                            uploads=self._uploads,
-                            writer=self._name,
-                            clock=self._clock,
-                            trace=self._trace,
-                        )
-                    )
-                    self._volumes[volume_id] = _Volume(sprite_id, keeper)
-        return self._volumes[volume_id]
-
-    async def _usable(self, sprite: Sprite) -> _Volume:
-        """A sprite's volume, whatever the sprite is doing. Errors as `keeper`."""
-        if sprite.id not in self._node.running:
-            return await self._placed(sprite)
-        try:
-            return await self._volume(sprite.id, sprite.volume_id)
-        except NotFoundError as error:
-            raise CorruptError(
-                f"the pool has lost the directory of {sprite.name!r}, which still runs: what it writes is not saved",
-                hint="copy what matters out of it; a restart takes its disk from the store",
-            ) from error
-
-    async def _placed(self, sprite: Sprite) -> _Volume:
-        """A sprite's volume; where the pool has lost it, what the store has takes its place. Errors as `keeper`."""
-        with suppress(NotFoundError):
-            return await self._volume(sprite.id, sprite.volume_id)
-        async with self._placing:
-            with suppress(NotFoundError):
-                return await self._volume(sprite.id, sprite.volume_id)  # somebody else was faster
-            found = await self._in_store(sprite)
-            if found is None:
-                raise _lost(sprite)
-            await self._take(sprite, found, "the pool of this node has lost its disk")
-        return await self._volume(sprite.id, sprite.volume_id)
-
-    async def _in_store(self, sprite: Sprite) -> Found | None:
-        """What the store has of a sprite's disk."""
-        names = [UUID(sprite.volume_id)]
-        with suppress(NotFoundError, CorruptError):
-            names.insert(0, (await self._volume(sprite.id, sprite.volume_id)).keeper.record.volume)
-        for name in names:
-            if (found := await find(self._store, name)) is not None:
-                return found
-        # Its log may have got another name (`opening.py`), which only the record knew: rare, and worth reading all.
-        same = [
-            each
-            async for each in inventory(self._store)
-            if isinstance(each, Found)
-            and each.settings.get("id") == sprite.id
-            and each.trashed is None
-            and not each.bare
-        ]
-        return max(same, key=lambda each: each.time, default=None)
-
-    async def _take(self, sprite: Sprite, found: Found, why: str) -> None:
-        """Let what the store has be a sprite's volume; what is here of it, if anything is, is kept aside."""
-        registry = self._node.registry
-        async with self._opening:  # or somebody would look at the old one meanwhile, and keep it
-            await self.forget(sprite.volume_id)
-            if self._pool.has(sprite.volume_id):
-                aside = await asyncio.to_thread(self._pool.put_aside, sprite.volume_id)
-                await registry.add_event(sprite.id, "kept_aside", f"the disk that was here is in {aside}")
-            await asyncio.to_thread(
-                self._pool.place, sprite.volume_id, meta={"image": found.image}, record=found.record()
-            )
-        if found.image != sprite.image_digest:
-            await registry.update_sprite(sprite.id, image_digest=found.image)
-        head, as_of = found.head, rfc3339(moment(found.time))
-        await registry.add_event(
-            sprite.id,
-            "recovered",
-            f"{why}: it goes on with what the store has, as of {as_of}; what was written later is not in it",
-            {"volume": str(found.volume), "epoch": head.epoch, "number": head.number},
-        )
 
     async def look_at_all(self) -> None:
         """Find out which volumes were not saved by the process before this one."""
@@ -271,19 +103,12 @@ class Saver:
     async def changed(self, sprite_id: str, volume_id: str) -> None:
         """Something may have changed: save it soon."""
         try:
-            volume = await self._volume(sprite_id, volume_id)
+            volume = await self._volumes.held(sprite_id, volume_id)
         except BallpointError as error:
             log.error("volume %s is not saved: %s", volume_id, error)
             return
         if volume.since is None:
             volume.since = self._clock.monotonic()
-
-    async def forget(self, volume_id: str) -> None:
-        """Save a volume no more; what is under way is given up. Idempotent."""
-        volume = self._volumes.pop(volume_id, None)
-        if volume is not None:
-            await _give_up(volume)
-            await volume.keeper.let_go()
 
     async def compact(self, lineage: UUID) -> None:
         """Let the volumes of a lineage that are here give up objects that are mostly garbage.
@@ -291,7 +116,7 @@ class Saver:
         Raises:
             UnavailableError: the store does not answer.
         """
-        for volume in list(self._volumes.values()):
+        for volume in self._volumes.all():
             if volume.keeper.record.lineage == lineage:
                 async with volume.one:
                     sprite = await self._node.registry.sprite_by_id(volume.sprite_id)
@@ -302,70 +127,32 @@ class Saver:
                         volume.keeper.volume_id, done.packs, done.size >> 20, done.moved >> 20,
                     )  # fmt: skip
 
-    async def take_from_store(self, sprite: Sprite) -> None:
-        """Let the volume of a sprite be what the store has of it, in the place of what was here.
-
-        Raises:
-            CorruptError: the store has nothing of it any more.
-            UnavailableError: the store does not answer.
-        """
-        found = await self._in_store(sprite)
-        if found is None:
-            raise CorruptError(
-                f"another node has ended the disk of {sprite.name!r} in the store",
-                hint="what was here is in the pool; destroy the sprite, or look there",
-            )
-        await self._take(sprite, found, "another node has written its disk")
-
-    async def mend(self, sprite: Sprite, damage: CorruptError) -> None:
-        """Let what the store has be the disk of a sprite that does not run, in the place of a damaged one.
-
-        Raises:
-            CorruptError: the store has nothing, or what it has was tried before; nothing has changed.
-            UnavailableError: the store does not answer.
-        """
-        try:
-            found = await self._in_store(sprite)
-        except UnavailableError as error:
-            raise UnavailableError(
-                f"the disk of {sprite.name!r} is damaged here, and the store does not say what it has: {error.message}",
-                hint="try again when the store answers",
-            ) from error
-        if found is None:
-            raise CorruptError(f"{damage.message}; the store has nothing of it", hint=damage.hint) from damage
-        as_of = rfc3339(moment(found.time))
-        if sprite.volume_id in self._tried:
-            raise CorruptError(
-                f"{damage.message}; so is what the store has, as of {as_of}", hint="restore one of its checkpoints"
-            ) from damage
-        self._tried.add(sprite.volume_id)
-        log.warning("%s: %s", sprite.name, damage)
-        await self._take(sprite, found, f"its disk here was damaged ({damage.message})")
-
-    async def discard(self, sprite: Sprite) -> None:
-        """Say in the store that a sprite is destroyed.
+    @asynccontextmanager
+    async def discarded(self, sprite: Sprite) -> AsyncIterator[None]:
+        """Say in the store that a sprite is destroyed, before what is done within; where that fails, it lives on.
 
         Raises:
             UnavailableError: the store does not answer in time; the sprite stays.
         """
         try:
             await self._discard(sprite)
+            yield
         except BaseException:
-            await asyncio.shield(self.spare(sprite))
+            await asyncio.shield(self._spare(sprite))
             raise
 
     async def _discard(self, sprite: Sprite) -> None:
         try:
             async with asyncio.timeout(_DISCARD_SECONDS):
-                volume = await self._placed(sprite)
+                volume = await self._volumes.placed(sprite)
                 # From here on nothing is begun that would take it out of the trash again.
                 volume.ended = ConflictError(f"the sprite {sprite.name!r} is being destroyed")
-                await _give_up(volume)
+                await give_up(volume)
                 async with volume.one:
                     await volume.keeper.trash()
                     self.on_trash(volume.keeper.record.lineage)
         except CorruptError as error:
-            if await self._in_store(sprite) is not None:
+            if await self._volumes.in_store(sprite) is not None:
                 raise
             log.warning("%s is destroyed, and the store had nothing of it: %s", sprite.name, error)
         except FencedError as error:
@@ -376,8 +163,8 @@ class Saver:
                 hint="try again when the store answers; nothing has changed",
             ) from error
 
-    async def spare(self, sprite: Sprite) -> None:
-        """A sprite that was to be destroyed lives on: what the store may have heard of that is taken back."""
+    async def _spare(self, sprite: Sprite) -> None:
+        """What the store may have heard of its end is taken back."""
         volume = self._volumes.get(sprite.volume_id)
         if volume is not None and isinstance(volume.ended, ConflictError):
             volume.ended = None
@@ -405,12 +192,10 @@ class Saver:
         Args:
             present: as of `Keeper.sync`.
         """
-        saving = self._save_settled(sprite.id, partial(self._usable, sprite), present=present)
+        saving = self._save_settled(sprite.id, partial(self._volumes.usable, sprite), present=present)
         return self._tasks.start(saving, f"save {sprite.name}")
 
-    async def _save_settled(
-        self, sprite_id: str, find: Callable[[], Awaitable[_Volume]], *, present: bool = True
-    ) -> None:
+    async def _save_settled(self, sprite_id: str, find: Callable[[], Awaitable[Held]], *, present: bool = True) -> None:
         """Save what `find` gives; while its sprite is being stopped, started or restored, wait for that."""
         while True:
             try:
@@ -423,113 +208,11 @@ class Saver:
                     if running is not None and self._node.running.get(sprite_id) is running and running.ending:
                         raise UnavailableError(f"{error.message}, and something holds it", hint="try again") from error
 
-    def forked_from(self, volume: UUID, checkpoint_id: str) -> bool:
-        """Whether a fork of a checkpoint still needs it, because its own log has not begun.
-
-        Args:
-            volume: its name in the log.
-        """
-        origins = [each.keeper.record.origin for each in self._volumes.values()]
-        return any(each is not None and (each.volume, each.checkpoint) == (volume, checkpoint_id) for each in origins)
-
-    async def prepare(self, sprite: Sprite) -> None:
-        """Have the disk of a sprite here before it is started.
-
-        Raises:
-            UnavailableError: it is in the store only, and that does not answer; or the pool has no room for it.
-            CorruptError: what the store has of it is damaged.
-        """
-        try:
-            volume = await self._placed(sprite)
-        except CorruptError as damage:
-            if not self._pool.has(sprite.volume_id):
-                raise
-            await self.mend(sprite, damage)  # its record
-            volume = await self._placed(sprite)
-        if isinstance(volume.ended, FencedError):
-            if sprite.id in self._node.running:
-                raise volume.ended  # it is about to be stopped
-            await self.take_from_store(sprite)
-            volume = await self._placed(sprite)
-        if sprite.id not in self._node.running:
-            await volume.keeper.let_go()
-            volume.failures, volume.not_before = 0, 0.0  # what kept it from being saved may be mended by the start
-        if volume.keeper.local:
-            if sprite.id not in self._node.running:
-                self._tasks.start(self._require_own(volume), f"whose is {sprite.name}")
-            return
-        began = self._clock.monotonic()
-        # An eviction leaves no base.
-        why = "its disk is in the store only" if volume.keeper.record.base is None else "its disk was not here any more"
-        await self._node.registry.add_event(sprite.id, "fetching", why)
-        with self.filling(sprite.volume_id) as told:
-            told(Filled(0, 0))
-            try:
-                await volume.keeper.fetch(told)
-            except NotFoundError as error:
-                raise _lost(sprite) from error
-            size = volume.filled.total if volume.filled is not None else 0
-        seconds = self._clock.monotonic() - began
-        self._fetches.add()
-        self._fetched.add(size)
-        as_of = rfc3339(moment(volume.keeper.record.snapshot_time))
-        await self._node.registry.add_event(
-            sprite.id,
-            "fetched",
-            f"its disk has come from the store, as of {as_of}: {size >> 20} MiB in {seconds:.1f} s",
-        )
-
-    async def _require_own(self, volume: _Volume) -> None:
-        """Find out whether another node has written it, while its sprite starts: before much work is lost by that."""
-        try:
-            await volume.keeper.require_own()
-        except FencedError as error:
-            await self._fenced(volume, error)
-        except BallpointError as error:
-            log.info("whose volume %s is will show when it is saved: %s", volume.keeper.volume_id, error)
-
-    async def _fenced(self, volume: _Volume, error: FencedError) -> None:
-        if volume.ended is None and self._volumes.get(volume.keeper.volume_id) is volume:
-            volume.ended = error
-            await self._lost(volume.sprite_id, error)
-
-    def is_fenced(self, volume_id: str) -> bool:
-        """Whether what is here of a volume is another node's, and has not been replaced yet."""
-        volume = self._volumes.get(volume_id)
-        return volume is not None and isinstance(volume.ended, FencedError)
-
-    def filled(self, volume_id: str) -> Filled | None:
-        """How far what comes from the store is, of a disk or a checkpoint; None where nothing does."""
-        volume = self._volumes.get(volume_id)
-        return None if volume is None else volume.filled
-
-    @contextmanager
-    def filling(self, volume_id: str) -> Iterator[Progress]:
-        """Tells how far something of a volume is that comes from the store meanwhile, to whoever asks `filled`."""
-        volume = self._volumes[volume_id]
-
-        def told(filled: Filled) -> None:
-            volume.filled = filled
-
-        try:
-            yield told
-        finally:
-            volume.filled = None
-
-    def place(self, sprite: Sprite, keeper: Keeper) -> DiskPlace:
-        """Where the disk of a sprite is."""
-        if keeper.local:
-            return "local"
-        return "store" if self.filled(sprite.volume_id) is None else "partly"
-
-    def _followed(self) -> int:
-        return sum(volume.keeper.followed for volume in self._volumes.values())
-
     def _unsaved(self) -> int:
-        return sum(volume.since is not None for volume in self._volumes.values())
+        return sum(volume.since is not None for volume in self._volumes.all())
 
     def _longest_lag(self) -> float:
-        since = [volume.since for volume in self._volumes.values() if volume.since is not None]
+        since = [volume.since for volume in self._volumes.all() if volume.since is not None]
         return self._clock.monotonic() - min(since) if since else 0.0
 
     def durable_at(self, volume_id: str) -> datetime | None:
@@ -563,9 +246,8 @@ class Saver:
     async def _tick(self) -> None:
         now = self._clock.monotonic()
         for running in list(self._node.running.values()):
-            self._tried.discard(running.volume.id)
             try:
-                volume = await self._volume(running.sprite_id, running.volume.id)
+                volume = await self._volumes.used_by(running)
             except BallpointError as error:
                 # One whose record is damaged holds up no other.
                 if self._unsaved_for.get(running.volume.id) != str(error):
@@ -581,7 +263,7 @@ class Saver:
             volume.cpu = cpu
         # A snapshot holds room, which is what they lack whose writers wait; what is being stopped is saved after that.
         waiting = {each.volume.id for each in self._node.running.values() if each.frozen or each.ending}
-        for volume in list(self._volumes.values()):
+        for volume in self._volumes.all():
             if volume.saving is not None or volume.since is None or volume.ended is not None:
                 continue
             if volume.keeper.volume_id in waiting:
@@ -589,12 +271,12 @@ class Saver:
             if now >= max(volume.not_before, self._due(volume)):
                 volume.saving = self._tasks.start(self._save_quietly(volume), f"save {volume.keeper.volume_id}")
 
-    def _due(self, volume: _Volume) -> float:
+    def _due(self, volume: Held) -> float:
         assert volume.since is not None
         busy = self._clock.monotonic() - (volume.busy_since or volume.since)
         return volume.since + next(wait for until, wait in INTERVALS if busy < until)
 
-    async def _save_quietly(self, volume: _Volume) -> None:
+    async def _save_quietly(self, volume: Held) -> None:
         try:
             async with self._slots:
                 await self._save(volume)
@@ -605,7 +287,7 @@ class Saver:
         finally:
             volume.saving = None
 
-    async def _save(self, volume: _Volume, *, present: bool = True) -> None:
+    async def _save(self, volume: Held, *, present: bool = True) -> None:
         async with volume.one:
             if volume.ended is not None:
                 raise volume.ended
@@ -624,7 +306,7 @@ class Saver:
                     lambda: self._attached(volume.sprite_id), settings_of(sprite), self._stopped, present=present
                 )
             except FencedError as error:
-                await self._fenced(volume, error)
+                await self._volumes.fenced(volume, error)
                 raise
             except _NotNow:
                 raise
@@ -644,18 +326,18 @@ class Saver:
         origin = keeper.record.origin
         if origin is None:
             return
-        for source in list(self._volumes.values()):
+        for source in self._volumes.all():
             record = source.keeper.record
             if source.ended is None and record.volume == origin.volume and record.is_coming(origin.checkpoint):
                 try:
-                    find = partial(self._volume, source.sprite_id, source.keeper.volume_id)
+                    find = partial(self._volumes.held, source.sprite_id, source.keeper.volume_id)
                     await self._save_settled(source.sprite_id, find)
                 except FencedError as error:
                     raise UnavailableError(f"what it was forked from is not this node's any more: {error}") from error
                 except _NotNow as error:
                     raise UnavailableError(f"what it was forked from is not saved now: {error.message}") from error
 
-    async def _require_sound(self, volume: _Volume, settings: dict[str, Any]) -> None:
+    async def _require_sound(self, volume: Held, settings: dict[str, Any]) -> None:
         """Refuse a damaged disk: it must not take the place of what the store has.
 
         A disk that changed while no process of this node had it is looked at once, and well.
@@ -675,7 +357,7 @@ class Saver:
             self._alarms.add()
             await self._node.registry.add_event(sprite.id, "alarm", keeper.alarms.pop(0))
 
-    async def _failed(self, volume: _Volume, sprite: Sprite, trouble: str) -> None:
+    async def _failed(self, volume: Held, sprite: Sprite, trouble: str) -> None:
         volume.failures += 1
         self._failures.add()
         first, last = _RETRY_SECONDS
@@ -686,7 +368,7 @@ class Saver:
         if before is None:
             await self._node.registry.add_event(sprite.id, "not_saved", trouble)
 
-    async def _succeeded(self, volume: _Volume, sprite: Sprite, began: float, *, changed: bool) -> None:
+    async def _succeeded(self, volume: Held, sprite: Sprite, began: float, *, changed: bool) -> None:
         now = self._clock.monotonic()
         cost = volume.keeper.cost
         volume.not_before = now + max(_STALL_FACTOR * cost.stall_seconds, _CPU_FACTOR * cost.cpu_seconds)
@@ -722,20 +404,6 @@ class Saver:
         return running.volume
 
 
-async def _give_up(volume: _Volume) -> None:
-    if volume.saving is not None:
-        volume.saving.cancel()
-        await asyncio.gather(volume.saving, return_exceptions=True)
-        volume.saving = None  # it may not even have begun
-
-
-def _lost(sprite: Sprite) -> CorruptError:
-    return CorruptError(
-        f"the disk of {sprite.name!r} is lost: neither the pool of this node nor the store has it",
-        hint="bring back the pool or what was in the store, or destroy the sprite",
-    )
-
-
 def settings_of(sprite: Sprite) -> dict[str, Any]:
     """What the log has of a sprite beside its disk: all that `recover` needs."""
     return {
@@ -749,8 +417,3 @@ def settings_of(sprite: Sprite) -> dict[str, Any]:
         "privileges": sprite.privileges,
         "created_at": rfc3339(sprite.created_at),
     }
-
-
-def moment(milliseconds: int) -> datetime:
-    """A time of the log."""
-    return datetime.fromtimestamp(milliseconds / 1000, UTC)

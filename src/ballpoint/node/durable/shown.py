@@ -16,7 +16,7 @@ from ballpoint.core.errors import BallpointError
 from ballpoint.core.tasks import for_each
 from ballpoint.host import staging
 from ballpoint.node.disks import Disks
-from ballpoint.node.durable.saving import Saver
+from ballpoint.node.durable.volumes import Volumes
 from ballpoint.node.node import Node
 from ballpoint.node.running import Running
 from ballpoint.volume.readable import mount_readable
@@ -61,20 +61,20 @@ class Shown:
         """The checkpoints of a sprite that should be readable inside and are not, and why."""
         return self._failed.get(sprite_id, {})
 
-    async def run(self, node: Node, keepers: Saver) -> None:
+    async def run(self, node: Node, volumes: Volumes) -> None:
         """Let the newest checkpoints of every running sprite be readable inside, from its start on."""
         while True:
             self._changed.clear()
-            await for_each(list(node.running.values()), partial(self._look_at, keepers), at_once=_AT_ONCE)
+            await for_each(list(node.running.values()), partial(self._look_at, volumes), at_once=_AT_ONCE)
             living = {running.instance.id for running in node.running.values()}
             self._settled = {name: ids for name, ids in self._settled.items() if name in living}
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_SECONDS):
                     await self._changed.wait()
 
-    async def _look_at(self, keepers: Saver, running: Running) -> None:
+    async def _look_at(self, volumes: Volumes, running: Running) -> None:
         try:
-            keeper = await keepers.keeper_of(running)
+            keeper = (await volumes.used_by(running)).keeper
             named = [each for each in keeper.record.checkpoints if not each.auto and each.sequence is not None]
             wanted = [Readable(each.id, keeper.image_of(each), each.image) for each in named[-_SHOWN:]]
             ids = tuple(each.id for each in wanted)
