@@ -1,6 +1,6 @@
 """`python -m bench`: measure and print; unless it is quick, write docs/bench.md, bench.json and the README's table.
 
-A whole run replaces all of these; one of some rows replaces these rows, and each row says where it was measured.
+Each row is published as soon as it is measured, in the place of what was known of it, and says where it was measured.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import shutil
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
@@ -39,16 +41,19 @@ def main() -> int:
         parser.error(f"there is no row {', '.join(sorted(unknown))}")
     if os.geteuid() != 0:
         parser.error("a node runs as root, and so does this")
-    known = _published() if given.rows and not given.quick else None
-    report = asyncio.run(_measure(given.rows or list(ROWS), quick=given.quick))
+    known = _published() if not given.quick else None
+
+    def measured(report: Report) -> None:
+        if given.json is not None:
+            given.json.write_text(_text(report))
+        if not given.quick:
+            published = (known or report).renewed(report, ROWS)
+            (_DOCS / "bench.md").write_text(published.markdown())
+            (_DOCS / "bench.json").write_text(_text(published))
+            _README.write_text(with_summary(_README.read_text(), published.summary()))
+
+    report = asyncio.run(_measure(given.rows or list(ROWS), given.quick, measured))
     print(report.markdown())
-    if given.json is not None:
-        given.json.write_text(_text(report))
-    if not given.quick:
-        published = (known or report).renewed(report, ROWS)
-        (_DOCS / "bench.md").write_text(published.markdown())
-        (_DOCS / "bench.json").write_text(_text(published))
-        _README.write_text(with_summary(_README.read_text(), published.summary()))
     return 1 if any(result.failure for result in report.results) else 0
 
 
@@ -61,7 +66,12 @@ def _text(report: Report) -> str:
     return json.dumps(report.json(), indent=1) + "\n"
 
 
-async def _measure(rows: list[str], *, quick: bool) -> Report:
+async def _measure(rows: list[str], quick: bool, measured: Callable[[Report], None]) -> Report:
+    """Measure rows one after the other.
+
+    Args:
+        measured: called after each, with a report of those until then.
+    """
     machine, devices = describe_machine(Hierarchies.detect().layout), len(loop_devices())
     work = Path(tempfile.mkdtemp(prefix="ballpoint-bench-"))
     try:
@@ -74,7 +84,7 @@ async def _measure(rows: list[str], *, quick: bool) -> Report:
         say("preparing the yardsticks")
         async with containers(work) as yardsticks:
             context = Context(quick, work, yardsticks)
-            results: list[Result] = []
+            report = Report(machine, now(), revision(), quick, yardsticks.tools, [])
             gc.collect()
             gc.freeze()
             for row in rows:
@@ -96,9 +106,9 @@ async def _measure(rows: list[str], *, quick: bool) -> Report:
                 for check in result.checks:
                     met = {True: "met", False: "MISSED", None: "not judged"}[check.met]
                     say(f"  {check.measured} | {check.yardstick} | {check.ratio} | {check.target} | {met}")
-                results.append(result)
-            newest = results[-1]
-            return Report(machine, newest.date, newest.revision, quick, yardsticks.tools, results)
+                report = replace(report, date=date, revision=commit, results=[*report.results, result])
+                measured(report)
+            return report
     finally:
         shutil.rmtree(work, ignore_errors=True)
         remove_loop_devices(devices)

@@ -22,6 +22,15 @@ def fsync_directory(path: Path) -> None:
         os.close(fd)
 
 
+def write_new(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Make a file of a directory that nobody sees yet: its content is durable, its name with the directory's."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(fd)
+
+
 def write_atomically(path: Path, data: bytes, mode: int = 0o644, *, durable: bool = True) -> None:
     """Replace `path` by `data`. A crash leaves the old file or the new one.
 

@@ -23,7 +23,7 @@ from ballpoint.core import peer, steps
 from ballpoint.core.clock import SYSTEM_CLOCK
 from ballpoint.core.config import RUN_ROOT, NodeConfig, load_config
 from ballpoint.core.errors import BallpointError, ConflictError, InvalidError, UnavailableError
-from ballpoint.host import logfile, mount, namespaces, notify, prctl, process, slots
+from ballpoint.host import logfile, mount, namespaces, notify, prctl, process, rcu, slots
 from ballpoint.host.cgroup import Limits
 from ballpoint.host.files import remove_tree, try_flock, write_atomically
 from ballpoint.host.loop import drop_devices, hold_devices
@@ -89,6 +89,7 @@ def serve(config: NodeConfig, log_file: Path | None = None) -> int:
         stack.callback(_leave, config)
         write_atomically(config.run / _CONFIG, msgspec.json.encode(config, enc_hook=str), mode=0o600)
         hold_devices(config.node_id, RUN_ROOT)
+        rcu.hold(config.node_id, RUN_ROOT)
         listener = bind(config)
         stack.callback(listener.close)
         programs = ensure_programs(config.cache)
@@ -101,6 +102,7 @@ def _leave(config: NodeConfig) -> None:
     if not any((config.run / "instances").glob("*")):
         remove_tree(config.run)
         drop_devices(config.node_id, RUN_ROOT)
+        rcu.drop(config.node_id, RUN_ROOT)
 
 
 def running(config: NodeConfig) -> NodeConfig | None:
@@ -137,6 +139,7 @@ def stop(config: NodeConfig) -> Stopped:
         asyncio.run(_clean(config))
     remove_tree(config.run)
     drop_devices(config.node_id, RUN_ROOT)
+    rcu.drop(config.node_id, RUN_ROOT)
     if ran:
         return "stopped"
     return "removed" if left else "nothing"

@@ -24,7 +24,7 @@ from typing import Any
 from ballpoint.core import wire
 from ballpoint.core.clock import SYSTEM_CLOCK
 from ballpoint.core.errors import UnavailableError
-from ballpoint.host import filesystem, process
+from ballpoint.host import filesystem, process, rcu
 
 log = logging.getLogger(__name__)
 
@@ -204,7 +204,8 @@ class _Volumes:
     def _freeze(self, name: str, fds: list[int]) -> None:
         (root,) = fds
         try:
-            filesystem.fifreeze(root)
+            with rcu.expedited():
+                filesystem.fifreeze(root)
         except OSError:
             os.close(root)
             raise

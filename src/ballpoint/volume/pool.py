@@ -27,9 +27,9 @@ from ballpoint.core.errors import (
     UnavailableError,
 )
 from ballpoint.host import filesystem, loop, mount, process, staging
-from ballpoint.host.files import fsync_directory, remove_tree, try_flock
+from ballpoint.host.files import fsync_directory, remove_tree, try_flock, write_new
 from ballpoint.volume import snapshots
-from ballpoint.volume.record import Record, write_record
+from ballpoint.volume.record import Record, write_first_record
 from ballpoint.volume.superblock import DamagedDiskError, read_superblock
 
 _GIB = 1 << 30
@@ -291,8 +291,8 @@ class VolumePool:
 
         def complete(staged: Path) -> None:
             snapshots.clone(source, staged, record.sequence)
-            snapshots.keep(staged, record.sequence)
-            write_record(staged, record)
+            snapshots.protect(staged, record.sequence)
+            write_first_record(staged, record)
 
         self._create(volume_id, source, self.meta(of), complete)
 
@@ -315,11 +315,9 @@ class VolumePool:
         staged.mkdir()
         with self.room():
             fill(staged)
-            with (staged / "volume.json").open("w") as file:
-                json.dump({"format": _FORMAT, **meta}, file)
-                file.flush()
-                os.fsync(file.fileno())  # the clone with it: XFS writes its log in order, up to this file's entries
+            write_new(staged / "volume.json", json.dumps({"format": _FORMAT, **meta}).encode())
         staged.rename(final)
+        # All clones and names with it: XFS writes its log in order, up to this.
         fsync_directory(self.volumes_directory)
 
     def place(self, volume_id: str, *, meta: dict[str, str], record: Record) -> None:
@@ -331,12 +329,14 @@ class VolumePool:
         Raises:
             ConflictError: the volume exists.
         """
-        self._make(volume_id, meta, lambda staged: write_record(staged, record))
+        self._make(volume_id, meta, lambda staged: write_first_record(staged, record))
 
     # ---- another image for a volume ----
 
     def stage(self, volume_id: str, sequence: int) -> Path:
         """An image that may become the disk of a volume: a clone of one of its snapshots. The next start removes it.
+
+        It is durable once it has become the disk: XFS writes its log in order.
 
         Raises:
             UnavailableError: the pool is full.
@@ -351,8 +351,6 @@ class VolumePool:
         staged.unlink(missing_ok=True)
         with self.room():
             _clone_disk(source, staged)
-        with staged.open("rb") as file:
-            os.fsync(file.fileno())
         return staged
 
     def drop_staged(self, staged: Path) -> None:
@@ -719,7 +717,10 @@ def _mount_image(image: Path, root: Path, pool_gb: int) -> None:
         return
     if not image.exists():
         _make_image(image, pool_gb)
-    device, fd = loop.attach(image)
+    # Past the page cache of the file system below, where whoever syncs a file of the pool would wait until all is on
+    # the disk that anybody has written. Where that cannot do it for sectors of 512 bytes, as XFS has them here, the
+    # kernel goes through the cache.
+    device, fd = loop.attach(image, direct_io=True, block_size=512)
     try:
         mount.mount_at(root, "xfs", {"source": device}, mount.MOUNT_ATTR_NOATIME)
     finally:

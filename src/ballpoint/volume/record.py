@@ -14,7 +14,7 @@ import msgspec
 from blake3 import blake3
 
 from ballpoint.core.errors import ConflictError, CorruptError, NotFoundError
-from ballpoint.host.files import write_atomically
+from ballpoint.host.files import write_atomically, write_new
 
 _NAME: Final = "record.json"
 # A higher one says that a later version of this program must be asked.
@@ -208,8 +208,16 @@ def read_record(directory: Path) -> Record:
 
 def write_record(directory: Path, record: Record) -> None:
     """Replace the record. Durable when it returns; a crash leaves the old one."""
-    stored = _Stored(_FORMAT, msgspec.Raw(msgspec.json.encode(record)))
-    write_atomically(directory / _NAME, msgspec.json.encode(stored), 0o600)
+    write_atomically(directory / _NAME, _encoded(record), 0o600)
+
+
+def write_first_record(directory: Path, record: Record) -> None:
+    """Give a record to a volume that is being made; it is durable with its directory."""
+    write_new(directory / _NAME, _encoded(record), 0o600)
+
+
+def _encoded(record: Record) -> bytes:
+    return msgspec.json.encode(_Stored(_FORMAT, msgspec.Raw(msgspec.json.encode(record))))
 
 
 def settings_hash(settings: dict[str, Any]) -> str:

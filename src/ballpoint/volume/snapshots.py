@@ -63,9 +63,15 @@ def keep(volume: Path, sequence: int) -> None:
     with opened(volume, sequence) as fd:
         os.fsync(fd)
         steps.reach(_WRITTEN)
-        filesystem.set_immutable(fd, True)
+    protect(volume, sequence)
     fsync_directory(path_of(volume, sequence).parent)
     fsync_directory(volume)
+
+
+def protect(volume: Path, sequence: int) -> None:
+    """Let nobody write to a snapshot."""
+    with opened(volume, sequence) as fd:
+        filesystem.set_immutable(fd, True)
 
 
 @contextmanager

@@ -26,6 +26,8 @@ _PIECE = 1 << 20
 _ZEROS = memoryview(bytes(_PIECE))
 # What is copied at most while the disk is frozen, where its writers let that be reached: some tens of milliseconds.
 _ENOUGH = 8 << 20
+# So much is written out at a time: whoever syncs a file of the pool waits for what of the copy is being written.
+_WRITTEN_OUT = 32 << 20
 _ROUNDS = 6
 
 
@@ -52,6 +54,7 @@ class Mirror:
         self._whole = True
         self._anything = True
         self._changed = bytearray(-(-self._size // BLOCK))
+        self._dirty = 0
 
     def close(self) -> None:
         """Follow no more. Idempotent."""
@@ -77,6 +80,7 @@ class Mirror:
                 self._anything = True
                 written = [range(-(-self._size // UNIT))]
             copied = self._carry(written)
+            self._write_out(_ENOUGH)
             if copied <= _ENOUGH or (before is not None and copied > before / 2):
                 return
             before = copied
@@ -154,8 +158,16 @@ class Mirror:
                 filesystem.punch_hole(self._copy, at, length)
             else:
                 length = os.pwrite(self._copy, piece, at)
+                self._dirty += length
+                self._write_out(_WRITTEN_OUT)
             at += length
         return end - start
+
+    def _write_out(self, most: int) -> None:
+        """Have less than `most` bytes of the copy in memory only."""
+        if self._dirty >= most:
+            os.fdatasync(self._copy)
+            self._dirty = 0
 
 
 def _runs(marks: bytes | bytearray) -> tuple[range, ...]:

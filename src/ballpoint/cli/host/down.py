@@ -43,10 +43,10 @@ def _stop(config: NodeConfig, by_unit: bool) -> str | None:
 
 def _shared() -> set[str]:
     """Names below the run directory that all nodes of a host have in common."""
-    from ballpoint.host import dynmods, loop, slots, staging
+    from ballpoint.host import dynmods, loop, rcu, slots, staging
     from ballpoint.network import forwarding
 
-    return {slots.DIRECTORY, forwarding.DIRECTORY, dynmods.DIRECTORY, loop.DIRECTORY, staging.PLACE.name}
+    return {slots.DIRECTORY, forwarding.DIRECTORY, dynmods.DIRECTORY, loop.DIRECTORY, rcu.DIRECTORY, staging.PLACE.name}
 
 
 @click.command()

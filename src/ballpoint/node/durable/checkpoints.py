@@ -226,11 +226,18 @@ class Checkpoints:
     ) -> Kept:
         """Start `sprite` over a staged disk, keep what it was, and end that. Returns the checkpoint of what it was."""
         kept = keeper.record.checkpoint(checkpoint_id)
-        volume = await asyncio.to_thread(self._disks.attach_staged, sprite.volume_id, staged)
-        new = await self._node.starter.start(msgspec.structs.replace(sprite, image_digest=kept.image), volume)
-        steps.reach(_STARTED)
         old = self._node.running.get(sprite.id)
+        # The less is left to write out, the shorter it stands still.
+        writing = keeper.write_out(old.volume if old is not None else None)
+        written = self._node.begin_to_the_end(writing, f"write out {sprite.name}")
         try:
+            volume = await asyncio.to_thread(self._disks.attach_staged, sprite.volume_id, staged)
+            new = await self._node.starter.start(msgspec.structs.replace(sprite, image_digest=kept.image), volume)
+            steps.reach(_STARTED)
+        finally:
+            await asyncio.wait({written})
+        try:
+            written.result()
             former, image = await keeper.exchange(
                 checkpoint_id,
                 staged,
@@ -254,11 +261,11 @@ class Checkpoints:
     async def _become(self, sprite: Sprite, new: Running, kept: Kept, cause: str, told: Callable[[], None]) -> None:
         """Let `new`, which runs over the disk of a checkpoint, be the sprite, and end what was."""
         old = self._node.replace(sprite, new)
+        told()
         try:
             await self._node.registry.set_state(sprite.id, "running", kind="restored", cause=cause)
             if kept.image != sprite.image_digest:
                 await self._node.registry.update_sprite(sprite.id, image_digest=kept.image)
-            told()
         finally:
             if old is not None:
                 await self._node.end(sprite, old, cause)

@@ -71,33 +71,50 @@ class Committer:
         steps.reach(_COMING)
         await self.writer.commit(kind, **content)
 
-    async def carry_out(self, operation: Operation, settings: dict[str, Any]) -> None:
-        """Bring the first pending operation into the log; it may be there already, if that could not be noted."""
+    async def carry_out(self, settings: dict[str, Any]) -> None:
+        """Bring the first pending operation into the log; it may be there already, if that could not be noted.
+
+        A checkpoint and the restore that follows it come there by one commit, as somebody waits for that.
+        """
+        first, *others = self._local.record.pending
+        kept = next((each for each in self._local.record.checkpoints if each.id == first.id), None)
+        logged = self._logged(first)
+        if first.kind == "checkpoint" and logged is None:
+            snapshot = self._local.of(first)
+            if kept is None:
+                # One that was deleted meanwhile is a state of the disk all the same: the next is compared with it.
+                await self.log(settings, "root", snapshot, done=(first,))
+            elif others and others[0].kind == "restore" and (restored := self._logged(others[0])) is not None:
+                done = (first, others[0])
+                await self.log(settings, "restore", snapshot, kept=kept, restored=restored, done=done)
+            else:
+                await self.log(settings, "checkpoint", snapshot, kept=kept, done=(first,))
+        elif first.kind == "restore" and logged is not None:
+            everything = self._state(logged.root, settings, restored=logged)
+            await self._commit(settings, Snapshot(first.sequence), "restore", state=everything, done=(first,))
+        elif first.kind == "forget" and logged is not None:
+            await self.log(settings, "forget", None, forget=first.id, done=(first,))
+        else:
+            # It is there; or it is about a checkpoint that was deleted before, and does not come there any more.
+            await self._note((first,))
+
+    def _logged(self, operation: Operation) -> Checkpoint | None:
+        """The checkpoint of an operation as the log has it; None where it has not."""
         state = self.writer.view.state
         assert state is not None
-        kept = next((each for each in self._local.record.checkpoints if each.id == operation.id), None)
-        logged = next((each for each in state.checkpoints if each.id == operation.id), None)
-        if operation.kind == "checkpoint" and logged is None:
-            snapshot = self._local.of(operation)
-            # One that was deleted meanwhile is a state of the disk all the same: the next is compared with it.
-            await self.log(settings, "checkpoint" if kept else "root", snapshot, kept=kept)
-        elif operation.kind == "restore":
-            # One that was deleted before it was in the log does not come there; something was restored after it.
-            if logged is not None:
-                everything = self._state(logged.root, settings, image=logged.image)
-                await self._commit(settings, Snapshot(operation.sequence), "restore", state=everything)
-        elif operation.kind == "forget" and logged is not None:
-            await self.log(settings, "forget", None, forget=operation.id)
-        await self._settle(operation)
+        return next((each for each in state.checkpoints if each.id == operation.id), None)
 
-    async def _settle(self, operation: Operation) -> None:
+    async def _note(self, done: tuple[Operation, ...], **changes: Any) -> None:
+        """Change the record, and let it do without the first pending operations, which are done."""
         async with self._local.lock:
+            record = self._local.record
+            ids = {each.id for each in done}
             checkpoints = tuple(
-                msgspec.structs.replace(each, durable=True) if each.id == operation.id else each
-                for each in self._local.record.checkpoints
+                msgspec.structs.replace(each, durable=True) if each.id in ids else each for each in record.checkpoints
             )
-            await self._local.write(pending=self._local.record.pending[1:], checkpoints=checkpoints)
-            self._local.pending.pop(operation.sequence, None)
+            await self._local.write(pending=record.pending[len(done) :], checkpoints=checkpoints, **changes)
+            for each in done:
+                self._local.pending.pop(each.sequence, None)
 
     async def log(
         self,
@@ -106,7 +123,9 @@ class Committer:
         snapshot: Snapshot | None,
         *,
         kept: Kept | None = None,
+        restored: Checkpoint | None = None,
         forget: str | None = None,
+        done: tuple[Operation, ...] = (),
     ) -> None:
         """Write a commit with everything that it needs.
 
@@ -115,7 +134,9 @@ class Committer:
             kind: None: whatever suits the changes of the disk, and none where nothing has changed.
             snapshot: the new state of the disk; None: it is as the log has it.
             kept: a checkpoint of that state, which the commit names.
+            restored: a checkpoint of the log that the disk has become since.
             forget: id of one that it does not name any more.
+            done: the first pending operations, which the commit brings into the log; the last made `restored`.
         """
         upload = Upload(self._uploads, self._store, self.writer.new_pack)
         try:
@@ -136,8 +157,11 @@ class Committer:
         if root is None:
             await self._commit(settings, snapshot, kind, upload, closed=closed, blocks=places)
         else:
-            everything = self._state(root, settings, kept=kept, forget=forget)
-            await self._commit(settings, snapshot, kind, upload, closed=closed, state=everything)
+            everything = self._state(root, settings, kept=kept, restored=restored, forget=forget)
+            disk = snapshot
+            if restored is not None and snapshot is not None:
+                disk = Snapshot(done[-1].sequence, time=snapshot.time)
+            await self._commit(settings, disk, kind, upload, closed=closed, state=everything, done=done)
 
     async def _commit(
         self,
@@ -145,9 +169,11 @@ class Committer:
         snapshot: Snapshot | None,
         kind: Kind,
         upload: Upload | None = None,
+        *,
+        done: tuple[Operation, ...] = (),
         **content: Any,
     ) -> None:
-        """Write a commit, and note what the disk is compared with from now on."""
+        """Write a commit, and note what the disk is compared with from now on, and which operations are done."""
         base, logged = self._local.valid_base(self.writer.view), self._local.logged_in(self.writer.view)
         if snapshot is not None:
             base, logged = snapshot.sequence, snapshot.number
@@ -166,7 +192,7 @@ class Committer:
             self._trim_due = True
         if upload is not None:
             changes["bytes_stored"] = self._local.record.bytes_stored + upload.bytes_stored
-        await self._local.note(**changes)
+        await self._note(done, **changes)
         steps.reach(_RECORDED)
 
     async def _is_as_before(self, snapshot: Snapshot) -> None:
@@ -185,11 +211,11 @@ class Committer:
         root: Reference,
         settings: dict[str, Any],
         *,
-        image: str | None = None,
         kept: Kept | None = None,
+        restored: Checkpoint | None = None,
         forget: str | None = None,
     ) -> State:
-        """What a commit says that names everything."""
+        """What a commit says that names everything; `root` is of the disk, or of what it was before `restored`."""
         former = self.writer.view.state
         assert former is not None
         checkpoints = [each for each in former.checkpoints if each.id != forget]
@@ -197,9 +223,9 @@ class Committer:
             named = {name: getattr(kept, name) for name in ("id", "time", "comment", "auto", "image")}
             checkpoints.append(Checkpoint(root=root, **named))
         return State(
-            root=root,
+            root=root if restored is None else restored.root,
             checkpoints=tuple(checkpoints),
-            image=image or former.image,
+            image=former.image if restored is None else restored.image,
             size=former.size,
             settings=settings,
             trashed=self.writer.view.trashed,

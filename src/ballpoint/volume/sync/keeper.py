@@ -30,7 +30,7 @@ from ballpoint.volume.pool import AttachedVolume, VolumePool
 from ballpoint.volume.record import Kept, Operation, Origin, Record, settings_hash
 from ballpoint.volume.sync.committer import Committer
 from ballpoint.volume.sync.hydrate import Progress
-from ballpoint.volume.sync.local import Cost, Frozen, Local, Snapshot
+from ballpoint.volume.sync.local import Cost, Frozen, Local, Snapshot, write_out
 from ballpoint.volume.sync.opening import open_log, require_own, take_over
 from ballpoint.volume.sync.place import fetch
 from ballpoint.volume.sync.threads import to_the_end
@@ -132,9 +132,18 @@ class Keeper:
             CorruptError: the disk cannot be read or written any more.
         """
         async with self._local.lock:
-            return await self._keep(disk, comment, auto=auto, frozen=frozen)
+            snapshot, kept, noted = await self._kept(disk, comment, auto=auto, frozen=frozen)
+            try:
+                await self._local.write(**noted)
+            finally:
+                await self._local.discard(snapshot)
+            steps.reach(_NOTED)
+            return kept
 
-    async def _keep(self, disk: AttachedVolume | None, comment: str, *, auto: bool, frozen: Frozen | None) -> Kept:
+    async def _kept(
+        self, disk: AttachedVolume | None, comment: str, *, auto: bool, frozen: Frozen | None
+    ) -> tuple[Snapshot, Kept, dict[str, Any]]:
+        """A snapshot of the disk, as a checkpoint, and how the record changes that names it. The caller discards it."""
         self._local.pool.require_room()
         snapshot = await self._local.checkpoint(disk, frozen)
         assert snapshot.sequence is not None
@@ -156,17 +165,13 @@ class Keeper:
             mtime_ns=snapshot.mtime_ns,
             time=snapshot.time,
         )
-        try:
-            await self._local.write(
-                checkpoints=(*self.record.checkpoints, kept),
-                next=self.record.next + (not auto),
-                current=kept.id,
-                pending=(*self.record.pending, operation),
-            )
-        finally:
-            await self._local.discard(snapshot)
-        steps.reach(_NOTED)
-        return kept
+        noted = {
+            "checkpoints": (*self.record.checkpoints, kept),
+            "next": self.record.next + (not auto),
+            "current": kept.id,
+            "pending": (*self.record.pending, operation),
+        }
+        return snapshot, kept, noted
 
     async def forget(self, checkpoint_id: str) -> None:
         """Delete a checkpoint.
@@ -208,6 +213,13 @@ class Keeper:
                 await to_the_end(self._local.pool.drop_staged, image)
                 raise
 
+    async def write_out(self, disk: AttachedVolume | None) -> None:
+        """Write out what is dirty of an attached disk: then keeping it takes less long. Errors as `checkpoint`."""
+        if disk is not None:
+            with self._local.errors():
+                await asyncio.to_thread(write_out, disk)
+                await asyncio.to_thread(snapshots.flush, disk.image)
+
     async def replace_disk(self, checkpoint_id: str, staged: Path) -> Path:
         """Let the disk be the one that `staged` made of a checkpoint; a crash leaves the one or the other.
 
@@ -215,7 +227,7 @@ class Keeper:
             Where that image is now.
         """
         async with self._local.lock:
-            return await self._replace(checkpoint_id, staged)
+            return await self._replace(checkpoint_id, staged, {})
 
     async def exchange(
         self,
@@ -239,20 +251,29 @@ class Keeper:
             UnavailableError: the pool is full, or the disk cannot be frozen.
         """
         async with self._local.lock, stopped:
-            former = await self._keep(disk, comment, auto=True, frozen=None)
-            return former, await self._replace(checkpoint_id, staged)
+            snapshot, former, noted = await self._kept(disk, comment, auto=True, frozen=None)
+            try:
+                return former, await self._replace(checkpoint_id, staged, noted)
+            finally:
+                await self._local.discard(snapshot)
 
-    async def _replace(self, checkpoint_id: str, staged: Path) -> Path:
+    async def _replace(self, checkpoint_id: str, staged: Path, noted: dict[str, Any]) -> Path:
+        """Let `staged` be the disk.
+
+        Args:
+            noted: how else the record changes, at once.
+        """
         kept = self.record.checkpoint(checkpoint_id)
         assert kept.sequence is not None
         restore = Operation(kind="restore", id=kept.id, sequence=kept.sequence)
-        await self._local.write(
-            current=kept.id,
-            restored=kept.id,
-            image=kept.image,
-            pending=(*self.record.pending, restore),
-            snapshot_mtime_ns=0,
-        )
+        restored = {
+            "current": kept.id,
+            "restored": kept.id,
+            "image": kept.image,
+            "pending": (*noted.get("pending", self.record.pending), restore),
+            "snapshot_mtime_ns": 0,
+        }
+        await self._local.write(**{**noted, **restored})
         steps.reach(_RESTORING)
         await self._local.stop_following()
         with self._local.errors():
@@ -504,7 +525,7 @@ class Keeper:
                 await self._local.note(discarded=False)
             while True:
                 while self.record.pending:
-                    await committer.carry_out(self.record.pending[0], settings)
+                    await committer.carry_out(settings)
                 if not present:
                     return
                 if (self.known or not self.local) and await self._local.unchanged(disk()):

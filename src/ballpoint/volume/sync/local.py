@@ -214,7 +214,7 @@ class Local:
             now = milliseconds(self._clock)
             if disk is not None:
                 with self.errors():
-                    await asyncio.to_thread(_write_out, disk)
+                    await asyncio.to_thread(write_out, disk)
             if self.written:
                 return False
             self.record = msgspec.structs.replace(self.record, snapshot_time=now)
@@ -297,7 +297,7 @@ class Local:
     async def _cloned(self, disk: AttachedVolume | None, frozen: Frozen | None) -> Snapshot:
         sequence, image, now = self.next_sequence(), self.directory / "disk.img", milliseconds(self._clock)
         if disk is not None:
-            await asyncio.to_thread(_write_out, disk)
+            await asyncio.to_thread(write_out, disk)
         since = await self._since_it_was_followed() if disk is None else {}
         await asyncio.to_thread(snapshots.flush, image)
         steps.reach(_FLUSHED)
@@ -386,7 +386,7 @@ class Local:
         now, arrived = milliseconds(self._clock), False
         for _ in range(_TRIES):
             for _ in range(_APPROACHES):
-                await asyncio.to_thread(_write_out, disk)
+                await asyncio.to_thread(write_out, disk)
                 await asyncio.to_thread(following.approach)
             began = self._clock.monotonic()
             async with frozen() if frozen is not None else nullcontext():
@@ -554,6 +554,7 @@ class Local:
         return next(name for name in chain([stem], (f"{stem}-{n}" for n in count(2))) if name not in taken)
 
 
-def _write_out(disk: AttachedVolume) -> None:
+def write_out(disk: AttachedVolume) -> None:
+    """Write out what is in memory of an attached disk, into its image."""
     with disk.opened() as root:
         filesystem.syncfs(root)
