@@ -48,6 +48,7 @@ from ballpoint.node.node import Node
 from ballpoint.node.recovery import recover
 from ballpoint.node.routing import Routing
 from ballpoint.node.running import Starter
+from ballpoint.node.standby.forks import Forks
 from ballpoint.node.standby.pool import Pool
 from ballpoint.node.standby.spares import MOST as SPARES_MOST
 from ballpoint.node.standby.spares import Spares
@@ -135,6 +136,8 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
         )
         spares = Spares(disks, pool, min(config.pool, SPARES_MOST))
         stack.push_async_callback(spares.close)
+        forks = Forks(disks, pool, spares)
+        stack.push_async_callback(forks.close)
         metrics = Metrics()
         volumes = Volumes(
             node,
@@ -155,6 +158,7 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
         await recover(node, instances, disks)
         pool.start()
         spares.start()
+        forks.start()
         tasks = Tasks()
         stack.push_async_callback(tasks.close)
         tasks.start(Health(node).run(), "health")
@@ -175,7 +179,7 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
         routing.start(edge_uid)
         stack.callback(routing.close)
         measure(metrics, node, pool, disk_pool, storage)
-        app = make_app(node, Checkpoints(node, disks, volumes, saver, space, shown), metrics)
+        app = make_app(node, Checkpoints(node, disks, volumes, saver, forks, space, shown), metrics)
         inside.open(app)
         server = _ApiServer(app, config.run / "api.sock", edge_uid)
         tasks.start(server.serve_here(), "control API")

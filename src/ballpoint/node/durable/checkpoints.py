@@ -23,6 +23,7 @@ from ballpoint.node.durable.shown import Shown
 from ballpoint.node.durable.volumes import Volumes, moment
 from ballpoint.node.node import Node
 from ballpoint.node.running import Running
+from ballpoint.node.standby.forks import Forks
 from ballpoint.node.views import CheckpointView, DiskView, NewFork, Progress, ProgressKind, SpriteView
 from ballpoint.node.watch.space import Space
 from ballpoint.registry.records import Sprite
@@ -40,6 +41,9 @@ _DURABLE_SECONDS: Final = 600.0
 # A restore of what the store has is one commit more, for which it is worth waiting so long.
 _STORED_SECONDS: Final = 2.0
 
+# Is told of what a restored sprite was, and gives what brings the restore into the store, where somebody waits.
+_Told = Callable[[Kept], asyncio.Future[None] | None]
+
 _STARTED = steps.declare("restore: the sprite runs over its new disk, too")
 _STOPPED = steps.declare("restore: what ran before goes on no more")
 _RESTORED = steps.declare("restore: what ran before has ended")
@@ -55,6 +59,7 @@ class Checkpoints:
         disks: Disks,
         volumes: Volumes,
         saver: Saver,
+        forks: Forks,
         space: Space,
         shown: Shown,
         clock: Clock = SYSTEM_CLOCK,
@@ -63,6 +68,7 @@ class Checkpoints:
         self._disks = disks
         self._volumes = volumes
         self._saver = saver
+        self._forks = forks
         self._space = space
         self._shown = shown
         self._clock = clock
@@ -155,6 +161,7 @@ class Checkpoints:
                     f"a fork of {checkpoint_id!r} is not in the store yet", hint="try again in some seconds"
                 )
             await keeper.forget(checkpoint_id)
+            self._forks.drop(keeper, checkpoint_id)
             self._shown.changed()
             await self._saver.changed(sprite.id, sprite.volume_id)
             self._saver.on_garbage(keeper.record.lineage)
@@ -169,37 +176,39 @@ class Checkpoints:
             raise ConflictError(f"{name!r} is being restored already", hint="wait for that", code="restoring")
         self._restoring.add(sprite.id)
         cause = f"restored to {checkpoint_id} with token {caller.token_id}"
+        runs: asyncio.Future[tuple[Kept, asyncio.Future[None] | None]] = asyncio.get_running_loop().create_future()
+
+        def told(former: Kept) -> asyncio.Future[None] | None:
+            saving = self._saver.start_saving(sprite, present=False) if durable else None
+            runs.set_result((former, saving))
+            return saving
+
         # Begun before the first line is told: whoever reads no further has asked for it all the same.
-        runs: asyncio.Future[Kept] = asyncio.get_running_loop().create_future()
-        work = self._restore(sprite.id, checkpoint_id, cause, runs.set_result)
+        work = self._restore(sprite.id, checkpoint_id, cause, told)
         whole = self._node.begin_to_the_end(work, f"restore {name}")
         whole.add_done_callback(partial(_say_if_failed, name))
         yield self._line("info", f"restoring {name} to {checkpoint_id}")
         # What ran before is ended after the answer; the next verb waits for that.
-        first: asyncio.Future[Any] = asyncio.ensure_future(
-            asyncio.wait({runs, whole}, return_when=asyncio.FIRST_COMPLETED)
-        )
+        either: set[asyncio.Future[Any]] = {runs, whole}
+        first: asyncio.Future[Any] = asyncio.ensure_future(asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED))
         async for line in self._still(first, lambda: f"{name} is being restored{self._coming(sprite)}"):
             yield line
-        former = runs.result() if runs.done() else whole.result()
+        if not runs.done():
+            whole.result()  # why it failed
+        former, saving = runs.result()
         yield self._line("info", f"{name} runs; what it was before is kept as {former.id}")
-        if durable and not await self._is_stored(sprite):
+        if saving is not None and not await _is_saved(saving):
             yield self._line("info", f"that {name} is {checkpoint_id} again is not yet durable")
         yield self._line("complete", f"Restored to {checkpoint_id}")
 
-    async def _is_stored(self, sprite: Sprite) -> bool:
-        """Whether the store has it within a moment, that a sprite was restored."""
-        saving = self._saver.start_saving(sprite, present=False)
-        await asyncio.wait({saving}, timeout=_STORED_SECONDS)
-        return saving.done() and not saving.cancelled() and saving.exception() is None
-
-    async def _restore(self, sprite_id: str, checkpoint_id: str, cause: str, told: Callable[[Kept], None]) -> Kept:
+    async def _restore(self, sprite_id: str, checkpoint_id: str, cause: str, told: _Told) -> None:
         """Start the sprite anew over the checkpoint's disk, beside the old one, and then let that take its place.
 
         The rename of the disk decides: until then the old one is as it was, and from then on the new one is the sprite.
 
         Args:
-            told: called with the checkpoint of what it was, once the new one is the sprite.
+            told: called with the checkpoint of what it was, once the new one is the sprite. What was is ended after
+                what this gives, or a moment: that has somebody who waits for it.
         """
         try:
             async with self._node.lock(sprite_id):
@@ -208,23 +217,16 @@ class Checkpoints:
                 keeper = await self._volumes.keeper(sprite)
                 with self._volumes.filling(sprite.volume_id) as filled:
                     async with keeper.staged(checkpoint_id, filled) as staged:
-                        former = await self._exchange(sprite, keeper, checkpoint_id, staged, cause, told)
+                        await self._exchange(sprite, keeper, checkpoint_id, staged, cause, told)
                 await self._prune(keeper)
                 await self._saver.changed(sprite_id, sprite.volume_id)
-            return former
         finally:
             self._restoring.discard(sprite_id)
 
     async def _exchange(
-        self,
-        sprite: Sprite,
-        keeper: Keeper,
-        checkpoint_id: str,
-        staged: Path,
-        cause: str,
-        told: Callable[[Kept], None],
-    ) -> Kept:
-        """Start `sprite` over a staged disk, keep what it was, and end that. Returns the checkpoint of what it was."""
+        self, sprite: Sprite, keeper: Keeper, checkpoint_id: str, staged: Path, cause: str, told: _Told
+    ) -> None:
+        """Start `sprite` over a staged disk, keep what it was, and end that."""
         kept = keeper.record.checkpoint(checkpoint_id)
         old = self._node.running.get(sprite.id)
         # The less is left to write out, the shorter it stands still.
@@ -256,16 +258,19 @@ class Checkpoints:
             raise
         await self._become(sprite, new, kept, cause, lambda: told(former))
         steps.reach(_RESTORED)
-        return former
 
-    async def _become(self, sprite: Sprite, new: Running, kept: Kept, cause: str, told: Callable[[], None]) -> None:
+    async def _become(
+        self, sprite: Sprite, new: Running, kept: Kept, cause: str, told: Callable[[], asyncio.Future[None] | None]
+    ) -> None:
         """Let `new`, which runs over the disk of a checkpoint, be the sprite, and end what was."""
         old = self._node.replace(sprite, new)
-        told()
+        saving = told()
         try:
             await self._node.registry.set_state(sprite.id, "running", kind="restored", cause=cause)
             if kept.image != sprite.image_digest:
                 await self._node.registry.update_sprite(sprite.id, image_digest=kept.image)
+            if saving is not None:
+                await _is_saved(saving)
         finally:
             if old is not None:
                 await self._node.end(sprite, old, cause)
@@ -300,15 +305,15 @@ class Checkpoints:
             if request.checkpoint is None:
                 kept = await self._take(source, f"forked to {request.name}", auto=True)
                 await self._prune(keeper)
+                volume = await self._forks.make(keeper, kept.id)
             else:
                 kept = keeper.record.checkpoint(request.checkpoint)
-            volume_id = ids.new_uuid()
-            await keeper.fork(kept.id, volume_id)
+                volume = await self._forks.take(keeper, kept.id)
             made = self._node.registry.new_sprite(
                 caller,
                 request.name,
                 sprite_id=f"sprite-{ids.new_uuid()}",
-                volume_id=volume_id,
+                volume_id=volume.id,
                 image_digest=kept.image,
                 environment=source.environment,
                 labels=[],
@@ -316,11 +321,11 @@ class Checkpoints:
                 url_settings={},
             )
             # From here on the checkpoint is known to be needed, and is not deleted before the fork is in the store.
-            await self._saver.changed(made.id, volume_id)
+            await self._saver.changed(made.id, volume.id)
             steps.reach(_MADE)
         sprite = msgspec.structs.replace(made, privileges=source.privileges)
         return await self._node.begin(
-            sprite, None, f"forked from {source.name} at {kept.id} with token {caller.token_id}"
+            sprite, volume, f"forked from {source.name} at {kept.id} with token {caller.token_id}"
         )
 
     # ---- the disk ----
@@ -360,7 +365,13 @@ class Checkpoints:
         return Progress(kind=kind, data=data, time=self._clock.now())
 
 
-def _say_if_failed(name: str, whole: asyncio.Future[Kept]) -> None:
+async def _is_saved(saving: asyncio.Future[None]) -> bool:
+    """Whether a save succeeds within a moment."""
+    await asyncio.wait({saving}, timeout=_STORED_SECONDS)
+    return saving.done() and not saving.cancelled() and saving.exception() is None
+
+
+def _say_if_failed(name: str, whole: asyncio.Future[None]) -> None:
     """A restore may fail after it was answered, or when nobody listens any more."""
     if not whole.cancelled() and (failure := whole.exception()) is not None:
         log.warning("the restore of %s has not come to its end: %s", name, failure)

@@ -217,8 +217,7 @@ class Keeper:
         """Write out what is dirty of an attached disk: then keeping it takes less long. Errors as `checkpoint`."""
         if disk is not None:
             with self._local.errors():
-                await asyncio.to_thread(write_out, disk)
-                await asyncio.to_thread(snapshots.flush, disk.image)
+                await asyncio.to_thread(write_out, disk, disk.image)
 
     async def replace_disk(self, checkpoint_id: str, staged: Path) -> Path:
         """Let the disk be the one that `staged` made of a checkpoint; a crash leaves the one or the other.

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain, count
+from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
@@ -214,7 +215,7 @@ class Local:
             now = milliseconds(self._clock)
             if disk is not None:
                 with self.errors():
-                    await asyncio.to_thread(write_out, disk)
+                    await asyncio.to_thread(_syncfs, disk)
             if self.written:
                 return False
             self.record = msgspec.structs.replace(self.record, snapshot_time=now)
@@ -296,10 +297,8 @@ class Local:
 
     async def _cloned(self, disk: AttachedVolume | None, frozen: Frozen | None) -> Snapshot:
         sequence, image, now = self.next_sequence(), self.directory / "disk.img", milliseconds(self._clock)
-        if disk is not None:
-            await asyncio.to_thread(write_out, disk)
         since = await self._since_it_was_followed() if disk is None else {}
-        await asyncio.to_thread(snapshots.flush, image)
+        await asyncio.to_thread(write_out, disk, image)
         steps.reach(_FLUSHED)
         try:
             began = self._clock.monotonic()
@@ -386,7 +385,7 @@ class Local:
         now, arrived = milliseconds(self._clock), False
         for _ in range(_TRIES):
             for _ in range(_APPROACHES):
-                await asyncio.to_thread(write_out, disk)
+                await asyncio.to_thread(_syncfs, disk)
                 await asyncio.to_thread(following.approach)
             began = self._clock.monotonic()
             async with frozen() if frozen is not None else nullcontext():
@@ -554,7 +553,17 @@ class Local:
         return next(name for name in chain([stem], (f"{stem}-{n}" for n in count(2))) if name not in taken)
 
 
-def write_out(disk: AttachedVolume) -> None:
-    """Write out what is in memory of an attached disk, into its image."""
+def write_out(disk: AttachedVolume | None, image: Path) -> None:
+    """Write out what is in memory of a disk, and of its image.
+
+    Args:
+        disk: where it is attached.
+    """
+    if disk is not None:
+        _syncfs(disk)
+    snapshots.flush(image)
+
+
+def _syncfs(disk: AttachedVolume) -> None:
     with disk.opened() as root:
         filesystem.syncfs(root)
