@@ -28,7 +28,7 @@ assert verbs and keeper  # they declare the steps
 # Disks that are followed by a copy are killed in tests/volume/sync/test_crash.py.
 SNAPSHOT = [step for step in steps.declared() if step.startswith("snapshot: ") and "copy" not in step]
 CHECKPOINT = [*SNAPSHOT, *(step for step in steps.declared() if step.startswith("checkpoint: "))]
-RESTORE = [*CHECKPOINT, *(step for step in steps.declared() if step.startswith("restore: "))]
+RESTORE = [*SNAPSHOT, *(step for step in steps.declared() if step.startswith("restore: "))]
 FORK = [*CHECKPOINT, *(step for step in steps.declared() if step.startswith(("fork: ", "create: ")))]
 # From the first of these on the sprite has its new disk, and with the last it runs.
 REPLACED = "restore: the disk is replaced"

@@ -120,6 +120,15 @@ async def test_it_goes_with_its_checkpoint(world: World) -> None:
         await world.take(kept)
 
 
+async def test_it_goes_with_its_volume(world: World) -> None:
+    kept = [await world.checkpoint() for _ in range(2)]
+    for each in kept:
+        await world.take(each)
+    await world.ready(2)
+    world.forks.drop_all(_SOURCE)
+    await world.until(lambda: not world.standing())
+
+
 async def test_claims_go_first(world: World) -> None:
     kept = await world.checkpoint()
     world.calm.clear()

@@ -149,6 +149,7 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
             trace=await _trace(disk_pool),
         )
         stack.push_async_callback(volumes.close)
+        volumes.on_forgotten = forks.drop_all
         saver = Saver(node, volumes, disk_pool, metrics, stopped=space.frozen)
         stack.push_async_callback(saver.close)
         collector = Collector(saver, storage, config.node_id, metrics)

@@ -80,6 +80,9 @@ class Volumes:
         name: the node's, in logs.
         lost: awaited with a sprite whose volume another node has taken over.
         trace: what notes writes to disks, which this closes; None where the kernel cannot.
+
+    Attributes:
+        on_forgotten: called with the id of a volume that is removed, or whose disk becomes another.
     """
 
     def __init__(
@@ -112,6 +115,7 @@ class Volumes:
         self._opening = asyncio.Lock()
         # Those whose state in the store was taken in the place of a damaged disk, and has not run since.
         self._mended: set[str] = set()
+        self.on_forgotten: Callable[[str], None] = lambda volume_id: None
 
     async def close(self) -> None:
         """Let go of all; nobody saves them any more."""
@@ -242,6 +246,7 @@ class Volumes:
 
     async def forget(self, volume_id: str) -> None:
         """Save a volume no more; what is under way is given up. Idempotent."""
+        self.on_forgotten(volume_id)
         volume = self._held.pop(volume_id, None)
         if volume is not None:
             await give_up(volume)

@@ -102,6 +102,12 @@ class Forks:
         self._wanted.pop((keeper.volume_id, checkpoint_id), None)
         self._changed.set()
 
+    def drop_all(self, volume_id: str) -> None:
+        """A volume is removed: what stands by of its checkpoints goes."""
+        for key in [key for key in self._wanted if key[0] == volume_id]:
+            del self._wanted[key]
+        self._changed.set()
+
     def _want(self, key: _Key, wanted: _Wanted) -> None:
         self._wanted[key] = wanted
         while len(self._wanted) > MOST:
