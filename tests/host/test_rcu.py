@@ -46,9 +46,21 @@ def test_a_host_that_has_it_on_keeps_it(knob: Path) -> None:
 
 def test_a_kernel_without_it_is_no_error(knob: Path) -> None:
     knob.unlink()
-    knob.parent.chmod(0o500)
     with rcu.expedited():
-        pass
+        assert not knob.exists()
+
+
+def test_a_host_that_refuses_it_is_told_once(
+    knob: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    for _ in range(2):
+        with rcu.expedited():
+            pass
+    assert [each.levelname for each in caplog.records] == ["WARNING"]
 
 
 def test_the_last_node_puts_back_what_a_process_left_that_died(knob: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ EXPEDITED = Path("/sys/kernel/rcu_expedited")
 _lock = threading.Lock()
 _users = 0
 _changed = False
+_refused = False
 
 
 def hold(node_id: str, root: Path) -> None:
@@ -67,9 +68,12 @@ def _read() -> str | None:
 
 
 def _write(value: str) -> bool:
+    global _refused
     try:
         EXPEDITED.write_text(value)
     except OSError as error:
-        log.warning("freezing a disk takes longer than it could: %s", error)
+        if not _refused:
+            log.warning("freezing a disk takes longer than it could: %s", error)
+        _refused = True
         return False
     return True
