@@ -31,12 +31,14 @@ _LONG_SECONDS = 0.1
 _TRIES = 10
 
 _CHECKPOINTS, _EARLY = 30, 10
+# Single waits differ by twice without any cause; medians of ten hardly do.
+_WINDOW = 10
 _STALL_MS = 400.0
 _FLAT = 1.25
 _APART_SECONDS = 2.0
 _NOTED_MS = 10.0
-# The row takes 8 minutes at most, and says where that is not enough.
-_STALLS_SECONDS = 240.0
+# The row takes 10 minutes at most, and says where that is not enough.
+_STALLS_SECONDS = 360.0
 _AGING_SECONDS = 150.0
 
 
@@ -205,10 +207,11 @@ async def stalls(context: Context) -> Result:
     for label, way in (("by a copy", True), ("by a clone", False)):
         if some := [wait for wait, by_copy in zip(waits, copied, strict=True) if by_copy is way]:
             result.series[f"longest wait, {label}"] = Series.of(some, "ms")
-    early, late = median(waits[max(0, _EARLY - 3) : _EARLY] or [0.0]), median(waits[-3:])
+    early, late = median(waits[_EARLY - 1 :][:_WINDOW] or [0.0]), median(waits[-_WINDOW:])
     clones = copied.count(False)
     text = f"longest of {len(waits)}, {clones} of them by a clone: {number(max(waits))} ms"
-    flat, yardstick = f"the last 3, median: {number(late)} ms", f"the 8th to 10th: {number(early)} ms"
+    flat = f"the last {_WINDOW}, median: {number(late)} ms"
+    yardstick = f"the {_EARLY}th to {_EARLY + _WINDOW - 1}th: {number(early)} ms"
     # Waits that are too short to be noted are none.
     ratio = max(late, _NOTED_MS) / max(early, _NOTED_MS)
     without = "without the notes of the kernel"
