@@ -230,3 +230,28 @@ async def test_what_a_save_costs_spaces_the_next(
             saved.append(world.clock.seconds)
     waits = [after - before for before, after in zip(saved, saved[1:], strict=False)]
     assert all(cost * factor <= wait <= cost * factor + 2 for wait in waits[1:]), waits
+
+
+async def test_saves_that_take_long_spare_no_processors(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not saved must not wait for minutes because saving it is much work."""
+    world.write()
+    while not await world.step():
+        pass
+    takes = 50.0
+    keeper = await world.volumes.keeper(world.sprite)
+    create = world.store.create
+
+    async def slow(key: str, data: bytes) -> bool:
+        keeper.cost.cpu_seconds = takes
+        world.clock.step(takes)
+        return await create(key, data)
+
+    monkeypatch.setattr(world.store, "create", slow)
+    lags: list[float] = []
+    saves = 0
+    while saves < 4:
+        world.write()
+        saves += await world.step()
+        lags.append(world.saver.lag(world.sprite) or 0.0)
+    # As it is when a save ends; what came just after the one before it was begun has waited so long.
+    assert max(lags) + takes <= 2 * _MINUTE, lags

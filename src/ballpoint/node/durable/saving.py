@@ -38,6 +38,8 @@ INTERVALS: Final = ((600.0, 4.0), (1200.0, 14.0), (float("inf"), 29.0))
 # A sync may take that share of the time: of a writer's, who waits while the disk is cloned, and of the processors'.
 _STALL_FACTOR: Final = 20.0
 _CPU_FACTOR: Final = 10.0
+# Processors are not spared where the oldest change would then wait for longer than that.
+_LAG_SECONDS: Final = 110.0
 # While the store does not answer.
 _RETRY_SECONDS: Final = (5.0, 60.0)
 _DISCARD_SECONDS: Final = 10.0
@@ -371,7 +373,9 @@ class Saver:
     async def _succeeded(self, volume: Held, sprite: Sprite, began: float, *, changed: bool) -> None:
         now = self._clock.monotonic()
         cost = volume.keeper.cost
-        volume.not_before = now + max(_STALL_FACTOR * cost.stall_seconds, _CPU_FACTOR * cost.cpu_seconds)
+        # What came as this save began waits for it, for the next one, and for what is between them.
+        left = max(0.0, _LAG_SECONDS - 2 * (now - began))
+        volume.not_before = now + max(_STALL_FACTOR * cost.stall_seconds, min(_CPU_FACTOR * cost.cpu_seconds, left))
         if changed:
             volume.busy_since = volume.busy_since or volume.since or began
         else:
