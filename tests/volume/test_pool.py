@@ -37,6 +37,12 @@ def test_a_volume_starts_as_its_template_and_keeps_what_is_written(pool: VolumeP
     assert pool.volumes() == []
 
 
+def test_the_pool_goes_past_the_page_cache_below_it(pool: VolumePool, tmp_path: Path) -> None:
+    device = loop.find_by_backing(tmp_path / "pool.img")
+    assert device is not None
+    assert Path("/sys/block", Path(device).name, "loop/dio").read_text().strip() == "1"
+
+
 def test_volumes_do_not_see_each_other(pool: VolumePool) -> None:
     for name in ("a", "b"):
         pool.create(name, template="base", meta={})

@@ -39,21 +39,21 @@ class Disk:
         self._mount = staging.hold(mount.fsmount("ext4", {"source": self.device}))
         os.close(fd)
         self.files = path(self._mount, "upper")
-        self._root = os.open(self.files, os.O_RDONLY)
+        self.root = os.open(self.files, os.O_RDONLY)
         self.image = os.open(image, os.O_RDONLY)
         self.copy = os.open(pool.root / "staging/copy.img", os.O_RDWR | os.O_CREAT | os.O_EXCL)
         self.mirror = Mirror(trace, self.device, self.image, self.copy)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        filesystem.fifreeze(self._root)
+        filesystem.fifreeze(self.root)
         try:
             yield
         finally:
-            filesystem.fithaw(self._root)
+            filesystem.fithaw(self.root)
 
     def trim(self) -> None:
-        filesystem.fitrim(self._root, 0, 1 << 40, 4096)
+        filesystem.fitrim(self.root, 0, 1 << 40, 4096)
 
     def follow(self) -> None:
         """Bring the copy up to the disk, which must be equal then."""
@@ -64,7 +64,7 @@ class Disk:
 
     def close(self) -> None:
         self.mirror.close()
-        for fd in (self._root, self.image, self.copy):
+        for fd in (self.root, self.image, self.copy):
             os.close(fd)
         staging.close(self._mount)
 
@@ -161,6 +161,34 @@ def test_what_was_not_touched_is_neither_copied_nor_reported(disk: Disk) -> None
     assert 0 < len(second) < 20 * MIB // BLOCK // 4
     # Not stored yet, so it is said again.
     assert blocks_of(disk.mirror.changed().data) == blocks_of(second.data)
+
+
+def test_a_first_copy_is_written_out_as_it_is_made(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever syncs a file of the pool meanwhile must not wait for all of it."""
+    (disk.files / "large").write_bytes(os.urandom(100 * MIB))
+    filesystem.syncfs(disk.root)
+    pending: list[int] = []
+    written = 0
+    write, sync = os.pwrite, os.fdatasync
+
+    def pwrite(fd: int, data: memoryview, at: int) -> int:
+        nonlocal written
+        done = write(fd, data, at)
+        written += done if fd == disk.copy else 0
+        return done
+
+    def fdatasync(fd: int) -> None:
+        nonlocal written
+        sync(fd)
+        if fd == disk.copy:
+            pending.append(written)
+            written = 0
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    disk.mirror.approach()
+    assert sum(pending) >= 90 * MIB
+    assert max(*pending, written) <= 33 * MIB
 
 
 def test_what_is_trimmed_is_a_hole_in_the_copy(disk: Disk) -> None:
