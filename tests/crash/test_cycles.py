@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from time import monotonic
 from typing import Any
 
 import httpx2
@@ -42,6 +44,7 @@ def test_cycles_with_random_kills(own_node: TestNode, soak: bool) -> None:
     own_node.options += ["--listen", own_node.url.removeprefix("http://")]
     sprite = new_sprite(own_node)
     states: dict[str, str] = {}
+    seconds: dict[str, list[float]] = {"checkpoint": [], "restore": []}
     present = "none"
     write(sprite, present)
     with ThreadPoolExecutor(1) as threads:
@@ -52,12 +55,15 @@ def test_cycles_with_random_kills(own_node: TestNode, soak: bool) -> None:
             wanted = chance.choice([*states]) if states and chance.random() < 0.6 else None
             verb = "checkpoint" if wanted is None else f"checkpoints/{wanted}/restore"
             asked = threads.submit(_ask, own_node, sprite, verb)
-            if chance.random() < 0.7:
+            killed = chance.random() < 0.7
+            if killed:
                 threading.Event().wait(chance.uniform(0.0, _MOMENT_SECONDS))
                 (process,) = own_node.processes("node")
                 kill(process)
                 eventually(lambda process=process: set(own_node.processes("node")) - {process}, 60)  # type: ignore[misc]
-            done = asked.result()
+            done, took = asked.result()
+            if done and not killed:
+                seconds["checkpoint" if wanted is None else "restore"].append(took)
             eventually(lambda: answered(lambda: content(sprite)), 120)
             found = content(sprite)
             if wanted is None:
@@ -69,6 +75,10 @@ def test_cycles_with_random_kills(own_node: TestNode, soak: bool) -> None:
             assert len(new) >= done
             states.update({each["id"]: present for each in new if not each["is_auto"]})
             present = found
+    for name, each in seconds.items():
+        if each:
+            p50, p99 = (sorted(each)[len(each) * share // 100] for share in (50, 99))
+            sys.stdout.write(f"{name}: p50 {p50:.3f} s, p99 {p99:.3f} s (n={len(each)})\n")
     for name in chance.sample([*states], min(5, len(states))):
         copy = fork(own_node, sprite, name)
         assert content(copy) == states[name]
@@ -83,10 +93,11 @@ def test_cycles_with_random_kills(own_node: TestNode, soak: bool) -> None:
     assert left == dict.fromkeys(left, [])
 
 
-def _ask(node: TestNode, sprite: Any, verb: str) -> bool:
-    """Ask for something. Returns whether it was said to be done."""
+def _ask(node: TestNode, sprite: Any, verb: str) -> tuple[bool, float]:
+    """Ask for something. Returns whether it was said to be done, and after how many seconds."""
+    began = monotonic()
     with suppress(httpx2.TransportError):
         answer = post(node, sprite, verb)
         assert answer.status_code in (200, 503), answer.text
-        return '"complete"' in answer.text
-    return False
+        return '"complete"' in answer.text, monotonic() - began
+    return False, 0.0

@@ -147,15 +147,15 @@ def punch_hole(fd: int, start: int, length: int) -> None:
         raise OSError(number, f"punch a hole: {os.strerror(number)}")
 
 
-def is_xfs(path: Path) -> bool:
-    """Whether `path` lies on XFS, by the longest mount point above it."""
+def kind(path: Path) -> str:
+    """The kind of file system that `path` lies on, as mount(8) names it, by the longest mount point above it."""
     resolved = path.resolve()
-    best, kind = "", ""
+    best, found = "", ""
     for each in mount.mounts():
         place = Path(each.point)
         if (resolved == place or place in resolved.parents) and len(each.point) >= len(best):
-            best, kind = each.point, each.kind
-    return kind == "xfs"
+            best, found = each.point, each.kind
+    return found
 
 
 def free_bytes(path: Path) -> int:

@@ -34,6 +34,8 @@ from ballpoint.volume.superblock import DamagedDiskError, read_superblock
 
 _GIB = 1 << 30
 _MIB = 1 << 20
+# Others may not stand it that a page changes while it is written, as XFS lets it: btrfs has a wrong checksum then.
+_DIRECT_IO = {"ext4", "xfs"}
 # mkfs.xfs refuses a smaller one (300 MB, with some room for its log).
 _POOL_MIN = 512 * _MIB
 _POOL_SHARE = 0.8
@@ -187,7 +189,7 @@ class VolumePool:
                 raise ConflictError(
                     f"another node uses {data}", hint="stop it (ballpoint down), or choose another --data"
                 )
-            own = filesystem.is_xfs(root) and filesystem.supports_reflink(root)
+            own = filesystem.kind(root) == "xfs" and filesystem.supports_reflink(root)
             if not own:
                 _mount_image(data / "pool.img", root, pool_gb)
             pool = cls(root, data, lock, mounted=not own)
@@ -720,7 +722,7 @@ def _mount_image(image: Path, root: Path, pool_gb: int) -> None:
     # Past the page cache of the file system below, where whoever syncs a file of the pool would wait until all is on
     # the disk that anybody has written. Where that cannot do it for sectors of 512 bytes, as XFS has them here, the
     # kernel goes through the cache.
-    device, fd = loop.attach(image, direct_io=True, block_size=512)
+    device, fd = loop.attach(image, direct_io=filesystem.kind(image.parent) in _DIRECT_IO, block_size=512)
     try:
         mount.mount_at(root, "xfs", {"source": device}, mount.MOUNT_ATTR_NOATIME)
     finally:
