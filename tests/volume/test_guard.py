@@ -18,7 +18,7 @@ import pytest
 from ballpoint.core import wire
 from ballpoint.core.clock import SYSTEM_CLOCK
 from ballpoint.core.errors import UnavailableError
-from ballpoint.host import filesystem, loop, mount
+from ballpoint.host import filesystem, loop, mount, rcu
 from ballpoint.volume import trimmer
 from ballpoint.volume.freezer import Freezer, stuck
 from ballpoint.volume.guard import PoolGuard
@@ -279,6 +279,17 @@ def test_room_is_given_back_below_the_pool_where_that_is_what_is_short(world: Wo
         return (before - image.stat().st_blocks) * 512 > 32 * MIB
 
     eventually(given_back)  # XFS frees and discards in the background
+
+
+def test_a_killed_freezer_leaves_the_host_as_it_was() -> None:
+    found = rcu.setting()
+    assert found is not None, "the kernel has no rcu_expedited"
+    freezer = Freezer()
+    freezer.start()
+    rcu.EXPEDITED.write_text("1")  # as while it freezes something
+    kill(freezer_pid())
+    freezer.close()
+    eventually(lambda: rcu.setting() == found)  # another node of the host may be freezing something
 
 
 @pytest.mark.parametrize("end", ["release", "thaw", "close"])

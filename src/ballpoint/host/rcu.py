@@ -29,16 +29,11 @@ _refused = False
 
 def hold(node_id: str, root: Path) -> None:
     """Remember what the host has, for a process that dies while it is changed. Idempotent."""
-    held.hold(root / DIRECTORY, node_id, _read, lambda: None)
+    held.hold(root / DIRECTORY, node_id, setting, lambda: None)
 
 
 def drop(node_id: str, root: Path) -> bool:
     """End what `hold` began; the last node puts back what was found. Returns False where `node_id` held nothing."""
-
-    def put_back(found: str | None) -> None:
-        if found is not None and found != _read():
-            _write(found)
-
     return held.drop(root / DIRECTORY, node_id, put_back)
 
 
@@ -47,7 +42,7 @@ def expedited() -> Iterator[None]:
     """Within, in any thread, grace periods end at once. Where the kernel refuses that, they take what they take."""
     global _users, _changed
     with _lock:
-        if not _users and _read() == "0":
+        if not _users and setting() == "0":
             _changed = _write("1")
         _users += 1
     try:
@@ -60,11 +55,18 @@ def expedited() -> Iterator[None]:
                 _changed = False
 
 
-def _read() -> str | None:
+def setting() -> str | None:
+    """What the host has now; None where it has no such knob."""
     try:
         return EXPEDITED.read_text().strip()
     except OSError:
         return None
+
+
+def put_back(found: str | None) -> None:
+    """Set what `setting` gave, after a process died that may have been within `expedited`."""
+    if found is not None and found != setting():
+        _write(found)
 
 
 def _write(value: str) -> bool:

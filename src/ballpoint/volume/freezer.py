@@ -60,12 +60,14 @@ class Freezer:
         self._child: process.Child | None = None
         self._sock: socket.socket | None = None
         self._calls = 0
+        self._expedited: str | None = None
 
     def start(self) -> None:
         """Start the child; early, while there is memory and disk for it. Idempotent."""
         if self._child is not None and self._child.poll() is None:
             return
         self.close()
+        self._expedited = rcu.setting()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             command = [sys.executable, "-m", "ballpoint.volume.freezer", str(theirs.fileno())]
@@ -97,9 +99,11 @@ class Freezer:
         if child is None:
             return
         with suppress(subprocess.TimeoutExpired):
-            child.wait(_CLOSE_SECONDS)
+            if child.wait(_CLOSE_SECONDS):
+                rcu.put_back(self._expedited)
             return
         child.kill()
+        rcu.put_back(self._expedited)
         try:
             child.wait(_KILL_SECONDS)
         except subprocess.TimeoutExpired:
