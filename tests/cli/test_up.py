@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -112,6 +113,24 @@ def test_from_nothing_to_a_console_and_back(place: Place) -> None:
     assert list(place.home.iterdir()) == []
     left = traces(place.config.node_id, place.data)
     assert left == dict.fromkeys(left, [])
+
+
+def test_a_lost_host_is_back_with_recover_and_up(place: Place, tmp_path: Path) -> None:
+    """The commands of the README, one after the other, and nothing else."""
+    store = ("--store", f"file://{tmp_path / 'store'}")
+    up = place.up(*store)
+    assert up.returncode == 0, up.stderr
+    assert place.run("-s", "first", "exec", "--", "sh", "-c", "echo precious > notes").returncode == 0
+    assert place.run("sync", "first").returncode == 0
+    place.down()
+    shutil.rmtree(place.data)
+    recovered = place.run("recover", "--data", str(place.data), *store)
+    assert recovered.returncode == 0 and "recovered 1 sprites" in recovered.stdout, recovered.stderr
+    up = place.up(*store)
+    assert up.returncode == 0, up.stderr
+    assert "created" not in up.stderr
+    notes = place.run("-s", "first", "exec", "--", "cat", "notes")
+    assert (notes.returncode, notes.stdout) == (0, "precious\n")
 
 
 def test_what_a_running_node_does_not_take_is_refused_and_changes_nothing(place: Place) -> None:

@@ -166,7 +166,7 @@ def test_all_that_is_known_of_a_sprite_is_back(tmp_path: Path, objects: Path) ->
     done = recover(tmp_path / "data2", objects)
     assert done.returncode == 0
     assert "web" in done.stdout and "1970-01-15 06:56:07" in done.stdout
-    assert "ballpoint token create" in done.stdout and "--org acme" in done.stdout
+    assert f"ballpoint up --data {tmp_path / 'data2'}" in done.stdout
 
 
 def test_of_two_with_one_name_the_newer_keeps_it(tmp_path: Path, objects: Path) -> None:

@@ -96,6 +96,11 @@ class Registry:
 
     # ---- organizations and tokens ----
 
+    async def organizations(self) -> list[str]:
+        """The names of all, oldest first."""
+        query = select(organizations.c.name).order_by(organizations.c.created_at, organizations.c.name)
+        return await self._database.read(lambda connection: [str(name) for name in connection.execute(query).scalars()])
+
     async def create_token(self, org: str, description: str) -> tuple[TokenInfo, str]:
         """A new token of `org` (made if new). The text is returned once; only its value's hash is kept.
 

@@ -82,10 +82,11 @@ def _print(config: NodeConfig, outcome: Outcome) -> None:
     for what, error in outcome.failures:
         click.echo(f"not recovered: {what}: {error.message}", err=True)
     organizations = sorted({each.organization for each in outcome.sprites})
-    click.echo(f"recovered {len(outcome.sprites)} sprites. Tokens are not in a store; make new ones:")
-    for organization in organizations:
-        click.echo(f"  ballpoint token create --data {config.data} --org {organization}")
-    click.echo(f"then: ballpoint up --data {config.data} --store '{config.store_url}'")
+    click.echo(f"recovered {len(outcome.sprites)} sprites. Tokens are not in a store; `up` makes a new one:")
+    click.echo(f"  ballpoint up --data {config.data} --store '{config.store_url}'")
+    if len(organizations) > 1:
+        click.echo(f"of one of the organizations {', '.join(organizations)}; for each of the others:")
+        click.echo(f"  ballpoint token create --data {config.data} --org ORGANIZATION")
 
 
 def _print_json(outcome: Outcome) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -17,6 +18,8 @@ from ballpoint.core.errors import InvalidError, NotFoundError
 
 if TYPE_CHECKING:
     from ballpoint.registry.registry import Registry
+
+T = TypeVar("T")
 
 
 @click.group()
@@ -34,7 +37,7 @@ def create(data: Path | None, org: str, description: str) -> None:
     async def work(registry: Registry) -> str:
         return (await registry.create_token(org, description))[1]
 
-    click.echo(_with_registry(data, work))
+    click.echo(with_registry(data, work))
 
 
 @token.command("list")
@@ -46,7 +49,7 @@ def list_(data: Path | None, as_json: bool) -> None:
     async def work(registry: Registry) -> Any:
         return await registry.tokens()
 
-    found = _with_registry(data, work)
+    found = with_registry(data, work)
     if as_json:
         import msgspec
 
@@ -70,12 +73,18 @@ def revoke(data: Path | None, token_id: str) -> None:
     async def work(registry: Registry) -> bool:
         return await registry.revoke_token(token_id)
 
-    if not _with_registry(data, work):
+    if not with_registry(data, work):
         raise NotFoundError(f"there is no valid token {token_id}", hint="ballpoint token list")
     click.echo(f"revoked {token_id}")
 
 
-def _with_registry(data: Path | None, work: Any) -> Any:
+def with_registry(data: Path | None, work: Callable[[Registry], Awaitable[T]]) -> T:
+    """Do `work` with the registry of the node in `data`.
+
+    Raises:
+        NotFoundError: there is no node.
+        InvalidError: this user may not use its registry.
+    """
     from ballpoint.node.main import registry_url
     from ballpoint.registry.registry import Registry
 
@@ -86,7 +95,7 @@ def _with_registry(data: Path | None, work: Any) -> Any:
     if not os.access(config.data / "registry.db", os.R_OK | os.W_OK):
         raise InvalidError(f"this user may not use the registry in {config.data}", hint="sudo ballpoint token ...")
 
-    async def run() -> Any:
+    async def run() -> T:
         registry = await Registry.open(registry_url(config))
         try:
             return await work(registry)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -13,6 +13,7 @@ from ballpoint.cli.client import settings
 from ballpoint.cli.client.exec_command import open_console, run
 from ballpoint.cli.client.http import Api, sprite_path
 from ballpoint.cli.host.options import config_from, node_options
+from ballpoint.cli.host.token import with_registry
 from ballpoint.cli.host.unit import UNIT, admin_token_file, config_file, has_unit, install_unit
 from ballpoint.core import ids
 from ballpoint.core.config import DEFAULT_LISTEN, DEFAULT_ORG, NodeConfig
@@ -23,6 +24,9 @@ from ballpoint.host.requirements import install_packages, load_modules, missing_
 from ballpoint.image import mirrors
 from ballpoint.store import url
 from ballpoint.volume.pool import shortfall
+
+if TYPE_CHECKING:
+    from ballpoint.registry.registry import Registry
 
 FIRST_SPRITE = "first"
 _START_SECONDS = 60.0
@@ -133,9 +137,21 @@ def _with_token(config: NodeConfig) -> NodeConfig:
     file = admin_token_file(config)
     if not file.exists():
         config.data.mkdir(parents=True, exist_ok=True)
-        text = f"{DEFAULT_ORG}/{ids.new_instance_id()}/{ids.new_instance_id()}/{ids.new_secret()}\n"
-        write_atomically(file, text.encode(), mode=0o600)
+        write_atomically(file, f"{_new_token(config)}\n".encode(), mode=0o600)
     return msgspec.structs.replace(config, token_file=file)
+
+
+def _new_token(config: NodeConfig) -> str:
+    """A token of the organization whose sprites are there already, as after a recovery; else of a new one."""
+    if not (config.data / "registry.db").exists():
+        return f"{DEFAULT_ORG}/{ids.new_instance_id()}/{ids.new_instance_id()}/{ids.new_secret()}"
+
+    async def work(registry: Registry) -> str:
+        known = await registry.organizations()
+        org = DEFAULT_ORG if DEFAULT_ORG in known or not known else known[0]
+        return (await registry.create_token(org, "made by `up`"))[1]
+
+    return with_registry(config.data, work)
 
 
 def _start(config: NodeConfig, system: bool) -> None:
