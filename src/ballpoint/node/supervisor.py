@@ -100,9 +100,7 @@ def serve(config: NodeConfig, log_file: Path | None = None) -> int:
 def _leave(config: NodeConfig) -> None:
     """Remove what a supervisor made, unless sprites run that need it."""
     if not any((config.run / "instances").glob("*")):
-        remove_tree(config.run)
-        drop_devices(config.node_id, RUN_ROOT)
-        rcu.drop(config.node_id, RUN_ROOT)
+        _let_go(config)
 
 
 def running(config: NodeConfig) -> NodeConfig | None:
@@ -137,12 +135,17 @@ def stop(config: NodeConfig) -> Stopped:
     left = config.run.exists() or held != []
     if left:
         asyncio.run(_clean(config))
-    remove_tree(config.run)
-    drop_devices(config.node_id, RUN_ROOT)
-    rcu.drop(config.node_id, RUN_ROOT)
+    _let_go(config)
     if ran:
         return "stopped"
     return "removed" if left else "nothing"
+
+
+def _let_go(config: NodeConfig) -> None:
+    """Remove what a node has below the run directory, and end what it holds of the host."""
+    remove_tree(config.run)
+    drop_devices(config.node_id, RUN_ROOT)
+    rcu.drop(config.node_id, RUN_ROOT)
 
 
 async def _clean(config: NodeConfig) -> None:

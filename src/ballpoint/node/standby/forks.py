@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
@@ -88,14 +87,7 @@ class Forks:
 
     async def make(self, keeper: Keeper, checkpoint_id: str) -> AttachedVolume:
         """As `take`, of a checkpoint that nobody will fork again."""
-        making = asyncio.ensure_future(self._made(keeper, checkpoint_id))
-        try:
-            return await asyncio.shield(making)
-        except asyncio.CancelledError:
-            # A thread goes on, and what it has attached must have an owner.
-            with suppress(BallpointError, OSError):
-                await self._spares.destroy(await making)
-            raise
+        return await self._spares.own(self._made(keeper, checkpoint_id))
 
     def drop(self, keeper: Keeper, checkpoint_id: str) -> None:
         """A checkpoint is deleted: what stands by of it goes."""

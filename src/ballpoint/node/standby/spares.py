@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Coroutine
 from contextlib import suppress
+from typing import Any
 
 from ballpoint.core import ids
 from ballpoint.core.errors import BallpointError
@@ -60,15 +62,19 @@ class Spares:
         except BallpointError as error:
             log.error("volume %s of no sprite stays until the next start: %s", volume.id, error)
 
-    async def _make(self) -> AttachedVolume:
-        making = asyncio.ensure_future(asyncio.to_thread(self._disks.make, ids.new_uuid()))
+    async def own(self, work: Coroutine[Any, Any, AttachedVolume]) -> AttachedVolume:
+        """The disk that `work` makes; destroyed where the caller is cancelled meanwhile."""
+        making = asyncio.ensure_future(work)
         try:
             return await asyncio.shield(making)
         except asyncio.CancelledError:
-            # The thread goes on, and what it has attached must have an owner.
+            # A thread goes on, and what it has attached must have an owner.
             with suppress(BallpointError, OSError):
                 await self.destroy(await making)
             raise
+
+    async def _make(self) -> AttachedVolume:
+        return await self.own(asyncio.to_thread(self._disks.make, ids.new_uuid()))
 
     async def _fill(self) -> None:
         while True:
