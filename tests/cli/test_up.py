@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ballpoint.cli.host.unit import UNIT_FILE
+from ballpoint.cli.host.unit import UNIT_FILE, admin_token_file
 from ballpoint.core.config import NodeConfig, load_config
 from ballpoint.host import logfile
 from ballpoint.host.requirements import INSTALLED_FILE, MODULES_FILE, SYSCTL_FILE
@@ -171,6 +171,7 @@ def test_what_a_running_node_does_not_take_is_refused_and_changes_nothing(place:
 def test_a_start_that_fails_says_why(place: Place) -> None:
     place.data.mkdir()
     (place.data / "registry.db").write_bytes(b"no database" * 1000)
+    admin_token_file(place.config).write_text("of/an/earlier/start\n")
     log = place.data / "node.log"
     log.write_bytes(b"ballpoint: what was wrong before\n")
     log.chmod(0o644)
@@ -181,6 +182,17 @@ def test_a_start_that_fails_says_why(place: Place) -> None:
     assert f"its log: {log}" in failed.stderr
     assert log.read_bytes().startswith(b"ballpoint: what was wrong before\n")
     assert log.stat().st_mode & 0o777 == logfile.MODE
+
+
+def test_beside_a_damaged_registry_no_token_is_made_and_no_node_started(place: Place) -> None:
+    place.data.mkdir()
+    (place.data / "registry.db").write_bytes(b"no database" * 1000)
+    refused = place.up()
+    left = sorted(path.name for path in place.data.iterdir())
+    (place.data / "registry.db").unlink()
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "the registry's database is damaged" in refused.stderr
+    assert left == ["registry.db"]
 
 
 def test_a_start_that_crashes_does_not_say_what_an_earlier_one_did(place: Place) -> None:
