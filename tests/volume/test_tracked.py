@@ -191,6 +191,38 @@ def test_a_first_copy_is_written_out_as_it_is_made(disk: Disk, monkeypatch: pyte
     assert max(*pending, written) <= 33 * MIB
 
 
+def test_holes_are_not_looked_for_again_for_each_piece_that_was_written(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a disk of many extents each such question takes long, and its writers wait."""
+    (disk.files / "large").write_bytes(os.urandom(20 * MIB))
+    with disk.frozen():
+        pass
+    disk.follow()
+    disk.mirror.settle()
+    pieces = range(0, 20 * MIB, 4 * BLOCK)
+    with (disk.files / "large").open("r+b") as file:
+        for at in pieces:
+            file.seek(at)
+            file.write(os.urandom(2 * BLOCK))
+    filesystem.syncfs(disk.root)
+    asked: list[int] = []
+    lseek = os.lseek
+
+    def counted(fd: int, at: int, whence: int) -> int:
+        asked.append(whence)
+        return lseek(fd, at, whence)
+
+    monkeypatch.setattr(os, "lseek", counted)
+    disk.mirror.approach()
+    with disk.frozen():
+        disk.mirror.arrive()
+    changed = blocks_of(disk.mirror.changed().data)
+    monkeypatch.undo()
+    assert len(changed) >= 2 * len(pieces)
+    assert 0 < len(asked) < len(pieces) // 2
+
+
 def test_what_is_trimmed_is_a_hole_in_the_copy(disk: Disk) -> None:
     (disk.files / "large").write_bytes(os.urandom(20 * MIB))
     with disk.frozen():

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Self
 
@@ -117,7 +118,8 @@ class Mirror:
         """
         differing = _runs(self._changed)
         pieces = ((each.start * BLOCK, min(each.stop * BLOCK, self._size)) for each in differing)
-        filled = ((start, end) for piece in pieces for start, end, data in _pieces(self._copy, *piece) if data)
+        extents = _Extents(self._copy)
+        filled = ((start, end) for piece in pieces for start, end, data in extents.of(*piece) if data)
         count = len(self._changed)
         return told_apart(count, differing, united(count, filled))
 
@@ -129,7 +131,7 @@ class Mirror:
     def _carry(self, written: Iterable[range]) -> int:
         """Copy runs of units; returns how many bytes had to be read."""
         self._whole = True  # after an error half-way, what was taken is in neither the notes nor the copy
-        copied = 0
+        copied, extents = 0, _Extents(self._image)
         for run in written:
             start, end = run.start * UNIT, min(run.stop * UNIT, self._size)
             first, last = start // BLOCK, -(-end // BLOCK)
@@ -137,7 +139,7 @@ class Mirror:
             if end - start <= BLOCK:
                 copied += self._copy_bytes(start, end)
                 continue
-            for at, to, data in _pieces(self._image, start, end):
+            for at, to, data in extents.of(start, end):
                 if data:
                     copied += self._copy_bytes(at, to)
                 else:
@@ -181,22 +183,36 @@ def _runs(marks: bytes | bytearray) -> tuple[range, ...]:
     return tuple(found)
 
 
-def _pieces(fd: int, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
-    """All of the file from `start` to `end`, in pieces: (start, end) in bytes, and whether there is data."""
-    while start < end:
-        data = _seek_data(fd, start, end)
-        if start < data:
-            yield start, data, False
-        if data == end:
-            return
-        start = min(os.lseek(fd, data, os.SEEK_HOLE), end)
-        yield data, start, True
+class _Extents:
+    """Where a file has data, and where holes, asked for piece after piece.
 
+    Each answer of the kernel is used as far as it reaches: SEEK_HOLE goes through all extents up to the next hole, of
+    which a disk that is written at random has hundreds of thousands, and holds its writers up meanwhile.
+    """
 
-def _seek_data(fd: int, start: int, end: int) -> int:
-    try:
-        return min(os.lseek(fd, start, os.SEEK_DATA), end)
-    except OSError as error:
-        if error.errno == errno.ENXIO:
-            return end
-        raise
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._start = self._end = 0
+        self._is_data = False
+
+    def of(self, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
+        """All from `start` to `end`, in pieces: (start, end) in bytes, and whether there is data."""
+        while start < end:
+            if not self._start <= start < self._end:
+                self._look(start)
+            to = min(self._end, end)
+            yield start, to, self._is_data
+            start = to
+
+    def _look(self, start: int) -> None:
+        data = self._data_from(start)
+        self._is_data = data == start
+        self._start, self._end = start, os.lseek(self._fd, start, os.SEEK_HOLE) if self._is_data else data
+
+    def _data_from(self, start: int) -> int:
+        try:
+            return os.lseek(self._fd, start, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # there is none up to its end
+                return sys.maxsize
+            raise
