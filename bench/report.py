@@ -172,7 +172,7 @@ class Report:
             "",
             "What a create and an exec consist of, and what was found out about it: [performance.md](performance.md).",
             "",
-            *self._table(),
+            *_table(self.results),
         ]
         notes = [(result, note) for result in self.results for note in result.notes]
         if notes:
@@ -188,16 +188,16 @@ class Report:
         return "\n".join(lines) + "\n"
 
     def summary(self) -> str:
-        """The table with its machine and date, for the README."""
+        """The first line of each row and all that miss their target, with the machine and the date, for the README."""
         machine = self.machine
+        shown = [replace(result, checks=_headlines(result.checks)) for result in self.results]
         lines = [
             f"Measured on {self.date[:10]} (revision {self.revision}) with {machine['cores']} cores"
-            f" ({machine['cpu']}), {machine['memory_gb']} GB, {machine['system']}, kernel {machine['kernel']}:",
+            f" ({machine['cpu']}), {machine['memory_gb']} GB, {machine['system']}, kernel {machine['kernel']};"
+            " what was measured before that or elsewhere, and all other lines, are in [docs/bench.md](docs/bench.md):",
             "",
-            *self._table(),
+            *_table(shown),
         ]
-        if others := self._others():
-            lines += ["", *(f"- {sentence}" for sentence in others)]
         return "\n".join(lines) + "\n"
 
     def _others(self) -> list[str]:
@@ -216,17 +216,22 @@ class Report:
             lines.append(f"Not measured yet: {', '.join(f'`{row}`' for row in self.unmeasured)}")
         return lines
 
-    def _table(self) -> list[str]:
-        lines = ["| row | measured | yardstick | ratio or value | target | met |", "|---|---|---|---|---|---|"]
-        for result in self.results:
-            if result.failure is not None:
-                lines.append(f"| {result.title} | **not measured**: {result.failure} | | | | **no** |")
-            for check in result.checks:
-                ratio = "" if check.ratio is None else f"{check.ratio:.2f}"
-                met = {True: "yes", False: "**no**", None: "**not judged**"}[check.met]
-                cells = (result.title, check.measured, check.yardstick, ratio, check.target, met)
-                lines.append("| " + " | ".join(cells) + " |")
-        return lines
+
+def _headlines(checks: list[Check]) -> list[Check]:
+    return [check for position, check in enumerate(checks) if position == 0 or check.met is False]
+
+
+def _table(results: Iterable[Result]) -> list[str]:
+    lines = ["| row | measured | yardstick | ratio or value | target | met |", "|---|---|---|---|---|---|"]
+    for result in results:
+        if result.failure is not None:
+            lines.append(f"| {result.title} | **not measured**: {result.failure} | | | | **no** |")
+        for check in result.checks:
+            ratio = "" if check.ratio is None else f"{check.ratio:.2f}"
+            met = {True: "yes", False: "**no**", None: "**not judged**"}[check.met]
+            cells = (result.title, check.measured, check.yardstick, ratio, check.target, met)
+            lines.append("| " + " | ".join(cells) + " |")
+    return lines
 
 
 def with_summary(readme: str, summary: str) -> str:
