@@ -102,7 +102,7 @@ def encode_blob(content: bytes | bytearray | memoryview) -> Blob:
     """How `content`, which must not be empty, is stored."""
     if not content:
         raise InternalError("an empty content cannot be stored: length 0 is a hole")
-    compressed = zstandard.ZstdCompressor(level=_LEVEL).compress(content)
+    compressed = _compressor().compress(content)
     if 16 * len(compressed) <= 15 * len(content):
         return Blob(compressed, ZSTD, hash_of(content))
     return Blob(bytes(content), PLAIN, hash_of(content))
@@ -194,6 +194,14 @@ def _unpack(stored: bytes | memoryview, flags: int, limit: int) -> bytes:
         return bytes(stored)
     # The frame's own size is what zstd allocates, and it never writes more.
     return _decompressor().decompress(stored, allow_extra_data=False)
+
+
+def _compressor() -> zstandard.ZstdCompressor:
+    """This thread's, as the decompressor."""
+    found: zstandard.ZstdCompressor | None = getattr(_of_thread, "compressor", None)
+    if found is None:
+        found = _of_thread.compressor = zstandard.ZstdCompressor(level=_LEVEL)
+    return found
 
 
 def _decompressor() -> zstandard.ZstdDecompressor:
