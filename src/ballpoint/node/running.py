@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -153,6 +153,12 @@ class Starter:
         await self._before_stop(running.volume.id)
         await self._instances.end(running.instance)
         await asyncio.to_thread(running.volume.detach)
+
+    async def calm(self, seconds: float) -> None:
+        """Wait for so long at most until no start is under way, nor was a moment ago: its first command goes first."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._pool.calm()
 
     async def _end(self, instance: Instance) -> None:
         try:

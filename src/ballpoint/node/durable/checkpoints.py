@@ -40,6 +40,8 @@ _SAYING_SECONDS: Final = 30.0
 _DURABLE_SECONDS: Final = 600.0
 # A restore of what the store has is one commit more, for which it is worth waiting so long.
 _STORED_SECONDS: Final = 2.0
+# What ran before a restore lets the first command after it pass, and holds memory meanwhile.
+_CALM_SECONDS: Final = 0.5
 
 # Is told of what a restored sprite was, and gives what brings the restore into the store, where somebody waits.
 _Told = Callable[[Kept], asyncio.Future[None] | None]
@@ -273,6 +275,7 @@ class Checkpoints:
                 await _is_saved(saving)
         finally:
             if old is not None:
+                await self._node.starter.calm(_CALM_SECONDS)
                 await self._node.end(sprite, old, cause)
 
     @asynccontextmanager
