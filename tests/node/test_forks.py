@@ -129,6 +129,30 @@ async def test_it_goes_with_its_volume(world: World) -> None:
     await world.until(lambda: not world.standing())
 
 
+async def test_one_that_is_taken_while_another_goes_is_no_trouble(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = [await world.checkpoint() for _ in range(2)]
+    for each in kept:
+        await world.take(each)
+    ready = await world.ready(2)
+    destroy, going, go = Spares.destroy, asyncio.Event(), asyncio.Event()
+
+    async def slowly(self: Spares, volume: AttachedVolume) -> None:
+        going.set()
+        await go.wait()
+        await destroy(self, volume)
+
+    monkeypatch.setattr(Spares, "destroy", slowly)
+    world.forks.drop_all(_SOURCE)
+    await going.wait()
+    takes = [asyncio.ensure_future(world.take(each)) for each in kept]
+    go.set()
+    await asyncio.gather(*takes)
+    assert not ready & {each.id for each in world.taken}
+    assert len(await world.ready(2)) == 2  # it goes on
+
+
 async def test_claims_go_first(world: World) -> None:
     kept = await world.checkpoint()
     world.calm.clear()

@@ -126,7 +126,8 @@ class Forks:
         while True:
             self._changed.clear()
             for key in self._ready.keys() - self._wanted.keys():
-                await self._spares.destroy(self._ready.pop(key))
+                if (ready := self._ready.pop(key, None)) is not None:  # somebody may have taken it meanwhile
+                    await self._spares.destroy(ready)
             for key in self._wanted.keys() - self._ready.keys():
                 await self._pool.calm()  # claims go first
                 if (wanted := self._wanted.get(key)) is not None:

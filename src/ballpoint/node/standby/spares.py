@@ -59,7 +59,7 @@ class Spares:
         try:
             await asyncio.to_thread(volume.detach)
             await asyncio.to_thread(self._disks.pool.destroy, volume.id)
-        except BallpointError as error:
+        except (BallpointError, OSError) as error:
             log.error("volume %s of no sprite stays until the next start: %s", volume.id, error)
 
     async def own(self, work: Coroutine[Any, Any, AttachedVolume]) -> AttachedVolume:
