@@ -139,6 +139,21 @@ def test_below_the_hard_mark_growing_volumes_are_frozen_the_fastest_first(world:
     assert path(fast.mount, "upper/late").read_text() == "x"
 
 
+def test_a_volume_whose_directory_is_lost_waits_and_keeps_no_other_from_it(world: World) -> None:
+    lost, growing, quiet = world.attach("lost", "growing", "quiet")
+    world.fill_to(HARD - 1)
+    grow(growing, 2 * MIB)
+    directory = world.pool.directory("lost")
+    directory.rename(world.pool.root / "staging/lost")
+    try:
+        assert world.tick() == [("lost", "frozen"), ("growing", "frozen")]
+        assert [is_frozen(each) for each in (lost, growing, quiet)] == [True, True, False]
+        world.free = SOFT
+        assert sorted(world.tick()) == [("growing", "thawed"), ("lost", "thawed")]
+    finally:
+        (world.pool.root / "staging/lost").rename(directory)
+
+
 def test_growth_adds_up_however_slow_it_is(world: World) -> None:
     (volume,) = world.attach("v")
     world.fill_to(HARD - 1)

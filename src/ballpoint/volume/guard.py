@@ -189,7 +189,8 @@ class PoolGuard:
 
     def _growing(self, volumes: dict[str, AttachedVolume], usage: PoolUsage) -> list[AttachedVolume]:
         """The volumes to freeze now, the fastest first; none while there is room."""
-        now = {volume.id: _Size(volume.allocated(), _written(volume)) for volume in volumes.values()}
+        sizes = {volume.id: _size(volume) for volume in volumes.values()}
+        now = {name: size for name, size in sizes.items() if size is not None}
         if usage.free >= usage.hard:
             self._sizes = now
             return []
@@ -204,7 +205,8 @@ class PoolGuard:
 
         growths = {name: growth(name) for name in now if name not in self.frozen}
         fastest = sorted(growths, key=lambda name: -growths[name])
-        return [volumes[name] for name in fastest if growths[name] >= _GROWTH]
+        unknown = [name for name in sizes if name not in now and name not in self.frozen]
+        return [volumes[name] for name in (*unknown, *(name for name in fastest if growths[name] >= _GROWTH))]
 
     def _trim(self, volumes: dict[str, AttachedVolume], usage: PoolUsage) -> None:
         """Begin to trim what has waited longest, when the one before has ended."""
@@ -291,6 +293,14 @@ def _thaw_at_last(volume: AttachedVolume, freezers: list[process.Child]) -> None
             except subprocess.TimeoutExpired:
                 log.error("volume %s may stay frozen: the kernel holds the freezer %d", volume.id, freezer.pid)
             filesystem.fithaw(root)
+
+
+def _size(volume: AttachedVolume) -> _Size | None:
+    """None where that cannot be found out, as of one whose directory is lost: it counts as growing, so none is safe."""
+    try:
+        return _Size(volume.allocated(), _written(volume))
+    except OSError:
+        return None
 
 
 def _written(volume: AttachedVolume) -> int:
