@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,33 @@ def test_an_agent_that_nobody_can_reach(own_node: TestNode) -> None:
     assert shell(sprite, "cat file") == (0, "kept\n")
 
 
+def test_what_a_frozen_disk_holds_is_ended_at_the_next_start(own_node: TestNode) -> None:
+    """As where node and freezer died together, which nothing thaws; and its processes cannot even be killed."""
+    own_node.start()
+    sprite = own_node.client().create_sprite(f"t-{ids.new_instance_id()}")
+    other = own_node.client().create_sprite(f"t-{ids.new_instance_id()}")
+    script = "echo kept > file; sync; (while :; do date > late; done) </dev/null >/dev/null 2>&1 &"
+    assert shell(sprite, script)[0] == 0
+    (writer,) = _running("date > late")
+    root = os.open(f"/proc/{writer}/root/var/lib/docker", os.O_RDONLY)
+    try:
+        filesystem.fifreeze(root)
+        eventually(lambda: "D" in [_state(pid) for pid in _running("date > late")])
+        own_node.kill()
+        for anchor in inside(own_node, "anchor"):
+            os.kill(anchor, signal.SIGKILL)
+    except BaseException:
+        filesystem.fithaw(root)
+        raise
+    finally:
+        os.close(root)
+    own_node.start()
+    assert _running("date > late") == []
+    client = own_node.client()  # at the port that it has now
+    assert shell(client.sprite(sprite.name), "cat file") == (0, "kept\n")
+    assert shell(client.sprite(other.name), "true")[0] == 0
+
+
 def test_a_disk_that_takes_no_write(own_node: TestNode) -> None:
     own_node.start()
     sprite = own_node.client().create_sprite(f"t-{ids.new_instance_id()}")
@@ -82,3 +110,18 @@ def test_a_disk_that_takes_no_write(own_node: TestNode) -> None:
 def _write_started(node: TestNode, name: str) -> bool:
     """A disk is only asked whether it answers when it was used since the last time: a read is use enough."""
     return node.api("POST", f"/v1/sprites/{name}/exec?cmd=sha256sum&cmd=/usr/bin/git&cmd=file").status_code == 200
+
+
+def _running(text: str) -> list[int]:
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            if text.encode() in (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+    return found
+
+
+def _state(pid: int) -> str:
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return "gone"

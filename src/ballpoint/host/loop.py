@@ -162,6 +162,11 @@ class Attachments:
             return None
         return device
 
+    def on(self, file_system: int) -> list[str]:
+        """The devices whose files are on the file system with that st_dev."""
+        found = (self.find_file(file) for file in list(self._devices) if file[0] == file_system)
+        return [device for device in found if device is not None]
+
     def wait_released(self, path: Path, timeout: float) -> None:
         """`loop.wait_released` of the device of `path`."""
         _wait(lambda: self.find(path), path, timeout)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 from ballpoint.core.errors import BallpointError, CorruptError, NotFoundError
 from ballpoint.node.disks import Disks
@@ -32,7 +34,7 @@ async def recover(node: Node, instances: Instances, disks: Disks) -> None:
     for instance_id in sorted(instances.known()):
         instance = await instances.adopt(instance_id)
         if instance is None:
-            await instances.clean(instance_id)
+            await _remove(instance_id, partial(instances.clean, instance_id), disks.pool)
             continue
         sprite = sprites.get(str(instance.runtime.note.get("sprite")))
         volume = None
@@ -49,7 +51,7 @@ async def recover(node: Node, instances: Instances, disks: Disks) -> None:
         if sprite is None or volume is None:
             if sprite is not None:
                 said[sprite.id] = instance.runtime.logs()
-            await instances.end(instance)
+            await _remove(instance_id, partial(instances.end, instance), disks.pool)
             continue
         running = Running(sprite.id, instance, volume)
         node.running[sprite.id] = running
@@ -73,6 +75,19 @@ async def recover(node: Node, instances: Instances, disks: Disks) -> None:
                 await asyncio.to_thread(_let_go, disks.pool, volume_id)
             except BallpointError as error:
                 log.error("volume %s of no sprite stays: %s", volume_id, error)
+
+
+async def _remove(instance_id: str, work: Callable[[], Awaitable[None]], pool: VolumePool) -> None:
+    """Remove an instance by `work`; what does not end stays until the next start, and no sprite waits for it."""
+    try:
+        return await work()
+    except BallpointError as error:
+        log.warning("instance %s does not end, and all disks are thawed for it: %s", instance_id, error)
+    await asyncio.to_thread(pool.thaw_all)
+    try:
+        await work()
+    except BallpointError as error:
+        log.error("what is left of instance %s stays until the next start: %s", instance_id, error)
 
 
 def _let_go(pool: VolumePool, volume_id: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import re
 import threading
@@ -31,6 +32,8 @@ from ballpoint.host.files import fsync_directory, remove_tree, try_flock, write_
 from ballpoint.volume import snapshots
 from ballpoint.volume.record import Record, write_first_record
 from ballpoint.volume.superblock import DamagedDiskError, read_superblock
+
+log = logging.getLogger(__name__)
 
 _GIB = 1 << 30
 _MIB = 1 << 20
@@ -467,6 +470,25 @@ class VolumePool:
         with volume.opened() as root:
             filesystem.fithaw(root)  # whoever froze it may have died before he could thaw it
         return volume
+
+    def thaw_all(self) -> None:
+        """Thaw every disk that something uses, whatever its image is called by now.
+
+        Whoever froze one may have died together with the freezer, and its writers cannot even be killed.
+        """
+        for device in self._attachments.on(self.root.stat().st_dev):
+            try:
+                mounted = _mount_ext4(device)
+                try:
+                    root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mounted)
+                    try:
+                        filesystem.fithaw(root)
+                    finally:
+                        os.close(root)
+                finally:
+                    staging.close(mounted)
+            except OSError as error:
+                log.warning("whether the disk at %s is frozen is not known: %s", device, error)
 
     def destroy(self, volume_id: str) -> bool:
         """Remove a volume that nobody uses. Idempotent; returns whether it was there. A crash is finished by `open`.
