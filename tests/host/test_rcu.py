@@ -74,6 +74,13 @@ def test_the_last_node_puts_back_what_a_process_left_that_died(knob: Path, tmp_p
     assert not rcu.drop("second", tmp_path)
 
 
+def test_a_node_that_starts_puts_back_what_a_process_left_that_died(knob: Path, tmp_path: Path) -> None:
+    rcu.hold("first", tmp_path)
+    knob.write_text("1")
+    rcu.hold("second", tmp_path)
+    assert knob.read_text() == "0"
+
+
 def test_the_kernel_has_the_knob_and_takes_it() -> None:
     program = "from ballpoint.host import rcu\nwith rcu.expedited(): print(rcu.EXPEDITED.read_text().strip())"
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, env=os.environ)

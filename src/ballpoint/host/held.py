@@ -34,6 +34,11 @@ def hold(directory: Path, holder: str, find: Callable[[], Any], change: Callable
         change()
 
 
+def before(directory: Path) -> Any:
+    """What was set before the first holder. FileNotFoundError where nobody holds the setting."""
+    return json.loads((directory / _FOUND).read_bytes())
+
+
 def drop(directory: Path, holder: str, put_back: Callable[[Any], None]) -> bool:
     """End what `hold` began; the last holder puts back what was found. Returns False where `holder` held nothing."""
     with _locked(directory):

@@ -28,8 +28,9 @@ _refused = False
 
 
 def hold(node_id: str, root: Path) -> None:
-    """Remember what the host has, for a process that dies while it is changed. Idempotent."""
+    """Remember what the host has, for a process that dies while it is changed; what one has left is put back."""
     held.hold(root / DIRECTORY, node_id, setting, lambda: None)
+    put_back(held.before(root / DIRECTORY))
 
 
 def drop(node_id: str, root: Path) -> bool:
