@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from ballpoint.core.errors import ConflictError, CorruptError, InvalidError, NotFoundError, UnavailableError
 from ballpoint.host import loop
+from ballpoint.volume import pool as pool_module
 from ballpoint.volume.guard import PoolGuard
 from ballpoint.volume.pool import DIRECTORIES, AttachedVolume, VolumePool
 from tests.volume.world import MIB, path
@@ -84,6 +86,18 @@ def test_bad_names_and_absent_volumes(pool: VolumePool) -> None:
     pool.create("v", template="base", meta={})
     with pytest.raises(ConflictError):
         pool.create("v", template="base", meta={})
+
+
+def test_a_volume_that_cannot_be_made_holds_no_room(pool: VolumePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pool_module, "write_new", full)
+    with pytest.raises(UnavailableError):
+        pool.create("v", template="base", meta={})
+    assert list((pool.root / "staging").iterdir()) == []
+    monkeypatch.undo()
+    pool.create("v", template="base", meta={})
 
 
 def test_a_pool_has_one_node(pool: VolumePool, tmp_path: Path) -> None:

@@ -318,9 +318,13 @@ class VolumePool:
         staged = self.root / "staging" / volume_id
         remove_tree(staged)
         staged.mkdir()
-        with self.room():
-            fill(staged)
-            write_new(staged / "volume.json", json.dumps({"format": _FORMAT, **meta}).encode())
+        try:
+            with self.room():
+                fill(staged)
+                write_new(staged / "volume.json", json.dumps({"format": _FORMAT, **meta}).encode())
+        except BaseException:
+            remove_tree(staged)  # it shares blocks, which nobody would get back before the next start
+            raise
         staged.rename(final)
         # All clones and names with it: XFS writes its log in order, up to this.
         fsync_directory(self.volumes_directory)

@@ -221,6 +221,9 @@ async def test_a_disk_that_is_in_the_store_only_comes_back_whole(
     scribbler.write()
     await settled(keeper)
     second = disk_at(image)
+    async with keeper.staged(kept.id) as staged:
+        assert not await keeper.evict(SETTINGS), "somebody is about to use a checkpoint"
+        staged.unlink()
     assert await keeper.evict(SETTINGS)
     assert not image.exists() and not keeper.local
     assert list((pool.directory(volume_id) / "snapshots").iterdir()) == []

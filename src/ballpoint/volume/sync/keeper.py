@@ -370,13 +370,14 @@ class Keeper:
             settings: the sprite's, as they are now.
 
         Returns:
-            False where something is not in the store yet: then nothing has changed.
+            False where something is not in the store yet, or somebody makes a disk of one of its checkpoints: then
+            nothing has changed.
 
         Raises:
             UnavailableError: something uses the disk.
         """
         async with self._logging, self._local.lock:
-            if self.record.origin is not None or self.dirty(settings):
+            if self.record.origin is not None or self.dirty(settings) or self._wanted.total():
                 return False
             checkpoints = tuple(msgspec.structs.replace(each, sequence=None) for each in self.record.checkpoints)
             await self._local.write(base=None, coming=None, checkpoints=checkpoints)
