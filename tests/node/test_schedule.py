@@ -13,6 +13,7 @@ import pytest
 
 from ballpoint.core import ids
 from ballpoint.core.clock import SYSTEM_CLOCK
+from ballpoint.core.errors import UnavailableError
 from ballpoint.core.metrics import Metrics
 from ballpoint.node.durable.saving import INTERVALS, Saver
 from ballpoint.node.durable.volumes import Volumes
@@ -20,6 +21,7 @@ from ballpoint.store.directory import DirectoryStore
 from ballpoint.store.faulty import Faults, FaultyStore
 from ballpoint.store.settle import create_settled
 from ballpoint.volume.pool import VolumePool
+from ballpoint.volume.sync.keeper import Keeper
 from tests.volume import conftest as volumes
 from tests.volume.world import grow
 
@@ -79,6 +81,7 @@ class World:
         running = SimpleNamespace(
             sprite_id="s", volume=self.disk, instance=SimpleNamespace(runtime=runtime), frozen=False, ending=False
         )
+        self.running = running
         node = SimpleNamespace(registry=self, running={"s": running})
         self.volumes = Volumes(
             cast(Any, node), pool, store, "test", self.metrics, lost=cast(Any, None), trace=None, clock=clock
@@ -255,3 +258,25 @@ async def test_saves_that_take_long_spare_no_processors(world: World, monkeypatc
         lags.append(world.saver.lag(world.sprite) or 0.0)
     # As it is when a save ends; what came just after the one before it was begun has waited so long.
     assert max(lags) + takes <= 2 * _MINUTE, lags
+
+
+async def test_a_sprite_that_is_stopped_while_its_disk_is_saved_is_no_trouble(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = 0
+
+    async def sync(*_: Any, **__: Any) -> None:
+        nonlocal tried
+        tried += 1
+        world.running.ending = True
+        raise UnavailableError("Bad file descriptor")
+
+    monkeypatch.setattr(Keeper, "sync", sync)
+    world.write()
+    while not tried:
+        await world.step()
+    monkeypatch.undo()
+    assert world.events == [] and world.number("ballpoint_save_failures_total") == 0
+    assert world.saver.trouble(world.disk.id) is None
+    world.running.ending = False
+    assert await world.step()  # at once: it is as due as it was

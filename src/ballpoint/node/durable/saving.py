@@ -297,6 +297,7 @@ class Saver:
             sprite = await self._node.registry.sprite_by_id(volume.sprite_id)
             keeper = volume.keeper
             before = keeper.record.epoch, keeper.record.number
+            running = self._node.running.get(volume.sprite_id)
             if not keeper.record.epoch:
                 self.on_first(sprite.image_digest)
             stored = keeper.record.bytes_stored
@@ -313,6 +314,8 @@ class Saver:
             except _NotNow:
                 raise
             except (BallpointError, OSError) as error:
+                if running is not None and (running.ending or self._node.running.get(volume.sprite_id) is not running):
+                    raise _NotNow(f"{sprite.name!r} was stopped meanwhile", hint="try again") from error
                 await self._failed(volume, sprite, str(error))
                 raise
             finally:
