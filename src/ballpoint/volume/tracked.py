@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from typing import Self
 
@@ -56,6 +57,11 @@ class Mirror:
         self._anything = True
         self._changed = bytearray(-(-self._size // BLOCK))
         self._dirty = 0
+        self._ended = threading.Event()
+
+    def end(self) -> None:
+        """Let a copy that is being made go no further: `approach` and `arrive` fail from now on. For any thread."""
+        self._ended.set()
 
     def close(self) -> None:
         """Follow no more. Idempotent."""
@@ -152,6 +158,8 @@ class Mirror:
         # Not copy_file_range(2): XFS lets both files share the blocks then.
         at = start
         while at < end:
+            if self._ended.is_set():
+                raise UnavailableError("the disk is followed no more")
             length = os.preadv(self._image, [self._buffer[: end - at]], at)
             if not length:
                 raise OSError(errno.EIO, "the image of a disk ends before its end")

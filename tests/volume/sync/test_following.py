@@ -357,6 +357,48 @@ async def test_the_end_of_a_sprite_ends_it(world: World, pool: VolumePool, forbi
     assert later.record.base is not None
 
 
+@pytest.mark.parametrize("cancelled", [False, True], ids=["awaited", "cancelled"])
+async def test_whoever_ends_it_waits_for_no_copy(
+    world: World, monkeypatch: pytest.MonkeyPatch, cancelled: bool
+) -> None:
+    """A first copy takes minutes, and a restart, a destroy or the node's end must not."""
+    (world.files / "large").write_bytes(os.urandom(20 * MIB))
+    copy, end, pieces = tracked.Mirror._copy_bytes, tracked.Mirror.end, 0
+    copying, go, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def slowly(mirror: tracked.Mirror, start: int, end: int) -> int:
+        nonlocal pieces
+        copying.set()
+        assert go.wait(30)
+        done = copy(mirror, start, end)
+        pieces += 1
+        return done
+
+    def told(mirror: tracked.Mirror) -> None:
+        end(mirror)
+        ended.set()
+
+    monkeypatch.setattr(tracked.Mirror, "_copy_bytes", slowly)
+    monkeypatch.setattr(tracked.Mirror, "end", told)
+    saving = asyncio.ensure_future(world.sync())
+    assert await asyncio.to_thread(copying.wait, 30)
+    if cancelled:
+        saving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await saving
+    ending = asyncio.ensure_future(world.keeper.let_go())
+    assert await asyncio.to_thread(ended.wait, 30)
+    go.set()
+    await ending
+    assert pieces == 0 and not world.copy.exists()
+    if not cancelled:
+        await saving
+        assert await world.stored() == disk_at(world.image)
+    world.write()
+    await world.sync()  # nothing keeps it from being followed again
+    assert world.keeper.followed and await world.stored() == world.frozen
+
+
 async def test_a_sprite_that_ends_clean_lets_go_of_its_disk(world: World) -> None:
     world.write()
     await world.sync()

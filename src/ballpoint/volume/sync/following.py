@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from ballpoint.core import ids
 from ballpoint.core.errors import InternalError, UnavailableError
@@ -19,6 +22,8 @@ from ballpoint.volume.log.blob import BLOCK_BYTES, describe_all
 from ballpoint.volume.pool import AttachedVolume
 from ballpoint.volume.sync.source import Source
 from ballpoint.volume.tracked import Mirror
+
+T = TypeVar("T")
 
 _NAME: Final = "copy.img"
 # As of the disk itself: see `filesystem.set_cowextsize`.
@@ -39,7 +44,7 @@ class MissedError(InternalError):
 
 
 class Following:
-    """A disk that is followed. Its calls block, for as long as copying takes; any thread may make them.
+    """A disk that is followed. Its calls block, for as long as copying takes; any thread may make them (`run`).
 
     As long as it exists the disk's loop device stays what it is: another disk under its number would be taken for it.
 
@@ -55,6 +60,7 @@ class Following:
         """
         self._directory = directory
         self._one = threading.Lock()
+        self._ended = False
         self._source: Source | None = None
         self._samples: list[int] = []
         self.device = disk.device
@@ -73,13 +79,30 @@ class Following:
             filesystem.set_cowextsize(self._copy, _COW_BYTES)
             self._mirror = Mirror(trace, disk.device, self._image, self._copy)
             stack.callback(self._mirror.close)
+            self._thread = ThreadPoolExecutor(1, "follow")
             self._owned = stack.pop_all()
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Do `work` in this disk's own thread: copies take long, and others wait for the threads of the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    @property
+    def ended(self) -> bool:
+        """Whether `end` was called: what failed since may have failed by that."""
+        return self._ended
+
+    def end(self) -> None:
+        """Let a copy that is being made go no further, and nothing be copied any more. Does not block; idempotent."""
+        self._ended = True
+        self._mirror.end()
 
     def close(self) -> None:
         """Follow no more, and remove the copy. Idempotent."""
+        self.end()
         with self._one:
             self._owned.close()
             self._held = -1
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     def unmounted(self) -> bool:
         """Whether nobody can write to the disk any more."""

@@ -249,6 +249,7 @@ class Keeper:
         Raises:
             UnavailableError: the pool is full, or the disk cannot be frozen.
         """
+        self._local.hurry()
         async with self._local.lock, stopped:
             snapshot, former, noted = await self._kept(disk, comment, auto=True, frozen=None)
             try:
@@ -453,6 +454,7 @@ class Keeper:
 
     async def let_go(self) -> None:
         """Remove the copy, where one follows the disk: its sprite starts anew or has gone, or there is no room."""
+        self._local.hurry()
         async with self._local.lock:
             await self._local.stop_following()
 

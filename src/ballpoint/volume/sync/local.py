@@ -157,6 +157,7 @@ class Local:
         self._clock = clock
         self._trace = trace
         self._following: Following | None = None
+        self._copying: Following | None = None
         self._last: Snapshot | None = None
         self._refused_until = 0.0
         self._sample_due = -math.inf
@@ -327,6 +328,11 @@ class Local:
         """Whether a copy follows the disk."""
         return self._following is not None
 
+    def hurry(self) -> None:
+        """Let whoever holds the lock not wait until its copy is the disk, which is about to be followed no more."""
+        if self._copying is not None:
+            self._copying.end()
+
     async def stop_following(self) -> None:
         """Let go of the disk, and remove its copy. The caller holds the lock. Idempotent."""
         following, self._following, self._last = self._following, None, None
@@ -368,16 +374,21 @@ class Local:
 
     async def _followed(self, disk: AttachedVolume, frozen: Frozen | None, *, named: bool) -> Snapshot | None:
         """The disk as it is when the copy has reached it; None where that failed, and the disk is not followed."""
-        assert self._following is not None
+        following = self._following
+        assert following is not None
+        self._copying = following
         try:
             with self.pool.room():
-                return await self._reached(self._following, disk, frozen, named=named)
+                return await self._reached(following, disk, frozen, named=named)
         except (BallpointError, OSError) as error:
             if isinstance(error, MissedError):
                 self.alarm(f"{error}; now all of the disk is compared with the store")
-            self._refuse(error)
+            if not following.ended:
+                self._refuse(error)
             await self.stop_following()
             return None
+        finally:
+            self._copying = None
 
     async def _reached(
         self, following: Following, disk: AttachedVolume, frozen: Frozen | None, *, named: bool
@@ -386,17 +397,17 @@ class Local:
         for _ in range(_TRIES):
             for _ in range(_APPROACHES):
                 await asyncio.to_thread(_syncfs, disk)
-                await asyncio.to_thread(following.approach)
+                await following.run(following.approach)
             began = self._clock.monotonic()
             async with frozen() if frozen is not None else nullcontext():
-                arrived = await asyncio.to_thread(following.arrive)
+                arrived = await following.run(following.arrive)
             self._stalled(began)
             if arrived:
                 break
         else:
             raise UnavailableError(f"the copy of volume {self.volume_id} does not come up with it")
         steps.reach(_COPIED)
-        blocks = await asyncio.to_thread(following.changed)
+        blocks = await following.run(following.changed)
         following.settle()
         snapshot = Snapshot(
             self.next_sequence() if named else None,
@@ -407,7 +418,7 @@ class Local:
         self._last = snapshot
         try:
             # A freeze writes the file system out; a commit must be able to rely on it that the image has that, too.
-            await asyncio.to_thread(following.flush)
+            await following.run(following.flush)
             steps.reach(_FLUSHED)
             if snapshot.sequence is not None:
                 await to_the_end(snapshots.clone, following.path, self.directory, snapshot.sequence)
@@ -438,12 +449,12 @@ class Local:
     async def _since_it_was_followed(self) -> dict[int, frozenset[int]]:
         """The same, of a disk that is detached now: it is followed no more."""
         following = self._following
-        if following is None or not await asyncio.to_thread(following.unmounted):
+        if following is None or not await following.run(following.unmounted):
             return {}
         try:
-            await asyncio.to_thread(following.approach)
-            if await asyncio.to_thread(following.arrive):
-                return self._since(await asyncio.to_thread(following.changed))
+            await following.run(following.approach)
+            if await following.run(following.arrive):
+                return self._since(await following.run(following.changed))
             return {}
         except (BallpointError, OSError) as error:
             if isinstance(error, MissedError):
