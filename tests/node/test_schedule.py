@@ -13,7 +13,7 @@ import pytest
 
 from ballpoint.core import ids
 from ballpoint.core.clock import SYSTEM_CLOCK
-from ballpoint.core.errors import UnavailableError
+from ballpoint.core.errors import ConflictError, UnavailableError
 from ballpoint.core.metrics import Metrics
 from ballpoint.node.durable.saving import INTERVALS, Saver
 from ballpoint.node.durable.volumes import Volumes
@@ -280,3 +280,32 @@ async def test_a_sprite_that_is_stopped_while_its_disk_is_saved_is_no_trouble(
     assert world.saver.trouble(world.disk.id) is None
     world.running.ending = False
     assert await world.step()  # at once: it is as due as it was
+
+
+async def test_who_destroys_a_sprite_waits_for_no_save(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A save of a large disk takes minutes, and a destroy would be refused for as long."""
+    begun, sync = asyncio.Event(), Keeper.sync
+
+    async def endless(*_: Any, **__: Any) -> None:
+        begun.set()
+        await asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(Keeper, "sync", endless)
+    saving = world.saver.start_saving(world.sprite)
+    await begun.wait()
+    async with world.saver.discarded(world.sprite):
+        with pytest.raises(ConflictError, match="destroyed"):
+            await saving
+    assert world.events == [] and world.number("ballpoint_save_failures_total") == 0
+
+    # One that is refused is taken back, and whoever only waits no longer ends nothing.
+    begun.clear()
+    held = await world.volumes.held("s", world.disk.id)
+    held.ended = None
+    saving = world.saver.start_saving(world.sprite)
+    await begun.wait()
+    saving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await saving
+    monkeypatch.setattr(Keeper, "sync", sync)
+    await world.saver.start_saving(world.sprite)

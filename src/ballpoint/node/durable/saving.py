@@ -27,6 +27,7 @@ from ballpoint.node.node import Node
 from ballpoint.node.running import Running
 from ballpoint.registry.records import Sprite
 from ballpoint.volume.pool import AttachedVolume, VolumePool
+from ballpoint.volume.record import Origin
 from ballpoint.volume.sync.keeper import Keeper, Stopped
 
 log = logging.getLogger(__name__)
@@ -305,15 +306,15 @@ class Saver:
             try:
                 await self._save_source(keeper)
                 await self._require_sound(volume, settings_of(sprite))
-                await keeper.sync(
-                    lambda: self._attached(volume.sprite_id), settings_of(sprite), self._stopped, present=present
-                )
+                await self._sync(volume, settings_of(sprite), present=present)
             except FencedError as error:
                 await self._volumes.fenced(volume, error)
                 raise
             except _NotNow:
                 raise
             except (BallpointError, OSError) as error:
+                if error is volume.ended:
+                    raise
                 if running is not None and (running.ending or self._node.running.get(volume.sprite_id) is not running):
                     raise _NotNow(f"{sprite.name!r} was stopped meanwhile", hint="try again") from error
                 await self._failed(volume, sprite, str(error))
@@ -326,17 +327,38 @@ class Saver:
             self._saves.add()
             await self._succeeded(volume, sprite, began, changed=before != (keeper.record.epoch, keeper.record.number))
 
+    async def _sync(self, volume: Held, settings: dict[str, Any], *, present: bool) -> None:
+        """Let the keeper bring a volume into the store, up to when that ends (`give_up`).
+
+        Raises:
+            ConflictError: it is being destroyed; others as `Keeper.sync`.
+        """
+        work = volume.keeper.sync(lambda: self._attached(volume.sprite_id), settings, self._stopped, present=present)
+        volume.syncing = asyncio.ensure_future(work)
+        try:
+            await volume.syncing
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if volume.ended is None or (caller is not None and caller.cancelling()):
+                raise
+            raise volume.ended from None
+        finally:
+            volume.syncing = None
+
     async def _save_source(self, keeper: Keeper) -> None:
         """Bring what a fork was made of into the store first: only then can its own log begin."""
         origin = keeper.record.origin
         if origin is None:
             return
         for source in self._volumes.all():
-            record = source.keeper.record
-            if source.ended is None and record.volume == origin.volume and record.is_coming(origin.checkpoint):
+            if _is_to_come(origin, source):
                 try:
                     find = partial(self._volumes.held, source.sprite_id, source.keeper.volume_id)
                     await self._save_settled(source.sprite_id, find)
+                except ConflictError:
+                    if source.ended is None:
+                        raise
+                    continue  # it is being destroyed, and the fork's log begins without it
                 except FencedError as error:
                     raise UnavailableError(f"what it was forked from is not this node's any more: {error}") from error
                 except _NotNow as error:
@@ -424,3 +446,9 @@ def settings_of(sprite: Sprite) -> dict[str, Any]:
         "privileges": sprite.privileges,
         "created_at": rfc3339(sprite.created_at),
     }
+
+
+def _is_to_come(origin: Origin, source: Held) -> bool:
+    """Whether what a fork was made of is in that volume, and on its way into the log."""
+    record = source.keeper.record
+    return source.ended is None and record.volume == origin.volume and record.is_coming(origin.checkpoint)

@@ -54,6 +54,7 @@ class Held:
         tried: its disk has been attached by this process, or could have been.
         ended: why nothing of it is saved any more: it is destroyed, or another node's.
         saving: what the saver has begun for it by itself.
+        syncing: what brings it into the store now, whoever wants that.
         one: held by whoever brings it into the store.
     """
 
@@ -70,6 +71,7 @@ class Held:
     tried: bool = False
     ended: ConflictError | FencedError | None = None
     saving: asyncio.Task[None] | None = None
+    syncing: asyncio.Task[None] | None = None
     one: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -397,11 +399,17 @@ class Volumes:
 
 
 async def give_up(volume: Held) -> None:
-    """Let what saves a volume by itself end here; a later save finds out how far it was."""
+    """Let what saves a volume by itself end here, and where the volume ends, what saves it for somebody, too.
+
+    A later save finds out how far they were.
+    """
     if volume.saving is not None:
         volume.saving.cancel()
         await asyncio.gather(volume.saving, return_exceptions=True)
         volume.saving = None  # it may not even have begun
+    if volume.ended is not None and (syncing := volume.syncing) is not None:
+        syncing.cancel()
+        await asyncio.wait({syncing})
 
 
 def _lost(sprite: Sprite) -> CorruptError:
