@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -22,7 +24,7 @@ from ballpoint.volume.log.keys import MemberName, packs_prefix
 from ballpoint.volume.log.log import read
 from ballpoint.volume.pool import VolumePool
 from ballpoint.volume.record import read_record, write_record
-from ballpoint.volume.sync import committer
+from ballpoint.volume.sync import committer, local
 from ballpoint.volume.sync.keeper import Keeper
 from ballpoint.volume.sync.recover import Found, inventory
 from ballpoint.volume.sync.upload import Uploads
@@ -274,3 +276,31 @@ async def test_a_volume_that_only_the_store_knows_comes_back_with_its_checkpoint
     assert await disk_in(store, UUID(volume_id)) == disk_at(image)
     kept = await keeper.checkpoint(None, comment="", auto=False, frozen=None)
     assert kept.id == f"v{before.next}"
+
+
+async def test_what_is_forgotten_holds_no_room_though_its_caller_went(
+    pool: VolumePool, volume_id: str, store: DirectoryStore, uploads: Uploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = keeper_of(pool, volume_id, store, uploads)
+    scribbler = Scribbler(pool.directory(volume_id) / "disk.img", 5)
+    for _ in range(2):
+        scribbler.write()
+        await keeper.checkpoint(None, comment="", auto=False, frozen=None)
+        await settled(keeper)
+    writing, go, write = threading.Event(), threading.Event(), write_record
+
+    def slowly(*arguments: Any) -> None:
+        writing.set()
+        assert go.wait(30)
+        write(*arguments)
+
+    monkeypatch.setattr(local, "write_record", slowly)
+    forgetting = asyncio.ensure_future(keeper.forget("v0"))
+    assert await asyncio.to_thread(writing.wait, 30)
+    forgetting.cancel()
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await forgetting
+    assert [each.id for each in keeper.record.checkpoints] == ["v1"]
+    found = {int(each.stem) for each in (pool.directory(volume_id) / "snapshots").glob("*.img")}
+    assert found == keeper.record.snapshots

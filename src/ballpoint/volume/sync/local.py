@@ -544,16 +544,21 @@ class Local:
             As `errors`: the record is the old one.
         """
         before, after = self.record, msgspec.structs.replace(self.record, **changes)
+        cancelled: asyncio.CancelledError | None = None
         try:
             with self.errors():
                 await to_the_end(write_record, self.directory, after)
-        except asyncio.CancelledError:
-            self.record = after
-            raise
+        except asyncio.CancelledError as error:
+            cancelled = error  # what the record names no more would stay until the next start
         self.record = after
         for sequence in before.snapshots - after.snapshots:
-            await asyncio.to_thread(snapshots.remove, self.directory, sequence)
+            try:
+                await to_the_end(snapshots.remove, self.directory, sequence)
+            except asyncio.CancelledError as error:
+                cancelled = error
             steps.reach(_REMOVED)
+        if cancelled is not None:
+            raise cancelled
 
     def new_id(self, auto: bool) -> str:
         """For the next checkpoint."""
