@@ -25,6 +25,7 @@ from ballpoint.volume.log.log import read
 from ballpoint.volume.pool import VolumePool
 from ballpoint.volume.record import read_record, write_record
 from ballpoint.volume.sync import committer, local
+from ballpoint.volume.sync import keeper as keeper_module
 from ballpoint.volume.sync.keeper import Keeper
 from ballpoint.volume.sync.recover import Found, inventory
 from ballpoint.volume.sync.upload import Uploads
@@ -304,3 +305,26 @@ async def test_what_is_forgotten_holds_no_room_though_its_caller_went(
     assert [each.id for each in keeper.record.checkpoints] == ["v1"]
     found = {int(each.stem) for each in (pool.directory(volume_id) / "snapshots").glob("*.img")}
     assert found == keeper.record.snapshots
+
+
+async def test_a_fetch_that_fails_at_its_end_holds_no_room(
+    pool: VolumePool, volume_id: str, store: DirectoryStore, uploads: Uploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = keeper_of(pool, volume_id, store, uploads)
+    image = pool.directory(volume_id) / "disk.img"
+    Scribbler(image, 6).write()
+    await keeper.checkpoint(None, comment="", auto=False, frozen=None)
+    await settled(keeper)
+    expected = disk_at(image)
+    assert await keeper.evict(SETTINGS)
+
+    async def silent(*_: Any) -> None:
+        raise UnavailableError("the store does not answer")
+
+    monkeypatch.setattr(keeper_module, "list_all", silent)
+    with pytest.raises(UnavailableError):
+        await keeper.fetch()
+    assert list((pool.directory(volume_id) / "snapshots").iterdir()) == []
+    monkeypatch.undo()
+    await keeper.fetch()
+    assert disk_at(image) == expected

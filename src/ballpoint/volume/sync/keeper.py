@@ -344,19 +344,28 @@ class Keeper:
                 volume=self.record.volume,
                 progress=progress,
             )
-        stored = await list_all(self._store, packs_prefix(self.record.volume))
-        steps.reach(_FETCHED)
-        async with self._local.lock:
-            await self._local.write(
-                **self._written_last(view),
-                base=await asyncio.to_thread(self._local.base, view.disk, sequence),
-                snapshot_time=view.time,
-                snapshot_mtime_ns=0,
-                bytes_written=await asyncio.to_thread(snapshots.allocated, self._local.directory, sequence),
-                bytes_stored=sum(item.size for item in stored),
-            )
+        async with self._coming(sequence):
+            stored = await list_all(self._store, packs_prefix(self.record.volume))
+            steps.reach(_FETCHED)
+            async with self._local.lock:
+                await self._local.write(
+                    **self._written_last(view),
+                    base=await asyncio.to_thread(self._local.base, view.disk, sequence),
+                    snapshot_time=view.time,
+                    snapshot_mtime_ns=0,
+                    bytes_written=await asyncio.to_thread(snapshots.allocated, self._local.directory, sequence),
+                    bytes_stored=sum(item.size for item in stored),
+                )
         steps.reach(_NAMED)
         return sequence
+
+    @asynccontextmanager
+    async def _coming(self, sequence: int) -> AsyncIterator[None]:
+        """A snapshot has come here; one that the record does not name when this ends gives back its room."""
+        try:
+            yield
+        finally:
+            await asyncio.shield(self._local.discard(Snapshot(sequence)))
 
     def _written_last(self, view: View) -> dict[str, int]:
         """For the record: whoever wrote the log last, this node's own state was given up when it was evicted."""
@@ -439,10 +448,11 @@ class Keeper:
                 checkpoint=checkpoint_id,
                 progress=progress,
             )
-            steps.reach(_FETCHED)
-            async with self._local.lock:
-                kept = msgspec.structs.replace(self.record.checkpoint(checkpoint_id), sequence=sequence)
-                await self._local.write(checkpoints=self.record.with_checkpoint(kept).checkpoints)
+            async with self._coming(sequence):
+                steps.reach(_FETCHED)
+                async with self._local.lock:
+                    kept = msgspec.structs.replace(self.record.checkpoint(checkpoint_id), sequence=sequence)
+                    await self._local.write(checkpoints=self.record.with_checkpoint(kept).checkpoints)
             return sequence
 
     # ---- a disk that a copy follows ----
