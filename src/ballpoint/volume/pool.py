@@ -147,11 +147,8 @@ class AttachedVolume:
     @contextmanager
     def opened(self) -> Iterator[int]:
         """A descriptor that takes ioctls; `mount` itself is only a path (O_PATH, fsmount(2))."""
-        root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.mount)
-        try:
+        with _opened(self.mount) as root:
             yield root
-        finally:
-            os.close(root)
 
 
 class VolumePool:
@@ -484,11 +481,8 @@ class VolumePool:
             try:
                 mounted = _mount_ext4(device)
                 try:
-                    root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mounted)
-                    try:
+                    with _opened(mounted) as root:
                         filesystem.fithaw(root)
-                    finally:
-                        os.close(root)
                 finally:
                     staging.close(mounted)
             except OSError as error:
@@ -732,6 +726,16 @@ def _damaged(image: Path, error: OSError) -> Exception:
     if error.errno in _DAMAGED:
         return DamagedDiskError(f"the file system in {image} is damaged: {error}")
     return error
+
+
+@contextmanager
+def _opened(mounted: int) -> Iterator[int]:
+    """A descriptor of the root of a mount, that takes ioctls."""
+    root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mounted)
+    try:
+        yield root
+    finally:
+        os.close(root)
 
 
 def _mount_ext4(device: str) -> int:

@@ -63,6 +63,11 @@ class Mirror:
         """Let a copy that is being made go no further: `approach` and `arrive` fail from now on. For any thread."""
         self._ended.set()
 
+    @property
+    def ended(self) -> bool:
+        """Whether `end` was called: what failed since may have failed by that."""
+        return self._ended.is_set()
+
     def close(self) -> None:
         """Follow no more. Idempotent."""
         self._notes.close()
@@ -158,7 +163,7 @@ class Mirror:
         # Not copy_file_range(2): XFS lets both files share the blocks then.
         at = start
         while at < end:
-            if self._ended.is_set():
+            if self.ended:
                 raise UnavailableError("the disk is followed no more")
             length = os.preadv(self._image, [self._buffer[: end - at]], at)
             if not length:

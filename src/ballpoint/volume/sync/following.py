@@ -60,7 +60,6 @@ class Following:
         """
         self._directory = directory
         self._one = threading.Lock()
-        self._ended = False
         self._source: Source | None = None
         self._samples: list[int] = []
         self.device = disk.device
@@ -88,12 +87,11 @@ class Following:
 
     @property
     def ended(self) -> bool:
-        """Whether `end` was called: what failed since may have failed by that."""
-        return self._ended
+        """As of its `Mirror`."""
+        return self._mirror.ended
 
     def end(self) -> None:
         """Let a copy that is being made go no further, and nothing be copied any more. Does not block; idempotent."""
-        self._ended = True
         self._mirror.end()
 
     def close(self) -> None:
