@@ -209,6 +209,25 @@ def test_what_can_wait_lets_claims_pass() -> None:
     run(5, test)
 
 
+def test_what_can_wait_lets_more_than_a_claim_pass() -> None:
+    async def test(pool: Pool, world: World) -> None:
+        world.let_all()
+        await pool.stand_by(_SECONDS)
+        await settle()
+        with pytest.raises(ZeroDivisionError), pool.undisturbed():
+            await pool.take(_SECONDS)
+            pool.claimed()
+            waiting = asyncio.create_task(pool.calm())
+            await settle()
+            assert (waiting.done(), world.made) == (False, 5)
+            raise ZeroDivisionError
+        await waiting
+        await settle()
+        assert world.made == 6
+
+    run(5, test)
+
+
 def test_blanks_follow_demand_up_and_down() -> None:
     async def test(pool: Pool, world: World) -> None:
         for _ in range(100):

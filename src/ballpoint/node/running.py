@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import AbstractContextManager, AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -154,8 +154,12 @@ class Starter:
         await self._instances.end(running.instance)
         await asyncio.to_thread(running.volume.detach)
 
+    def undisturbed(self) -> AbstractContextManager[None]:
+        """Within, what can wait does: somebody waits for more than a start."""
+        return self._pool.undisturbed()
+
     async def calm(self, seconds: float) -> None:
-        """Wait for so long at most until no start is under way, nor was a moment ago: its first command goes first."""
+        """Wait for so long at most until nobody waits for a start, nor did a moment ago: a first command goes first."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._pool.calm()

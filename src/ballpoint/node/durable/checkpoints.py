@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -181,7 +181,7 @@ class Checkpoints:
         runs: asyncio.Future[tuple[Kept, asyncio.Future[None] | None]] = asyncio.get_running_loop().create_future()
 
         def told(former: Kept) -> asyncio.Future[None] | None:
-            saving = self._saver.start_saving(sprite, present=False) if durable else None
+            saving = self._saver.start_saving_past(sprite) if durable else None
             runs.set_result((former, saving))
             return saving
 
@@ -218,17 +218,25 @@ class Checkpoints:
                 await self._volumes.prepare(sprite)
                 keeper = await self._volumes.keeper(sprite)
                 with self._volumes.filling(sprite.volume_id) as filled:
-                    async with keeper.staged(checkpoint_id, filled) as staged:
-                        await self._exchange(sprite, keeper, checkpoint_id, staged, cause, told)
+                    async with keeper.staged(checkpoint_id, filled) as staged, AsyncExitStack() as afterwards:
+                        with self._node.starter.undisturbed():
+                            await self._exchange(sprite, keeper, checkpoint_id, staged, cause, told, afterwards)
                 await self._prune(keeper)
                 await self._saver.changed(sprite_id, sprite.volume_id)
         finally:
             self._restoring.discard(sprite_id)
 
     async def _exchange(
-        self, sprite: Sprite, keeper: Keeper, checkpoint_id: str, staged: Path, cause: str, told: _Told
+        self,
+        sprite: Sprite,
+        keeper: Keeper,
+        checkpoint_id: str,
+        staged: Path,
+        cause: str,
+        told: _Told,
+        afterwards: AsyncExitStack,
     ) -> None:
-        """Start `sprite` over a staged disk, keep what it was, and end that."""
+        """Start `sprite` over a staged disk, keep what it was, and end that `afterwards`."""
         kept = keeper.record.checkpoint(checkpoint_id)
         old = self._node.running.get(sprite.id)
         # The less is left to write out, the shorter it stands still.
@@ -256,27 +264,35 @@ class Checkpoints:
                 raise
             # Whatever failed came after the rename: there is no way back.
             volume.moved(self._disks.pool.directory(sprite.volume_id) / "disk.img")
-            await asyncio.shield(self._become(sprite, new, kept, cause, lambda: None))
+            await asyncio.shield(self._become(sprite, new, kept, cause, lambda: None, afterwards))
             raise
-        await self._become(sprite, new, kept, cause, lambda: told(former))
+        await self._become(sprite, new, kept, cause, lambda: told(former), afterwards)
         steps.reach(_RESTORED)
 
     async def _become(
-        self, sprite: Sprite, new: Running, kept: Kept, cause: str, told: Callable[[], asyncio.Future[None] | None]
+        self,
+        sprite: Sprite,
+        new: Running,
+        kept: Kept,
+        cause: str,
+        told: Callable[[], asyncio.Future[None] | None],
+        afterwards: AsyncExitStack,
     ) -> None:
-        """Let `new`, which runs over the disk of a checkpoint, be the sprite, and end what was."""
+        """Let `new`, which runs over the disk of a checkpoint, be the sprite, and end what was `afterwards`."""
         old = self._node.replace(sprite, new)
+        if old is not None:
+            afterwards.push_async_callback(self._end, sprite, old, cause)
         saving = told()
-        try:
-            await self._node.registry.set_state(sprite.id, "running", kind="restored", cause=cause)
-            if kept.image != sprite.image_digest:
-                await self._node.registry.update_sprite(sprite.id, image_digest=kept.image)
-            if saving is not None:
-                await _is_saved(saving)
-        finally:
-            if old is not None:
-                await self._node.starter.calm(_CALM_SECONDS)
-                await self._node.end(sprite, old, cause)
+        await self._node.registry.set_state(sprite.id, "running", kind="restored", cause=cause)
+        if kept.image != sprite.image_digest:
+            await self._node.registry.update_sprite(sprite.id, image_digest=kept.image)
+        if saving is not None:
+            await _is_saved(saving)
+
+    async def _end(self, sprite: Sprite, old: Running, cause: str) -> None:
+        """End what ran of a sprite before it was restored, once the first command after that has passed."""
+        await self._node.starter.calm(_CALM_SECONDS)
+        await self._node.end(sprite, old, cause)
 
     @asynccontextmanager
     async def _for_good(self, old: Running) -> AsyncIterator[None]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ballpoint.core.clock import SYSTEM_CLOCK, Clock
 from ballpoint.core.errors import NO_CAPACITY, BallpointError, UnavailableError
@@ -144,6 +146,16 @@ class Pool:
         if not self._claims:
             self._last_claim = self._clock.monotonic()
             self._tasks.start(self._settle(self._last_claim), "be calm after a claim")
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """As if a claim were under way: somebody waits for more than that, as for a restore."""
+        self._claims += 1
+        self._calm.clear()
+        try:
+            yield
+        finally:
+            self.claimed()
 
     async def _settle(self, claim: float) -> None:
         await self._clock.sleep(_CALM_SECONDS)
