@@ -245,6 +245,15 @@ def test_one_restore_at_a_time_and_the_api_answers_meanwhile(own_node: TestNode)
     assert content(sprite) == "before"
 
 
+@pytest.mark.parametrize("wait", ["", "durable"])
+def test_whoever_was_answered_may_restore_again_at_once(node: TestNode, sprite: Any, wait: str) -> None:
+    write(sprite, "first")
+    checkpoint(node, sprite, params={"wait": wait} if wait else {})
+    for _ in range(5):
+        restore(node, sprite, "v0")  # what the one before has replaced may still be running
+    assert content(sprite) == "first"
+
+
 def test_a_restore_whose_client_leaves_is_done(node: TestNode, sprite: Any) -> None:
     write(sprite, "before")
     checkpoint(node, sprite)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -43,8 +43,8 @@ _STORED_SECONDS: Final = 2.0
 # What ran before a restore lets the first command after it pass, and holds memory meanwhile.
 _CALM_SECONDS: Final = 0.5
 
-# Is told of what a restored sprite was, and gives what brings the restore into the store, where somebody waits.
-_Told = Callable[[Kept], asyncio.Future[None] | None]
+# Is told of what a restored sprite was, and gives whether the store soon has the restore, where that is waited for.
+_Told = Callable[[Kept], asyncio.Future[bool] | None]
 
 _STARTED = steps.declare("restore: the sprite runs over its new disk, too")
 _STOPPED = steps.declare("restore: what ran before goes on no more")
@@ -177,18 +177,27 @@ class Checkpoints:
         if sprite.id in self._restoring:
             raise ConflictError(f"{name!r} is being restored already", hint="wait for that", code="restoring")
         self._restoring.add(sprite.id)
+        # Whoever has been answered may ask for the next one; that waits until what ran before has ended.
+        mark = ExitStack()
+        mark.callback(self._restoring.discard, sprite.id)
         cause = f"restored to {checkpoint_id} with token {caller.token_id}"
-        runs: asyncio.Future[tuple[Kept, asyncio.Future[None] | None]] = asyncio.get_running_loop().create_future()
+        runs: asyncio.Future[tuple[Kept, asyncio.Future[bool] | None]] = asyncio.get_running_loop().create_future()
 
-        def told(former: Kept) -> asyncio.Future[None] | None:
-            saving = self._saver.start_saving_past(sprite) if durable else None
-            runs.set_result((former, saving))
-            return saving
+        def told(former: Kept) -> asyncio.Future[bool] | None:
+            saved = None
+            if durable:
+                saved = asyncio.ensure_future(_is_saved(self._saver.start_saving_past(sprite)))
+                saved.add_done_callback(lambda _: mark.close())
+            else:
+                mark.close()
+            runs.set_result((former, saved))
+            return saved
 
         # Begun before the first line is told: whoever reads no further has asked for it all the same.
         work = self._restore(sprite.id, checkpoint_id, cause, told)
         whole = self._node.begin_to_the_end(work, f"restore {name}")
         whole.add_done_callback(partial(_say_if_failed, name))
+        whole.add_done_callback(lambda _: mark.close())
         yield self._line("info", f"restoring {name} to {checkpoint_id}")
         # What ran before is ended after the answer; the next verb waits for that.
         either: set[asyncio.Future[Any]] = {runs, whole}
@@ -197,9 +206,9 @@ class Checkpoints:
             yield line
         if not runs.done():
             whole.result()  # why it failed
-        former, saving = runs.result()
+        former, saved = runs.result()
         yield self._line("info", f"{name} runs; what it was before is kept as {former.id}")
-        if saving is not None and not await _is_saved(saving):
+        if saved is not None and not await asyncio.shield(saved):
             yield self._line("info", f"that {name} is {checkpoint_id} again is not yet durable")
         yield self._line("complete", f"Restored to {checkpoint_id}")
 
@@ -212,19 +221,16 @@ class Checkpoints:
             told: called with the checkpoint of what it was, once the new one is the sprite. What was is ended after
                 what this gives, or a moment: that has somebody who waits for it.
         """
-        try:
-            async with self._node.lock(sprite_id):
-                sprite = await self._node.living(sprite_id)
-                await self._volumes.prepare(sprite)
-                keeper = await self._volumes.keeper(sprite)
-                with self._volumes.filling(sprite.volume_id) as filled:
-                    async with keeper.staged(checkpoint_id, filled) as staged, AsyncExitStack() as afterwards:
-                        with self._node.starter.undisturbed():
-                            await self._exchange(sprite, keeper, checkpoint_id, staged, cause, told, afterwards)
-                await self._prune(keeper)
-                await self._saver.changed(sprite_id, sprite.volume_id)
-        finally:
-            self._restoring.discard(sprite_id)
+        async with self._node.lock(sprite_id):
+            sprite = await self._node.living(sprite_id)
+            await self._volumes.prepare(sprite)
+            keeper = await self._volumes.keeper(sprite)
+            with self._volumes.filling(sprite.volume_id) as filled:
+                async with keeper.staged(checkpoint_id, filled) as staged, AsyncExitStack() as afterwards:
+                    with self._node.starter.undisturbed():
+                        await self._exchange(sprite, keeper, checkpoint_id, staged, cause, told, afterwards)
+            await self._prune(keeper)
+            await self._saver.changed(sprite_id, sprite.volume_id)
 
     async def _exchange(
         self,
@@ -275,19 +281,19 @@ class Checkpoints:
         new: Running,
         kept: Kept,
         cause: str,
-        told: Callable[[], asyncio.Future[None] | None],
+        told: Callable[[], asyncio.Future[bool] | None],
         afterwards: AsyncExitStack,
     ) -> None:
         """Let `new`, which runs over the disk of a checkpoint, be the sprite, and end what was `afterwards`."""
         old = self._node.replace(sprite, new)
         if old is not None:
             afterwards.push_async_callback(self._end, sprite, old, cause)
-        saving = told()
+        saved = told()
         await self._node.registry.set_state(sprite.id, "running", kind="restored", cause=cause)
         if kept.image != sprite.image_digest:
             await self._node.registry.update_sprite(sprite.id, image_digest=kept.image)
-        if saving is not None:
-            await _is_saved(saving)
+        if saved is not None:
+            await asyncio.wait({saved})
 
     async def _end(self, sprite: Sprite, old: Running, cause: str) -> None:
         """End what ran of a sprite before it was restored, once the first command after that has passed."""
