@@ -186,7 +186,7 @@ class Checkpoints:
         def told(former: Kept) -> asyncio.Future[bool] | None:
             saved = None
             if durable:
-                saved = asyncio.ensure_future(_is_saved(self._saver.start_saving_past(sprite)))
+                saved = asyncio.ensure_future(_is_saved(self._saver.start_saving(sprite, present=False)))
                 saved.add_done_callback(lambda _: mark.close())
             else:
                 mark.close()

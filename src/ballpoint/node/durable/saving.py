@@ -189,27 +189,20 @@ class Saver:
             )
         saving.result()
 
-    def start_saving(self, sprite: Sprite) -> asyncio.Task[None]:
-        """Begin to `save`; it goes on whoever waits for the task."""
-        saving = self._save_settled(sprite.id, partial(self._volumes.usable, sprite))
-        return self._tasks.start(saving, f"save {sprite.name}")
-
-    def start_saving_past(self, sprite: Sprite) -> asyncio.Task[None]:
-        """As `start_saving`, but not the disk as it is now: only checkpoints, and what else has an order.
+    def start_saving(self, sprite: Sprite, *, present: bool = True) -> asyncio.Task[None]:
+        """Begin to `save`; it goes on whoever waits for the task.
 
         Args:
-            sprite: as it was a moment ago; its settings are saved as they are now by the next save.
+            present: as of `Keeper.sync`.
         """
-        saving = self._save_settled(sprite.id, partial(self._volumes.usable, sprite), past_of=sprite)
-        return self._tasks.start(saving, f"save what was of {sprite.name}")
+        saving = self._save_settled(sprite.id, partial(self._volumes.usable, sprite), present=present)
+        return self._tasks.start(saving, f"save {sprite.name}")
 
-    async def _save_settled(
-        self, sprite_id: str, find: Callable[[], Awaitable[Held]], *, past_of: Sprite | None = None
-    ) -> None:
+    async def _save_settled(self, sprite_id: str, find: Callable[[], Awaitable[Held]], *, present: bool = True) -> None:
         """Save what `find` gives; while its sprite is being stopped, started or restored, wait for that."""
         while True:
             try:
-                return await self._save(await find(), past_of=past_of)
+                return await self._save(await find(), present=present)
             except _NotNow as error:
                 running = self._node.running.get(sprite_id)
                 if running is not None and running.frozen:
@@ -297,13 +290,12 @@ class Saver:
         finally:
             volume.saving = None
 
-    async def _save(self, volume: Held, *, past_of: Sprite | None = None) -> None:
+    async def _save(self, volume: Held, *, present: bool = True) -> None:
         async with volume.one:
             if volume.ended is not None:
                 raise volume.ended
             began = self._clock.monotonic()
-            # Somebody waits for a restore, whose own change of the registry a read would wait for.
-            sprite = past_of or await self._node.registry.sprite_by_id(volume.sprite_id)
+            sprite = await self._node.registry.sprite_by_id(volume.sprite_id)
             keeper = volume.keeper
             before = keeper.record.epoch, keeper.record.number
             running = self._node.running.get(volume.sprite_id)
@@ -314,7 +306,7 @@ class Saver:
             try:
                 await self._save_source(keeper)
                 await self._require_sound(volume, settings_of(sprite))
-                await self._sync(volume, settings_of(sprite), present=past_of is None)
+                await self._sync(volume, settings_of(sprite), present=present)
             except FencedError as error:
                 await self._volumes.fenced(volume, error)
                 raise
@@ -330,7 +322,7 @@ class Saver:
             finally:
                 await self._tell_alarms(keeper, sprite)
             self._bytes.add(keeper.record.bytes_stored - stored)
-            if past_of is not None:
+            if not present:
                 return  # it is due as before
             self._saves.add()
             await self._succeeded(volume, sprite, began, changed=before != (keeper.record.epoch, keeper.record.number))
