@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -220,6 +221,35 @@ def test_its_processes_are_frozen_and_killed_by_v2(hierarchies: Hierarchies) -> 
         assert process.wait(30) == -9
     assert top.remove()
     assert (group.pids(), top.populated()) == ([], False)
+
+
+@pytest.mark.parametrize("hierarchies", REAL, indirect=True)
+def test_who_is_born_into_a_group_that_is_being_ended_ends_with_it(
+    hierarchies: Hierarchies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    top = Cgroup(hierarchies, NAME)
+    top.make_at_the_top()
+    top.child("one").make()
+    with ExitStack() as undo:
+        late = [top.child("one").open_directory() for _ in range(2)]
+        for directory in late:
+            undo.callback(os.close, directory)
+        born = []
+        remove = Cgroup.remove
+
+        def late_for(group: Cgroup) -> bool:
+            if late:
+                pid, pidfd = namespaces.clone3(0, cgroup=late.pop())
+                if pid == 0:
+                    signal.pause()
+                undo.callback(os.close, pidfd)
+                born.append(pid)
+            return remove(group)
+
+        monkeypatch.setattr(Cgroup, "remove", late_for)
+        top.end(30.0)
+        assert not top.exists()
+        assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in born] == [-signal.SIGKILL] * 2
 
 
 @pytest.mark.parametrize("hierarchies", [v2], indirect=True)

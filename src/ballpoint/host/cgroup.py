@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ CONTROLLERS = ("cpu", "memory", "pids")
 _CPU_PERIOD_US = 100_000
 _V1_WITH_SWAP = "memory.memsw.limit_in_bytes"
 _TRIES = 16
+_KILL_AGAIN_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -256,20 +258,44 @@ class Cgroup:
         Raises:
             UnavailableError: some process does not die (it waits for a frozen or broken disk).
         """
+        deadline = time.monotonic() + timeout
         try:
             events = os.open(self.v2 / "cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return
         try:
-            (self.v2 / "cgroup.kill").write_text("1")
             poll = select.poll()
             poll.register(events, select.POLLPRI)
-            while b"populated 1" in os.pread(events, 4096, 0):
+            while (left := deadline - time.monotonic()) > 0:
+                # Again and again: it does not reach who is born into the group later (CLONE_INTO_CGROUP).
+                (self.v2 / "cgroup.kill").write_text("1")
+                if b"populated 0" in os.pread(events, 4096, 0):
+                    return
                 # cgroup-v2.rst: a change of cgroup.events wakes poll with POLLPRI.
-                if not poll.poll(timeout * 1000):
-                    raise UnavailableError(f"processes of {self.path} do not end within {timeout:g} s")
+                poll.poll(1000 * min(left, _KILL_AGAIN_SECONDS))
         finally:
             os.close(events)
+        raise UnavailableError(f"processes of {self.path} do not end within {timeout:g} s")
+
+    def end(self, timeout: float) -> None:
+        """`kill` and `remove` it; also where somebody is born into it meanwhile, as by a fork that was under way.
+
+        Args:
+            timeout: seconds.
+
+        Raises:
+            UnavailableError: as `kill`.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            self.kill(max(0.0, deadline - time.monotonic()))
+            try:
+                self.remove()
+            except OSError as error:
+                if error.errno != errno.EBUSY or not self.exists():
+                    raise
+            else:
+                return
 
     def remove(self) -> bool:
         """Remove it and the empty groups below, everywhere. Returns whether anything was there."""

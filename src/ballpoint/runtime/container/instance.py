@@ -480,13 +480,9 @@ class ContainerInstance:
         """
         self.on_death = None
         self._ending = True
-        await asyncio.to_thread(self._cgroup.kill, _KILL_SECONDS)
+        await asyncio.to_thread(self._cgroup.end, _KILL_SECONDS)
         self.release()
-        await asyncio.to_thread(self._remove)
-
-    def _remove(self) -> None:
-        self._cgroup.remove()
-        remove_tree(self._directory)
+        await asyncio.to_thread(remove_tree, self._directory)
 
     def release(self) -> None:
         """Let go of this process's descriptors; the instance lives on. Idempotent."""
