@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tests.support.host import traces
 from tests.support.nodes import CACHE, TestNode
 
 _LOG_LINES, _LOG_BYTES = 150, 1 << 20
+_ANSWERED = re.compile(r" edge \S+ GET \S+ 200 ")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -40,12 +42,14 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def last_lines(log: Path) -> str:
-    """The last of a file's lines, but no more of it than a report can bear."""
+    """The last of a file's lines that tell something, but no more of it than a report can bear."""
     if not log.exists():
         return "(nothing)"
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - _LOG_BYTES))
-        return "\n".join(file.read().decode(errors="replace").splitlines()[-_LOG_LINES:])
+        lines = file.read().decode(errors="replace").splitlines()
+        # A test that waits asks many times, and what happened meanwhile would be pushed out by what it was answered.
+        return "\n".join([line for line in lines if not _ANSWERED.search(line)][-_LOG_LINES:])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

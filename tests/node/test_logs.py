@@ -55,8 +55,17 @@ def log_of(node: TestNode, sprite: Any) -> str:
 def says(node: TestNode, sprite: Any, *words: str) -> str:
     """Wait until the log holds `words` in this order; the log."""
     pattern = re.compile(".*".join(map(re.escape, words)), re.DOTALL)
-    eventually(lambda: pattern.search(log_of(node, sprite)))
-    return log_of(node, sprite)
+    said = [""]
+
+    def heard() -> object:
+        said[0] = log_of(node, sprite)
+        return pattern.search(said[0])
+
+    try:
+        eventually(heard)
+    except AssertionError as error:
+        raise AssertionError(f"the log does not say {words}, but:\n{said[0]}") from error
+    return said[0]
 
 
 def test_the_console(node: TestNode, make: Callable[..., Any]) -> None:

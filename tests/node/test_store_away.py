@@ -37,6 +37,7 @@ from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.node
 
+# Whether a store has taken an object is asked for a minute before a save has failed.
 _SAVED_SECONDS = 120
 MIB = 1 << 20
 
@@ -108,9 +109,9 @@ def test_what_runs_goes_on_and_is_saved_when_the_store_is_back(
         assert "not saved" in shown["health_reason"]
         lag = disk(node, sprite)["lag_seconds"]
         eventually(lambda: disk(node, sprite)["lag_seconds"] > lag)
-        answer = post(node, sprite, "sync")
+        answer = post(node, sprite, "sync", timeout=_SAVED_SECONDS)
         assert (answer.status_code, answer.json()["error"]) == (503, "unavailable")
-        told = post(node, sprite, "checkpoint", params={"wait": "durable"}).text.splitlines()
+        told = post(node, sprite, "checkpoint", params={"wait": "durable"}, timeout=_SAVED_SECONDS).text.splitlines()
         assert '"error"' in told[-1] and len(listed(node, sprite)) == 3
         # Nobody may be told that a sprite is destroyed that a recovery would bring back.
         known = node.api("GET", f"/v1/sprites/{sprite.name}").json()
@@ -145,7 +146,7 @@ def test_a_node_that_starts_while_its_store_is_full_saves_later(away_node: TestN
         assert content(again) == "before"
         write(again, "meanwhile")
         assert checkpoint(node, again) == "v0"
-        assert post(node, again, "sync").status_code == 503
+        assert post(node, again, "sync", timeout=_SAVED_SECONDS).status_code == 503
     eventually(lambda: all(each["durable"] for each in listed(node, again)), _SAVED_SECONDS)
     assert post(node, again, "sync").status_code == 200
 
