@@ -45,6 +45,22 @@ def test_an_owner_knows_its_devices_and_forgets_them_when_they_let_go(tmp_path: 
         assert loop.find_by_backing(path) is None
 
 
+def test_a_device_of_the_host_is_given_back_without_a_bound(tmp_path: Path) -> None:
+    device, fd = loop.attach(image(tmp_path / "image"))
+    bdi = Path("/sys/block", Path(device).name, "bdi")
+    loop.bound_dirty_data(device, None)
+    most = (bdi / "max_bytes").read_text()
+    loop.hold_devices("node", tmp_path)
+    loop.bound_dirty_data(device, 1 << 24)
+    assert (bdi / "strict_limit").read_text() == "1\n"
+    assert int((bdi / "max_bytes").read_text()) < int(most)
+    os.close(fd)
+    loop.wait_released(tmp_path / "image", 10)
+    assert loop.drop_devices("node", tmp_path)
+    assert (bdi / "strict_limit").read_text() == "0\n"
+    assert (bdi / "max_ratio").read_text() == "100\n"
+
+
 def test_devices_that_came_go_with_the_last_holder_unless_somebody_uses_them(tmp_path: Path) -> None:
     before = {f"/dev/{path.name}" for path in Path("/sys/block").glob("loop*")}
     loop.hold_devices("first", tmp_path)

@@ -45,6 +45,32 @@ def test_the_pool_goes_past_the_page_cache_below_it(pool: VolumePool, tmp_path: 
     assert Path("/sys/block", Path(device).name, "loop/dio").read_text().strip() == "1"
 
 
+def test_what_a_volume_has_unwritten_is_bounded_and_the_pool_is_not(pool: VolumePool, tmp_path: Path) -> None:
+    """Also where the pool gets a device that a volume had before: the kernel keeps the bound."""
+    pool.create("v", template="base", meta={})
+    volume = pool.attach("v")
+    device = loop.find_by_backing(tmp_path / "pool.img")
+    assert device is not None
+    assert (is_bounded(volume.device), is_bounded(device)) == (True, False)
+    loop.bound_dirty_data(device, MIB)
+    for still_attached in (True, False):
+        if not still_attached:
+            volume.detach()
+        pool.close()
+        if not still_attached:
+            loop.wait_released(tmp_path / "pool.img", 10)
+            loop.bound_dirty_data(device, MIB)
+        assert is_bounded(device)
+        pool = VolumePool.open(tmp_path, pool_gb=2)
+        assert loop.find_by_backing(tmp_path / "pool.img") == device
+        assert not is_bounded(device)
+    pool.close()
+
+
+def is_bounded(device: str) -> bool:
+    return Path("/sys/block", Path(device).name, "bdi/strict_limit").read_text().strip() == "1"
+
+
 def test_volumes_do_not_see_each_other(pool: VolumePool) -> None:
     for name in ("a", "b"):
         pool.create(name, template="base", meta={})

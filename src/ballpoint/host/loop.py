@@ -9,6 +9,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from ballpoint.core.clock import SYSTEM_CLOCK
@@ -69,6 +70,25 @@ def attach(
     finally:
         os.close(backing)
     raise UnavailableError("no loop device is free", hint="raise max_loop, or end what uses them (losetup -a)")
+
+
+def bound_dirty_data(device: str, most: int | None) -> None:
+    """Bound what the file systems on a device can have unwritten, where the kernel can (6.2+).
+
+    A device keeps its bound when it is detached: whoever gets it next says what is right for him, or all that writes to
+    him waits as if there was no memory left (balance_dirty_pages).
+
+    Args:
+        most: bytes; None: as much as any device may.
+    """
+    bdi = Path("/sys/block") / Path(device).name / "bdi"
+    if not (bdi / "strict_limit").exists():
+        return
+    (bdi / "strict_limit").write_text("0" if most is None else "1")
+    if most is None:
+        (bdi / "max_ratio").write_text("100")
+    else:
+        (bdi / "max_bytes").write_text(str(most))
 
 
 def backed() -> dict[tuple[int, int], str]:
@@ -187,11 +207,21 @@ def drop_devices(node_id: str, root: Path) -> bool:
     Returns:
         False where `node_id` held nothing.
     """
-    return held.drop(root / DIRECTORY, node_id, lambda found: _remove(set(_numbers()).difference(found)))
+    return held.drop(root / DIRECTORY, node_id, _put_back)
 
 
 def _numbers() -> list[int]:
     return [int(path.name.removeprefix("loop")) for path in Path("/sys/block").glob("loop*")]
+
+
+def _put_back(before: list[int]) -> None:
+    now = set(_numbers())
+    _remove(now.difference(before))
+    # The host's own, which volumes were attached to meanwhile.
+    for number in now.intersection(before):
+        if backing_of(f"/dev/loop{number}") is None:
+            with suppress(FileNotFoundError):  # removed right now
+                bound_dirty_data(f"/dev/loop{number}", None)
 
 
 def _remove(numbers: Iterable[int]) -> None:

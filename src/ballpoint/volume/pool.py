@@ -639,7 +639,7 @@ class VolumePool:
     def _attach(self, volume_id: str, image: Path) -> AttachedVolume:
         device, fd = self._attachments.attach(image)
         try:
-            _bound_dirty_data(device, self.usage().total)
+            loop.bound_dirty_data(device, _loop_dirty(self.usage().total))
             try:
                 mounted = _mount_ext4(device)
             except OSError as error:
@@ -745,6 +745,7 @@ def _mount_ext4(device: str) -> int:
 def _mount_image(image: Path, root: Path, pool_gb: int) -> None:
     device = loop.find_by_backing(image)
     if device is not None:
+        loop.bound_dirty_data(device, None)
         mount.mount_at(root, "xfs", {"source": device}, mount.MOUNT_ATTR_NOATIME)
         return
     if not image.exists():
@@ -754,6 +755,7 @@ def _mount_image(image: Path, root: Path, pool_gb: int) -> None:
     # kernel goes through the cache.
     device, fd = loop.attach(image, direct_io=filesystem.kind(image.parent) in _DIRECT_IO, block_size=512)
     try:
+        loop.bound_dirty_data(device, None)
         mount.mount_at(root, "xfs", {"source": device}, mount.MOUNT_ATTR_NOATIME)
     finally:
         os.close(fd)
@@ -774,13 +776,9 @@ def _make_image(image: Path, pool_gb: int) -> None:
     fsync_directory(image.parent)
 
 
-def _bound_dirty_data(device: str, pool_bytes: int) -> None:
-    """Keep what one sprite can have unwritten small enough for the pool's reserve, where the kernel can (6.2+)."""
-    bound = min(_LOOP_DIRTY_MAX, max(_LOOP_DIRTY_MIN, int(pool_bytes * _LOOP_DIRTY_SHARE)))
-    bdi = Path("/sys/block") / Path(device).name / "bdi"
-    if (bdi / "strict_limit").exists():
-        (bdi / "strict_limit").write_text("1")
-        (bdi / "max_bytes").write_text(str(bound))
+def _loop_dirty(pool_bytes: int) -> int:
+    """How many bytes one sprite may have unwritten, for that to fit into the pool's reserve."""
+    return min(_LOOP_DIRTY_MAX, max(_LOOP_DIRTY_MIN, int(pool_bytes * _LOOP_DIRTY_SHARE)))
 
 
 def _check_id(volume_id: str) -> None:
