@@ -122,7 +122,8 @@ class Map:
     def inline(self) -> Iterator[Change]:
         """The blocks that are inline in commits; before their pages are stored they must be moved into packs."""
         for number in self.dirty():
-            yield from (change for change in self.page(number) if isinstance(change.place, Inline))
+            if (page := self._page(number)) is not None:
+                yield from (Change(number * PAGE_BLOCKS + index, place) for index, place in page.inline())
 
     def encode_page(self, number: int) -> bytes:
         """The content of a page, to be stored as a blob; empty if there are only holes: then it has no blob.

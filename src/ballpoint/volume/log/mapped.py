@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Final
 from uuid import UUID
 
+from ballpoint.core.clock import SYSTEM_CLOCK
 from ballpoint.core.errors import InternalError, InvalidError, NotFoundError
 from ballpoint.core.tasks import for_each
 from ballpoint.store.store import Store
@@ -133,6 +134,7 @@ async def load_map(store: Store, view: View) -> Map:
     for changes in view.changes:
         await load_pages(store, view, disk, changes.blocks())
         disk.apply(changes)
+        await _others_first()
     return disk
 
 
@@ -155,6 +157,14 @@ async def load_places(store: Store, view: View, blocks: Iterable[int]) -> dict[i
         await load_pages(store, view, disk, left)
         places.update((block, disk[block]) for block in left)
     return places
+
+
+async def _others_first() -> None:
+    """Let whatever else waits for the event loop go on before a piece of work that takes it for milliseconds.
+
+    A map of gigabytes takes a hundred times as long, and a thaw, for which all writers of a disk wait, is among those.
+    """
+    await SYSTEM_CLOCK.sleep(0)
 
 
 async def read_map(store: Store, volume: UUID) -> tuple[View, Map] | None:
@@ -193,4 +203,5 @@ async def store_map(disk: Map, view: View, add: Add) -> Reference:
     for number in disk.dirty():
         content = disk.encode_page(number)
         disk.mark_stored(number, await add(encode_blob(content), "page") if content else None)
+        await _others_first()
     return await add(encode_blob(disk.encode_root()), "root")

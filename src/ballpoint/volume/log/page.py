@@ -68,6 +68,13 @@ class Page:
         """Which packs and commits hold some of the blocks."""
         return {self._holder(number) for number in self._numbers()}
 
+    def inline(self) -> Iterator[tuple[int, Inline]]:
+        """Index and place of each block that is inline in a commit."""
+        if commits := self._commits():
+            for index, (offset, length, number, flags, digest) in enumerate(BLOCK.iter_unpack(self._blocks)):
+                if length and number in commits:
+                    yield index, Inline(commits[number], Piece(offset, length, flags, digest))
+
     def encode(self) -> bytes:
         """The page's content as it is stored; empty, if there are only holes.
 
@@ -75,15 +82,18 @@ class Page:
             InternalError: a block is inline in a commit, which may be trimmed while the page is in use.
         """
         packs: dict[PackName, int] = {}
+        order: dict[int, int] = {}
         blocks, bits = bytearray(), 0
         for index, (offset, length, number, flags, digest) in enumerate(BLOCK.iter_unpack(self._blocks)):
             if not length:
                 continue
-            holder = self._holder(number)
-            if isinstance(holder, CommitName):
-                raise InternalError(f"a page cannot be stored while it refers to {holder.key}")
+            if number not in order:  # to make a name takes longer than all the rest of an entry
+                holder = self._holder(number)
+                if isinstance(holder, CommitName):
+                    raise InternalError(f"a page cannot be stored while it refers to {holder.key}")
+                order[number] = packs.setdefault(holder, len(packs))
             bits |= 1 << index
-            blocks += BLOCK.pack(offset, length, packs.setdefault(holder, len(packs)), flags, digest)
+            blocks += BLOCK.pack(offset, length, order[number], flags, digest)
         return _encode_packs(packs) + bits.to_bytes(_BITS, "little") + blocks if packs else b""
 
     @classmethod
@@ -114,6 +124,10 @@ class Page:
 
     def _numbers(self) -> set[int]:
         return {number for _, length, number, _, _ in BLOCK.iter_unpack(self._blocks) if length}
+
+    def _commits(self) -> dict[int, CommitName]:
+        holders = {number: self._holder(number) for number in self._numbers()}
+        return {number: holder for number, holder in holders.items() if isinstance(holder, CommitName)}
 
     def _holder(self, number: int) -> PackName | CommitName:
         is_pack, volume, epoch, count, identity = _HOLDER.unpack_from(self._holders, number * _HOLDER.size)
