@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from uuid import UUID
 
 import pytest
 
 from ballpoint.core.errors import CorruptError, FencedError, InternalError
-from ballpoint.volume.log.blob import Reference
+from ballpoint.volume.log.blob import Blob, Piece, Reference
 from ballpoint.volume.log.changes import PAGE_BLOCKS
 from ballpoint.volume.log.commit import Closed
 from ballpoint.volume.log.fork import found
+from ballpoint.volume.log.keys import PackName
 from ballpoint.volume.log.log import OutdatedError, Writer, read
-from ballpoint.volume.log.mapped import load_map, load_pages, load_places, open_map, read_map
+from ballpoint.volume.log.mapped import load_map, load_pages, load_places, open_map, read_map, store_map
+from ballpoint.volume.log.pack import Kind
 from tests.volume.log.disks import Disk, block, contents
 from tests.volume.log.memory import MemoryStore
 
@@ -135,6 +138,26 @@ async def test_pages_that_lie_side_by_side_are_read_by_one_request(store: Memory
     await load_pages(store, view, opened, [page * PAGE_BLOCKS for page in range(6)])
     assert store.calls["get"] == before + 1
     assert not opened.missing(page * PAGE_BLOCKS for page in range(6))
+
+
+async def test_others_go_on_while_a_large_map_is_stored(store: MemoryStore, disk: Disk) -> None:
+    """A thaw, for which all writers of a disk wait, is among those who would wait for it."""
+    pages, loop = 20, asyncio.get_running_loop()
+    await disk.write({page * PAGE_BLOCKS: block(page) for page in range(pages)})
+    opened = await load_map(store, disk.writer.view)
+    turns: list[asyncio.Handle] = []
+
+    def turn() -> None:
+        turns.append(loop.call_soon(turn))
+
+    async def add(blob: Blob, _: Kind) -> Reference:
+        pack = PackName(VOLUME, 1, 9, bytes(16))
+        return Reference.to(pack, Piece(0, len(blob.stored), blob.flags, blob.hash))
+
+    turn()
+    await store_map(opened, disk.writer.view, add)
+    turns[-1].cancel()
+    assert len(turns) >= pages
 
 
 async def test_a_pack_that_is_lost_is_damage(store: MemoryStore, disk: Disk) -> None:
