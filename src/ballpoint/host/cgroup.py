@@ -9,12 +9,12 @@ from __future__ import annotations
 import errno
 import os
 import select
-import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ballpoint.core.clock import SYSTEM_CLOCK
 from ballpoint.core.errors import UnavailableError
 from ballpoint.host import mount
 
@@ -258,7 +258,7 @@ class Cgroup:
         Raises:
             UnavailableError: some process does not die (it waits for a frozen or broken disk).
         """
-        deadline = time.monotonic() + timeout
+        deadline = SYSTEM_CLOCK.monotonic() + timeout
         try:
             events = os.open(self.v2 / "cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -266,16 +266,18 @@ class Cgroup:
         try:
             poll = select.poll()
             poll.register(events, select.POLLPRI)
-            while (left := deadline - time.monotonic()) > 0:
+            while True:
                 # Again and again: it does not reach who is born into the group later (CLONE_INTO_CGROUP).
                 (self.v2 / "cgroup.kill").write_text("1")
                 if b"populated 0" in os.pread(events, 4096, 0):
                     return
+                left = deadline - SYSTEM_CLOCK.monotonic()
+                if left <= 0:
+                    raise UnavailableError(f"processes of {self.path} do not end within {timeout:g} s")
                 # cgroup-v2.rst: a change of cgroup.events wakes poll with POLLPRI.
                 poll.poll(1000 * min(left, _KILL_AGAIN_SECONDS))
         finally:
             os.close(events)
-        raise UnavailableError(f"processes of {self.path} do not end within {timeout:g} s")
 
     def end(self, timeout: float) -> None:
         """`kill` and `remove` it; also where somebody is born into it meanwhile, as by a fork that was under way.
@@ -286,9 +288,9 @@ class Cgroup:
         Raises:
             UnavailableError: as `kill`.
         """
-        deadline = time.monotonic() + timeout
+        deadline = SYSTEM_CLOCK.monotonic() + timeout
         while True:
-            self.kill(max(0.0, deadline - time.monotonic()))
+            self.kill(max(0.0, deadline - SYSTEM_CLOCK.monotonic()))
             try:
                 self.remove()
             except OSError as error:
