@@ -58,19 +58,18 @@ class Page:
 
     def __iter__(self) -> Iterator[tuple[int, Reference | Inline]]:
         """Index and place of each block that is not a hole."""
-        # Most blocks of a page are in few packs, and to make a name takes longer than all the rest of an entry.
-        holders = {number: self._holder(number) for number in self._numbers()}
+        holders = self._named()
         for index, (offset, length, number, flags, digest) in enumerate(BLOCK.iter_unpack(self._blocks)):
             if length:
                 yield index, _place(holders[number], Piece(offset, length, flags, digest))
 
     def holders(self) -> set[PackName | CommitName]:
         """Which packs and commits hold some of the blocks."""
-        return {self._holder(number) for number in self._numbers()}
+        return set(self._named().values())
 
     def inline(self) -> Iterator[tuple[int, Inline]]:
         """Index and place of each block that is inline in a commit."""
-        if commits := self._commits():
+        if commits := {number: each for number, each in self._named().items() if isinstance(each, CommitName)}:
             for index, (offset, length, number, flags, digest) in enumerate(BLOCK.iter_unpack(self._blocks)):
                 if length and number in commits:
                     yield index, Inline(commits[number], Piece(offset, length, flags, digest))
@@ -87,7 +86,7 @@ class Page:
         for index, (offset, length, number, flags, digest) in enumerate(BLOCK.iter_unpack(self._blocks)):
             if not length:
                 continue
-            if number not in order:  # to make a name takes longer than all the rest of an entry
+            if number not in order:
                 holder = self._holder(number)
                 if isinstance(holder, CommitName):
                     raise InternalError(f"a page cannot be stored while it refers to {holder.key}")
@@ -125,9 +124,9 @@ class Page:
     def _numbers(self) -> set[int]:
         return {number for _, length, number, _, _ in BLOCK.iter_unpack(self._blocks) if length}
 
-    def _commits(self) -> dict[int, CommitName]:
-        holders = {number: self._holder(number) for number in self._numbers()}
-        return {number: holder for number, holder in holders.items() if isinstance(holder, CommitName)}
+    def _named(self) -> dict[int, PackName | CommitName]:
+        # Most blocks of a page are in few packs, and to make a name takes longer than all the rest of an entry.
+        return {number: self._holder(number) for number in self._numbers()}
 
     def _holder(self, number: int) -> PackName | CommitName:
         is_pack, volume, epoch, count, identity = _HOLDER.unpack_from(self._holders, number * _HOLDER.size)
