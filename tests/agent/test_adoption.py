@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ballpoint.agent.session import STDOUT, Sessions
+from ballpoint.agent.sessions.session import STDOUT, Sessions
 from tests.agent.world import Heard, KeptFds, World, eventually, listen, output_until
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ballpoint.agent.rate import Rate
+from ballpoint.agent.sessions.rate import Rate
 
 MOVES = st.lists(st.tuples(st.floats(0, 60), st.integers(1, 1 << 30)), min_size=1, max_size=20)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from ballpoint.agent import session as sessions
+from ballpoint.agent.sessions import session as sessions
 from tests.agent.world import World, alive, eventually, output_until, post_head
 
 

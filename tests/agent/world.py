@@ -21,9 +21,9 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from ballpoint.agent.anchor import Anchor
-from ballpoint.agent.exec import ExecRoutes
 from ballpoint.agent.server import Routes, serve
-from ballpoint.agent.session import Sessions
+from ballpoint.agent.sessions.exec import ExecRoutes
+from ballpoint.agent.sessions.session import Sessions
 from ballpoint.agent.spawn_types import ProcessSpec, SpawnError
 from ballpoint.core.errors import InternalError
 

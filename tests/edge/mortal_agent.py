@@ -14,8 +14,8 @@ import socket
 import sys
 from pathlib import Path
 
-from ballpoint.agent.exec import ExecRoutes
 from ballpoint.agent.server import serve
+from ballpoint.agent.sessions.exec import ExecRoutes
 from tests.agent.world import ENVIRONMENT, World
 
 _LIFE_SECONDS = 0.04

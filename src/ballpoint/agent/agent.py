@@ -12,7 +12,7 @@ from ballpoint.agent import notes
 from ballpoint.agent.anchor import Anchor
 from ballpoint.agent.inner import Inner, how_it_ended
 from ballpoint.agent.reveal import Reveal
-from ballpoint.agent.session import Sessions
+from ballpoint.agent.sessions.session import Sessions
 from ballpoint.agent.spawn import ContainerSpawner
 from ballpoint.host import namespaces
 

@@ -14,11 +14,11 @@ import socket
 from ballpoint.agent.agent import Agent
 from ballpoint.agent.anchor import Anchor
 from ballpoint.agent.control import Control
-from ballpoint.agent.exec import ExecRoutes
 from ballpoint.agent.inside import InsideServer
 from ballpoint.agent.ringlog import CONTAINER, Ring, RingHandler
 from ballpoint.agent.server import Routes, serve
-from ballpoint.agent.session import Sessions
+from ballpoint.agent.sessions.exec import ExecRoutes
+from ballpoint.agent.sessions.session import Sessions
 from ballpoint.agent.watch import Console, MemoryWatch
 
 log = logging.getLogger("agent")

@@ -331,7 +331,7 @@ class Connection(asyncio.Protocol):
 
 
 class Routes:
-    """The table of what an agent serves: (method, path) -> route. A path may end in `/*` for one more segment.
+    """The table of what an agent serves: (method, path) -> route. A segment `*` of a path is any one that is not empty.
 
     Attributes:
         serving: while it says no, a request is refused before anything is begun, and told so: the edge asks the node
@@ -340,20 +340,21 @@ class Routes:
 
     def __init__(self) -> None:
         self._table: dict[str, dict[str, Route]] = {}
+        self._patterns: dict[tuple[str, ...], dict[str, Route]] = {}
         self.serving: Callable[[], bool] = lambda: True
 
     def add(self, method: str, path: str, route: Route) -> None:
-        self._table.setdefault(path, {})[method] = route
+        if "*" in path:
+            self._patterns.setdefault(tuple(path.split("/")), {})[method] = route
+        else:
+            self._table.setdefault(path, {})[method] = route
 
     def __call__(self, connection: Connection, request: Request) -> Handler | None:
         if not self.serving():
             headers = {"retry-after": str(_RETRY_AFTER_SECONDS), NOT_STARTED: "1"}
             connection.respond(503, _NOT_SERVING, head_only=request.method == "HEAD", headers=headers)
             return None
-        methods = self._table.get(request.path)
-        if methods is None:
-            parent, _, last = request.path.rpartition("/")
-            methods = self._table.get(f"{parent}/*") if last else None
+        methods = self._table.get(request.path) or self._matching(request.path.split("/"))
         if methods is None:
             raise NotFoundError(f"there is no {request.path[:200]}")
         route = methods.get(request.method)
@@ -362,6 +363,14 @@ class Routes:
             connection.respond(405, {"error": "method_not_allowed", "message": f"only {allowed} is served here"})
             return None
         return route(connection, request)
+
+    def _matching(self, segments: list[str]) -> dict[str, Route] | None:
+        for pattern, methods in self._patterns.items():
+            if len(pattern) == len(segments) and all(
+                wanted == given or (wanted == "*" and given) for wanted, given in zip(pattern, segments, strict=True)
+            ):
+                return methods
+        return None
 
 
 class Server:

@@ -12,9 +12,9 @@ import os
 import socket
 from urllib.parse import urlencode
 
-from ballpoint.agent.exec import ExecRoutes
 from ballpoint.agent.server import Routes, serve
-from ballpoint.agent.session import Sessions
+from ballpoint.agent.sessions.exec import ExecRoutes
+from ballpoint.agent.sessions.session import Sessions
 from ballpoint.agent.spawn_types import ProcessSpec, SpawnError
 
 # CPython specializes after a few calls (8 in 3.11), and some of what is called here is called once a command.

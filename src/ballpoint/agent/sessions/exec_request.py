@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from urllib.parse import parse_qsl
 
-from ballpoint.agent.session import Command
+from ballpoint.agent.sessions.session import Command
 from ballpoint.core.errors import InvalidError
 
 _ROWS, _COLS = 24, 80

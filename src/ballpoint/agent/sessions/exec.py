@@ -8,9 +8,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ballpoint.agent.exec_request import parse_command
 from ballpoint.agent.server import Connection, Handler, Request, Routes
-from ballpoint.agent.session import STDERR, Command, Session, Sessions
+from ballpoint.agent.sessions.exec_request import parse_command
+from ballpoint.agent.sessions.session import STDERR, Command, Session, Sessions
 from ballpoint.agent.spawn_types import SpawnError
 from ballpoint.agent.websocket import WebSocket
 from ballpoint.core.errors import NotFoundError

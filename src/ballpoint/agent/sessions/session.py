@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from ballpoint.agent import notes
 from ballpoint.agent.anchor import Anchor
-from ballpoint.agent.rate import Rate
+from ballpoint.agent.sessions.rate import Rate
 from ballpoint.agent.spawn_types import HOME, ProcessSpec, Spawner, SpawnError
 from ballpoint.core.clock import SYSTEM_CLOCK, rfc3339
 from ballpoint.core.errors import InternalError

@@ -1,0 +1,1 @@
+"""Commands in a sprite: their processes, their streams, and who watches them."""
