@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ballpoint.agent.sessions.session import STDOUT, Sessions
+from ballpoint.agent.sessions.session import STDERR, STDOUT
+from ballpoint.agent.sessions.sessions import Sessions
 from tests.agent.world import Heard, KeptFds, World, eventually, listen, output_until
 
 
@@ -31,7 +32,7 @@ class Anchored:
                 os.close(fd)
 
     def succeed(self) -> Sessions:
-        made = Sessions(self.world.spawner, self.anchor)
+        made = Sessions(self.world.spawner, self.anchor, self.world.journals())
         made.adopt()
         self.world.sessions = made
         return made
@@ -52,6 +53,9 @@ class Viewer:
         assert not self.heard.terminal
         self.heard.frames.append((stream, data))
         return True
+
+    def skipped(self, stream: int, start: int, end: int) -> None:
+        raise AssertionError
 
     def exited(self, code: int) -> None:
         self.heard.terminal.append(code)
@@ -89,7 +93,7 @@ async def test_all_goes_on(anchored: Anchored) -> None:
         session = after.get(info["session_id"])
         assert session is not None
         viewer = Viewer()
-        session.attach(viewer)
+        session.attach(viewer, {STDOUT: len(b"ready\n"), STDERR: 0})
         session.write(b"this\nrest")
         session.end_input()
         await viewer.ended.wait()
@@ -105,7 +109,7 @@ async def test_a_terminal_goes_on(anchored: Anchored) -> None:
         session = _successor(anchored).get(info["session_id"])
         assert session is not None
         viewer = Viewer()
-        session.attach(viewer)
+        session.attach(viewer, {STDOUT: 0, STDERR: 0})
         session.resize(33, 77)
         session.write(b"x\n")
         await viewer.ended.wait()

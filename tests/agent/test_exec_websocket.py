@@ -10,7 +10,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection
 
 from ballpoint.agent import websocket
-from ballpoint.agent.sessions.exec import PAYLOAD_MAX
+from ballpoint.agent.sessions.frames import PAYLOAD_MAX
 from tests.agent.world import World, listen, output_until
 
 

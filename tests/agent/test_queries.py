@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ballpoint.agent.sessions.exec import signal_number
-from ballpoint.agent.sessions.exec_request import parse_command, parse_duration
+from ballpoint.agent.sessions.exec_request import parse_command
+from ballpoint.agent.sessions.frames import signal_number
 from ballpoint.agent.sessions.session import Command
+from ballpoint.core.duration import parse_duration
 from ballpoint.core.errors import InvalidError
 
 UNITS = {"ns": "1e-9", "us": "1e-6", "µs": "1e-6", "μs": "1e-6", "ms": "1e-3", "s": "1", "m": "60", "h": "3600"}

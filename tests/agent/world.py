@@ -23,8 +23,9 @@ from websockets.exceptions import ConnectionClosed
 from ballpoint.agent.anchor import Anchor
 from ballpoint.agent.server import Routes, serve
 from ballpoint.agent.sessions.exec import ExecRoutes
-from ballpoint.agent.sessions.session import Sessions
-from ballpoint.agent.spawn_types import ProcessSpec, SpawnError
+from ballpoint.agent.sessions.journal import Journals
+from ballpoint.agent.sessions.sessions import Sessions
+from ballpoint.agent.spawn_types import ProcessSpec, SpawnError, peek
 from ballpoint.core.errors import InternalError
 
 ENVIRONMENT = {"PATH": os.environ["PATH"], "HOME": "/root", "COLOR": "blue"}
@@ -121,7 +122,12 @@ class PlainSpawner:
         return pid, os.pidfd_open(pid)
 
     def wait(self, pid: int, pidfd: int) -> int:
-        return os.waitpid(pid, 0)[1]
+        status = peek(pidfd)
+        assert status is not None
+        return status
+
+    def reap(self, pid: int) -> None:
+        os.waitpid(pid, 0)
 
 
 class KeptFds(Anchor):
@@ -291,15 +297,25 @@ class World:
         server: what clients are connected to.
     """
 
-    def __init__(self, folder: Path, anchor: Anchor | None = None) -> None:
+    def __init__(self, folder: Path, anchor: Anchor | None = None, journal_bytes: int = 64 << 20) -> None:
         self._folder = folder
+        self._journal = -1
+        self.journal_bytes = journal_bytes
         self._path = str(folder / "agent.sock")
         self._gates: list[Gate] = []  # one descriptor each
         self.failures: list[dict[str, Any]] = []
         self.spawner = PlainSpawner()
         self.routes = Routes()
-        self.sessions = Sessions(self.spawner, anchor)
+        self.sessions = Sessions(self.spawner, anchor, self.journals())
         asyncio.get_running_loop().set_exception_handler(lambda _, context: self.failures.append(context))
+
+    def journals(self) -> Journals:
+        """What an agent of this world keeps its sessions' output in; the next agent's finds what was there."""
+        place = self._folder / "journal"
+        place.mkdir(exist_ok=True)
+        if self._journal < 0:
+            self._journal = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        return Journals(self._journal, self.journal_bytes)
 
     @property
     def saved(self) -> list[dict[str, Any]]:
@@ -324,6 +340,9 @@ class World:
         for session in self.sessions:
             session.signal(signal.SIGKILL)
         await eventually(lambda: len(self.sessions) == 0)
+        if self._journal >= 0:
+            os.close(self._journal)
+            self._journal = -1
 
     def close_gates(self) -> None:
         """Once nobody is left who might still come to one."""
@@ -368,12 +387,24 @@ class World:
         finally:
             wire.close()
 
-    def open(self, *argv: str, **query: Any) -> connect:
+    def open(self, *argv: str, max_queue: Any = 16, **query: Any) -> connect:
         """A WebSocket with an exec; to be awaited, or entered."""
-        url = f"ws://agent{target(argv, query)}"
+        return self._upgraded(target(argv, query), max_queue)
+
+    def attach(self, session_id: str, max_queue: Any = 16, **query: Any) -> connect:
+        """A WebSocket that watches a session."""
+        return self._upgraded(f"/exec/{session_id}?{urlencode(query)}", max_queue)
+
+    def control(self, agent: str | None = None, **query: Any) -> connect:
+        """A control socket, of the client that calls itself `agent`."""
+        return self._upgraded(f"/control?{urlencode(query, doseq=True)}", user_agent_header=agent)
+
+    def _upgraded(self, path: str, max_queue: int | None = 16, **options: Any) -> connect:
         return connect(
-            url,
+            f"ws://agent{path}",
             sock=self.connected(),
+            max_queue=max_queue,
+            **options,
             compression=None,
             max_size=None,
             proxy=None,
@@ -434,9 +465,9 @@ async def stalled(progress: Callable[[], int], most: int) -> int:
 
 
 async def output_until(client: ClientConnection, marker: bytes, tty: bool = False) -> Heard:
-    """Take what comes until `marker` is in stdout."""
+    """Take what comes until `marker` is in stdout or stderr."""
     heard = Heard()
     async with asyncio.timeout(DEADLINE):
-        while marker not in heard.stdout:
+        while marker not in heard.stdout and marker not in heard.stderr:
             heard.take(await client.recv(), tty)
     return heard

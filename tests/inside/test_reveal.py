@@ -19,6 +19,7 @@ from ballpoint.image.mount import mount_image
 from ballpoint.node.durable.shown import Readable, Shown
 from ballpoint.node.instances import Instance
 from ballpoint.node.running import Running
+from ballpoint.runtime.container.journals import JournalSpace
 from ballpoint.runtime.container.locker import Locker
 from ballpoint.runtime.container.programs import ensure_programs
 from ballpoint.runtime.container.runtime import ContainerRuntime
@@ -58,7 +59,7 @@ class Scene:
         self.digest = image.digest
         self.folder = folder
         programs = ensure_programs(CACHE)
-        self.runtime = ContainerRuntime(node.id, Path("/run/ballpoint") / node.id, programs)
+        self.runtime = ContainerRuntime(node.id, Path("/run/ballpoint") / node.id, programs, JournalSpace(node.data))
         self.runtime._locker = Locker(folder / "lk", programs / "locker")
         self._lower = mount_image(image)
         self.shown = Shown(cast(Any, self))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,7 +11,7 @@ import pytest
 
 from ballpoint.core import ids
 from tests.support.nodes import TestNode
-from tests.support.raw import Heard, exec_http, exec_websocket
+from tests.support.raw import ControlSocket, Heard, exec_http, exec_websocket
 from tests.support.seeds import fresh_seed
 
 pytestmark = pytest.mark.node
@@ -25,13 +26,22 @@ def name(node: TestNode) -> Iterator[str]:
 
 
 def quick_commands(node: TestNode, name: str, count: int) -> None:
-    """Run `count` commands that end at once, over both ways, several at a time."""
+    """Run `count` commands that end at once over each of the three ways, several at a time."""
     seed = fresh_seed()
     chance = random.Random(seed)
-    kinds = [chance.choice(["echo", "exit", "kill"]) for _ in range(count)]
+    kinds = [chance.choice(["echo", "exit", "kill"]) for _ in range(3 * count)]
+    own = threading.local()
+    sockets: list[ControlSocket] = []
+
+    def exec_control(node: TestNode, name: str, *argv: str) -> Heard:
+        if not hasattr(own, "socket"):
+            own.socket = ControlSocket(node, name)
+            sockets.append(own.socket)
+        socket: ControlSocket = own.socket
+        return socket.run(*argv)
 
     def run(number: int) -> None:
-        way = exec_websocket if number % 3 else exec_http
+        way = (exec_websocket, exec_http, exec_control)[number % 3]
         text = f"line {number}"
         if kinds[number] == "echo":
             heard, code, out = way(node, name, "echo", text), 0, f"{text}\n"
@@ -42,11 +52,13 @@ def quick_commands(node: TestNode, name: str, count: int) -> None:
         assert (heard.terminal, heard.stdout, heard.after) == ([code], out.encode(), b"")
 
     with ThreadPoolExecutor(8) as threads:
-        list(threads.map(run, range(count)))
+        list(threads.map(run, range(3 * count)))
+    for each in sockets:
+        each.close()
 
 
 def test_quick_commands(node: TestNode, name: str) -> None:
-    quick_commands(node, name, 300)
+    quick_commands(node, name, 100)
 
 
 @pytest.mark.slow

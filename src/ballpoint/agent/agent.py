@@ -12,7 +12,7 @@ from ballpoint.agent import notes
 from ballpoint.agent.anchor import Anchor
 from ballpoint.agent.inner import Inner, how_it_ended
 from ballpoint.agent.reveal import Reveal
-from ballpoint.agent.sessions.session import Sessions
+from ballpoint.agent.sessions.sessions import Sessions
 from ballpoint.agent.spawn import ContainerSpawner
 from ballpoint.host import namespaces
 
@@ -34,7 +34,7 @@ class Agent:
     """What the agent knows and holds. One per process.
 
     Attributes:
-        state: what the next agent needs, as JSON: instance, nonce, limits, sprite, environment, profile,
+        state: what the next agent needs, as JSON: instance, nonce, limits, journal_bytes, sprite, environment, profile,
             no_new_privileges, inner pid, shown checkpoints.
         reveal: the checkpoints that can be read inside.
         phase: `parked` (a blank), `running` (claimed), or `dead` (the inner container has ended).
@@ -42,7 +42,7 @@ class Agent:
         log_fd, netns, userns: handed to the node.
     """
 
-    def __init__(self, anchor: Anchor, log_fd: int, identity: dict[str, str] | None) -> None:
+    def __init__(self, anchor: Anchor, log_fd: int, identity: dict[str, Any] | None) -> None:
         self._anchor = anchor
         self.log_fd = log_fd
         self._own_pidns = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from typing import Any
 
 from ballpoint.agent.agent import Agent
 from ballpoint.agent.anchor import Anchor
@@ -18,20 +19,21 @@ from ballpoint.agent.inside import InsideServer
 from ballpoint.agent.ringlog import CONTAINER, Ring, RingHandler
 from ballpoint.agent.server import Routes, serve
 from ballpoint.agent.sessions.exec import ExecRoutes
-from ballpoint.agent.sessions.session import Sessions
+from ballpoint.agent.sessions.journal import Journals
+from ballpoint.agent.sessions.sessions import Sessions
 from ballpoint.agent.watch import Console, MemoryWatch
 
 log = logging.getLogger("agent")
 
 
-def run(sock: socket.socket, given: dict[str, int] | None, identity: dict[str, str] | None) -> None:
+def run(sock: socket.socket, given: dict[str, int] | None, identity: dict[str, Any] | None) -> None:
     """Be the agent until killed.
 
     Args:
         sock: the agent's end of the anchor's socket pair.
-        given: descriptors of a new instance by name (http, control, log, inner-cgroup, main-procs, inner-procs-N);
-            None when this agent takes an earlier one's place.
-        identity: instance, nonce and limits of a new instance.
+        given: descriptors of a new instance by name (http, control, log, journal, inner-cgroup, main-procs,
+            inner-procs-N); None when this agent takes an earlier one's place.
+        identity: instance, nonce, limits and journal_bytes of a new instance.
     """
     anchor = Anchor(sock)
     anchor.keep(given or {})
@@ -49,14 +51,15 @@ def run(sock: socket.socket, given: dict[str, int] | None, identity: dict[str, s
 class _Main:
     """The event loop's side of an agent: its listeners, its sessions, and the watch over the inner container."""
 
-    def __init__(self, anchor: Anchor, log_fd: int, identity: dict[str, str] | None) -> None:
+    def __init__(self, anchor: Anchor, log_fd: int, identity: dict[str, Any] | None) -> None:
         self._anchor = anchor
         self._agent = Agent(anchor, log_fd, identity)
 
     async def serve(self) -> None:
         loop = asyncio.get_running_loop()
         agent = self._agent
-        agent.sessions = sessions = Sessions(agent.spawner, self._anchor)
+        journals = Journals(self._anchor.get("journal"), int(agent.state.get("journal_bytes", 0)))
+        agent.sessions = sessions = Sessions(agent.spawner, self._anchor, journals)
         if agent.phase == "running":
             sessions.adopt()
             log.info("taking an earlier agent's place, with %d sessions", len(sessions))

@@ -13,10 +13,11 @@ import signal
 import struct
 import termios
 from collections.abc import Sequence
+from contextlib import suppress
 
 from ballpoint.agent.anchor import Anchor
 from ballpoint.agent.inner import Inner
-from ballpoint.agent.spawn_types import HOME, ProcessSpec, SpawnError
+from ballpoint.agent.spawn_types import HOME, ProcessSpec, SpawnError, peek
 
 PROGRAM = "/bin/nsexec"
 # Numbers of common.h's enum profile.
@@ -108,9 +109,12 @@ class ContainerSpawner:
 
     def wait(self, pid: int, pidfd: int) -> int:
         """Wait status of an ended process, whether this agent started it or one before."""
-        try:
-            return os.waitpid(pid, 0)[1]
-        except ChildProcessError:
+        status = peek(pidfd)
+        if status is None:
             status = self._anchor.exit_status(pid)
-            # The anchor forgets after a thousand exits; what then is left to say is that it ended abnormally.
-            return 9 if status is None else status
+        # The anchor forgets after a thousand exits; what then is left to say is that it ended abnormally.
+        return 9 if status is None else status
+
+    def reap(self, pid: int) -> None:
+        with suppress(ChildProcessError):  # it was started by an earlier agent
+            os.waitpid(pid, os.WNOHANG)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -55,5 +56,21 @@ class Spawner(Protocol):
         ...
 
     def wait(self, pid: int, pidfd: int) -> int:
-        """Wait status of a process whose pidfd has become readable."""
+        """Wait status of a process whose pidfd has become readable; it stays until `reap`."""
         ...
+
+    def reap(self, pid: int) -> None:
+        """Let go of an ended process. Idempotent."""
+        ...
+
+
+def peek(pidfd: int) -> int | None:
+    """Wait status of a child that has ended, which stays to be reaped; None where it is no child of this process."""
+    try:
+        info = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+    assert info is not None
+    if info.si_code == os.CLD_EXITED:
+        return info.si_status << 8
+    return info.si_status | (0x80 if info.si_code == os.CLD_DUMPED else 0)

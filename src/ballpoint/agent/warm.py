@@ -14,8 +14,8 @@ from urllib.parse import urlencode
 
 from ballpoint.agent.server import Routes, serve
 from ballpoint.agent.sessions.exec import ExecRoutes
-from ballpoint.agent.sessions.session import Sessions
-from ballpoint.agent.spawn_types import ProcessSpec, SpawnError
+from ballpoint.agent.sessions.sessions import Sessions
+from ballpoint.agent.spawn_types import ProcessSpec, SpawnError, peek
 
 # CPython specializes after a few calls (8 in 3.11), and some of what is called here is called once a command.
 _ROUNDS = 12
@@ -42,7 +42,12 @@ class _Spawner:
         return pid, os.pidfd_open(pid)
 
     def wait(self, pid: int, pidfd: int) -> int:
-        return os.waitpid(pid, 0)[1]
+        status = peek(pidfd)
+        assert status is not None
+        return status
+
+    def reap(self, pid: int) -> None:
+        os.waitpid(pid, 0)
 
 
 def warm_up() -> None:

@@ -19,7 +19,7 @@ DEFAULT_ORG = "local"  # of the administrator's token, and of tokens made for no
 RUN_ROOT = Path("/run/ballpoint")
 _LOWEST = {
     "pool": 0, "pool_max": 1, "edges": 0, "connections_per_address": 1, "memory_mb": 64, "pids": 16, "reserve_mb": 0,
-    "disk_gb": 1,
+    "journal_mb": 0, "disk_gb": 1,
 }  # fmt: skip
 
 
@@ -46,6 +46,7 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         memory_mb, cpus, pids: limits of a sprite that asks for none. cpus 0 means all.
         reserve_mb: memory that stays free, of the host and of the node's own cgroup: with less, a create that finds no
             blank is refused.
+        journal_mb: how much of what its commands wrote can be read again, of each running sprite.
         disk_gb: apparent size of a new volume.
         pool_gb: size of the loop-backed volume pool, where the data directory is not a reflink XFS; 0 chooses.
         store: URL of the object store that keeps the disks (store.md); None takes the directory `store` in `data`.
@@ -69,6 +70,7 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     cpus: float = 0.0
     pids: int = 4096
     reserve_mb: int = 128
+    journal_mb: int = 64
     disk_gb: int = 100
     pool_gb: int = 0
     store: str | None = None

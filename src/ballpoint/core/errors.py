@@ -57,6 +57,13 @@ class NotFoundError(BallpointError):
     status = 404
 
 
+class GoneError(BallpointError):
+    """It was there, and has ended as it was to: there is nothing left to do."""
+
+    kind = "gone"
+    status = 410
+
+
 class ConflictError(BallpointError):
     """The thing's present state forbids it: look at the state, then decide."""
 

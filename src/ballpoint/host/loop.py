@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ballpoint.core.clock import SYSTEM_CLOCK
 from ballpoint.core.errors import UnavailableError
-from ballpoint.host import held
+from ballpoint.host import filesystem, held
 
 _LOOP_SET_STATUS_BUSY_TRIES = 64
 _LOOP_CONFIGURE = 0x4C0A
@@ -31,6 +31,7 @@ _CONFIG_SIZE = 8 + _INFO.size + 64
 _POLL_SECONDS = 0.001
 DIRECTORY = "loop"  # below the run root
 _REMOVERS = 32
+_DIRECT_IO = {"ext4", "xfs"}
 
 
 def attach(
@@ -70,6 +71,15 @@ def attach(
     finally:
         os.close(backing)
     raise UnavailableError("no loop device is free", hint="raise max_loop, or end what uses them (losetup -a)")
+
+
+def may_be_direct(directory: Path) -> bool:
+    """Whether the device of a file in `directory` may go past the page cache of the file system below.
+
+    Others may not stand it that a page changes while it is written, as XFS and ext4 let it: btrfs has a wrong checksum
+    then.
+    """
+    return filesystem.kind(directory) in _DIRECT_IO
 
 
 def bound_dirty_data(device: str, most: int | None) -> None:

@@ -57,6 +57,7 @@ from ballpoint.node.watch.images import Images
 from ballpoint.node.watch.space import Space
 from ballpoint.node.watch.walls import Walls
 from ballpoint.registry.registry import Registry
+from ballpoint.runtime.container.journals import JournalSpace
 from ballpoint.runtime.container.programs import ensure_programs
 from ballpoint.runtime.container.runtime import ContainerRuntime
 from ballpoint.volume.guard import PoolGuard
@@ -106,7 +107,9 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
         await asyncio.to_thread(disks.prepare)
 
         network = Network(config.node_id, subnet=config.subnet, egress_allow=config.egress_allow, dns=config.dns)
-        runtime = ContainerRuntime(config.node_id, config.run, ensure_programs(config.cache))
+        journals = JournalSpace(config.data)
+        programs = ensure_programs(config.cache)
+        runtime = ContainerRuntime(config.node_id, config.run, programs, journals, config.journal_mb << 20)
         # What sprites need that run on stays; after a start that failed, too.
         stack.push_async_callback(asyncio.to_thread, lambda: network.stop(keep=bool(runtime.known())))
         await asyncio.to_thread(network.start)

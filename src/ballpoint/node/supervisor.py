@@ -36,6 +36,7 @@ from ballpoint.node.instances import Instances
 from ballpoint.node.logbook import Logbook
 from ballpoint.node.main import registry_url
 from ballpoint.registry.registry import Registry
+from ballpoint.runtime.container.journals import JournalSpace
 from ballpoint.runtime.container.programs import ensure_programs
 from ballpoint.runtime.container.runtime import ContainerRuntime
 from ballpoint.runtime.container.zygote import zygote_command
@@ -149,12 +150,14 @@ def _let_go(config: NodeConfig) -> None:
 
 
 async def _clean(config: NodeConfig) -> None:
-    runtime = ContainerRuntime(config.node_id, config.run, config.run)
+    journals = JournalSpace(config.data)
+    runtime = ContainerRuntime(config.node_id, config.run, config.run, journals)
     network = Network(config.node_id, subnet=config.subnet, egress_allow=config.egress_allow)
     instances = Instances(config.node_id, runtime, network, limits=Limits())
     for instance_id in sorted(instances.known()):
         await instances.clean(instance_id)
     runtime.close(keep=False)
+    journals.forget()
     await asyncio.to_thread(network.stop, keep=False)
     if (config.data / "pool").exists():
         pool = await asyncio.to_thread(VolumePool.open, config.data, pool_gb=config.pool_gb)

@@ -37,8 +37,6 @@ log = logging.getLogger(__name__)
 
 _GIB = 1 << 30
 _MIB = 1 << 20
-# Others may not stand it that a page changes while it is written, as XFS lets it: btrfs has a wrong checksum then.
-_DIRECT_IO = {"ext4", "xfs"}
 # mkfs.xfs refuses a smaller one (300 MB, with some room for its log).
 _POOL_MIN = 512 * _MIB
 _POOL_SHARE = 0.8
@@ -753,7 +751,7 @@ def _mount_image(image: Path, root: Path, pool_gb: int) -> None:
     # Past the page cache of the file system below, where whoever syncs a file of the pool would wait until all is on
     # the disk that anybody has written. Where that cannot do it for sectors of 512 bytes, as XFS has them here, the
     # kernel goes through the cache.
-    device, fd = loop.attach(image, direct_io=filesystem.kind(image.parent) in _DIRECT_IO, block_size=512)
+    device, fd = loop.attach(image, direct_io=loop.may_be_direct(image.parent), block_size=512)
     try:
         loop.bound_dirty_data(device, None)
         mount.mount_at(root, "xfs", {"source": device}, mount.MOUNT_ATTR_NOATIME)

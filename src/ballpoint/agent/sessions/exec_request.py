@@ -6,6 +6,7 @@ import re
 from urllib.parse import parse_qsl
 
 from ballpoint.agent.sessions.session import Command
+from ballpoint.core.duration import parse_duration
 from ballpoint.core.errors import InvalidError
 
 _ROWS, _COLS = 24, 80
@@ -13,28 +14,34 @@ _SIZE_MAX = 10_000
 _FIELDS_MAX = 20_000
 _MAX_RUN_SECONDS = 10.0  # without a terminal; with one, for ever
 
-# time.ParseDuration of Go: numbers with units, without a sign here.
-_PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
-_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_NUMBER = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?")
+_OFFSET = re.compile(r"[0-9]{1,18}")
 _TRUE, _FALSE = {"true", "1"}, {"false", "0", ""}
 
 
-def parse_duration(text: str) -> float:
-    """Seconds of a Go duration such as `1m0s`, or of a bare number.
+def attached_id(query: str) -> str | None:
+    """The session that an exec request attaches to by the old parameter `id`; None where it names a command instead."""
+    fields = dict(reversed(_pairs(query)))
+    return fields.get("id") if not (fields.get("cmd") or fields.get("path")) else None
+
+
+def parse_since(query: str) -> tuple[int | None, int | None] | None:
+    """From which offsets of stdout and stderr on a session is to be seen; None where nothing is said.
+
+    Of each, None is its present end. `since=OUT` is stderr from its beginning: rather twice than not at all.
 
     Raises:
-        InvalidError: it is neither.
+        InvalidError: it is something else.
     """
-    if _NUMBER.fullmatch(text):
-        return float(text)
-    seconds, at = 0.0, 0
-    while at < len(text) and (part := _PART.match(text, at)):
-        seconds += float(part[1]) * _UNITS[part[2]]
-        at = part.end()
-    if at == 0 or at < len(text) or len(text) > 64:
-        raise InvalidError(f"{text[:64]!r} is not a duration", hint="for example 10s, 1m30s or 0")
-    return seconds
+    value = dict(reversed(_pairs(query))).get("since")
+    if value is None:
+        return None
+    parts = value.split(",")
+    if not 1 <= len(parts) <= 2 or not all(part == "end" or _OFFSET.fullmatch(part) for part in parts):
+        raise InvalidError(
+            f"since={value[:64]!r} is no offset", hint="bytes of stdout, or of both: since=0, since=1000,20, since=end"
+        )
+    out, err = (None if part == "end" else int(part) for part in (*parts, "0")[:2])
+    return out, (None if value == "end" else err)
 
 
 def parse_command(query: str, *, tty_allowed: bool, stdin_default: bool | None) -> Command:
@@ -47,10 +54,11 @@ def parse_command(query: str, *, tty_allowed: bool, stdin_default: bool | None) 
     Raises:
         InvalidError: a value is malformed; nothing has been started.
     """
-    try:
-        pairs = parse_qsl(query, keep_blank_values=True, max_num_fields=_FIELDS_MAX, errors="surrogateescape")
-    except ValueError as error:
-        raise InvalidError("the query has too many fields", hint=f"at most {_FIELDS_MAX}") from error
+    return command_of(_pairs(query), tty_allowed=tty_allowed, stdin_default=stdin_default)
+
+
+def command_of(pairs: list[tuple[str, str]], *, tty_allowed: bool, stdin_default: bool | None) -> Command:
+    """As `parse_command`, of the fields of a query."""
     single = dict(reversed(pairs))
     argv = tuple(value for name, value in pairs if name == "cmd")
     env = {}
@@ -81,6 +89,13 @@ def parse_command(query: str, *, tty_allowed: bool, stdin_default: bool | None) 
         stdin=_boolean(single, "stdin", tty if stdin_default is None else stdin_default),
         max_run=seconds or None,
     )
+
+
+def _pairs(query: str) -> list[tuple[str, str]]:
+    try:
+        return parse_qsl(query, keep_blank_values=True, max_num_fields=_FIELDS_MAX, errors="surrogateescape")
+    except ValueError as error:
+        raise InvalidError("the query has too many fields", hint=f"at most {_FIELDS_MAX}") from error
 
 
 def _boolean(fields: dict[str, str], name: str, default: bool) -> bool:

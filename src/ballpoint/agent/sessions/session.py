@@ -1,4 +1,7 @@
-"""Sessions: processes of the inner container with their streams, and what becomes of both.
+"""A session: a process of the inner container with its streams, and who watches it.
+
+Its output goes into a journal first, and from there to its viewers. Its creator, as long as he is connected, holds the
+process back; nobody else does.
 
 The rules of exit: once the end of the process is known, what it wrote before is delivered, then the exit, once; after
 that the streams are read to their end and dropped, so that children it left behind neither block nor get SIGPIPE.
@@ -10,22 +13,22 @@ import asyncio
 import fcntl
 import logging
 import os
-import re
 import signal
 import struct
 import termios
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, Protocol
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
-from ballpoint.agent import notes
-from ballpoint.agent.anchor import Anchor
+from ballpoint.agent.sessions.journal import STREAMS, Journal
 from ballpoint.agent.sessions.rate import Rate
-from ballpoint.agent.spawn_types import HOME, ProcessSpec, Spawner, SpawnError
+from ballpoint.agent.sessions.viewers import Follower, Viewer
 from ballpoint.core.clock import SYSTEM_CLOCK, rfc3339
-from ballpoint.core.errors import InternalError
+
+if TYPE_CHECKING:
+    from ballpoint.agent.sessions.sessions import Sessions
 
 log = logging.getLogger("agent.session")
 
@@ -33,16 +36,15 @@ STDOUT, STDERR = 1, 2
 # One read of a pipe. A turn of the loop, and of the edge and the client after it, costs as much as copying some tens of
 # KiB; more than this would make other sessions wait.
 _READ = 256 * 1024
-_PIPE_SIZE = 1 << 20  # /proc/sys/fs/pipe-max-size by default
-_F_SETPIPE_SZ = 1031
+PIPE_SIZE = 1 << 20  # /proc/sys/fs/pipe-max-size by default
 _FEED = 64 * 1024
 _STDIN_HIGH_WATER = 256 * 1024
 _KILL_AFTER_SECONDS = 5.0
-# What the anchor keeps of a session: key, then `p` for the pidfd, `s` for its state, or the number of a stream.
-_KEPT = re.compile(r"(s[0-9]+-[0-9]+)\.([ps012])")
+_SCROLLBACK = 64 * 1024
 
 
-def _key(pid: int, created: float) -> str:
+def key_of(pid: int, created: float) -> str:
+    """Names a session: a pid alone may come again while children of its former bearer still write."""
     return f"s{pid}-{round(created * 1000)}"
 
 
@@ -71,28 +73,18 @@ class Command:
         return " ".join(self.argv) or self.path or "bash"
 
 
-class Viewer(Protocol):
-    """The client's side of a session."""
-
-    def output(self, stream: int, data: bytes) -> bool:
-        """Take output, of any size; False asks the session to read no more until `Session.resume`."""
-        ...
-
-    def exited(self, code: int) -> None:
-        """The process has ended; called once, after all its output."""
-        ...
-
-    def pause_input(self, paused: bool) -> None:
-        """The process does not read its input (or does again): stop (or go on) taking it from the client."""
-        ...
-
-
 class Session:
-    """One process with its streams. Made by `Sessions.start`."""
+    """One process with its streams. Made by `Sessions`.
+
+    Attributes:
+        exit_code: None while it runs.
+        journal: what it wrote.
+    """
 
     def __init__(
         self,
         owner: Sessions,
+        journal: Journal,
         pid: int,
         pidfd: int,
         command: str,
@@ -102,6 +94,7 @@ class Session:
         created: datetime,
     ) -> None:
         self._owner = owner
+        self.journal = journal
         self._loop = asyncio.get_running_loop()
         self.pid = pid
         self.id = str(pid)
@@ -113,10 +106,11 @@ class Session:
         self.created = created
         self.active = created
         self._rate = Rate(SYSTEM_CLOCK.monotonic())
-        # What the anchor keeps for it; a pid alone may come again while children of its former bearer still write.
-        self.key = _key(pid, created.timestamp())
+        self.key = key_of(pid, created.timestamp())
         self.exit_code: int | None = None
-        self._viewer: Viewer | None = None
+        self._viewers: dict[Viewer, Follower] = {}
+        self._creator: Viewer | None = None
+        self._waiting: list[Callable[[int], None]] = []
         self._outputs: dict[int, int] = {}  # stream -> descriptor
         self._input = -1
         self._pending = bytearray()
@@ -166,8 +160,9 @@ class Session:
 
     def _read(self, stream: int, fd: int) -> int:
         """Pass one read on. Returns how many bytes it was; 0 where nothing is there, now or ever."""
+        at = self.journal.end(stream)
         try:
-            data = os.read(fd, _READ)
+            data = self._take(stream, fd)
         except BlockingIOError:
             return 0
         except OSError:  # EIO: the last holder of a terminal's other side has gone
@@ -179,12 +174,24 @@ class Session:
             if fd != self._input:
                 os.close(fd)
             return 0
-        if self._viewer is not None and self.exit_code is None:
+        if self.exit_code is None:
             self._moved(len(data))
-            if not self._viewer.output(stream, data) and not self._paused:
-                self._paused = True
-                self._listen(False)
+            for follower in list(self._viewers.values()):
+                follower.news(stream, at, data)
+                if follower.holds_back and not follower.ready and not self._paused:
+                    self._paused = True
+                    self._listen(False)
         return len(data)
+
+    def _take(self, stream: int, fd: int) -> bytes:
+        """What one read gives, once it is in the journal."""
+        if self.exit_code is not None:
+            return os.read(fd, _READ)  # its children's, for nobody
+        if not self.tty:
+            return self.journal.take(stream, fd, _READ)
+        data = os.read(fd, _READ)
+        self.journal.add(stream, data)
+        return data
 
     def _moved(self, count: int) -> None:
         self.active = SYSTEM_CLOCK.now()
@@ -196,35 +203,78 @@ class Session:
         code = 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
         for stream, fd in list(self._outputs.items()):
             # What it wrote is at most what a pipe holds; its children may go on writing for ever.
-            for _ in range(_PIPE_SIZE // _READ):
+            for _ in range(PIPE_SIZE // _READ):
                 if not self._read(stream, fd):
                     break
         self.exit_code = code
         self._close_input()
         if self._deadline is not None:
             self._deadline.cancel()
-        os.close(self.pidfd)
-        self._owner.ended(self)
-        viewer, self._viewer = self._viewer, None
-        if viewer is not None:
-            viewer.exited(code)
+        watched = bool(self._viewers)
+        for follower in list(self._viewers.values()):
+            follower.end(code)
+        self._owner.ended(self, watched=watched)
+        for told in self._waiting:
+            told(code)
         self._listen(True)  # what is left open belongs to children: read to the end and dropped
+        # Only now: of one that was not waited for, the anchor keeps the status for the next agent.
+        self._owner.spawner.reap(self.pid)
+        os.close(self.pidfd)
 
     # ---- the client's side ----
 
-    def attach(self, viewer: Viewer) -> None:
-        self._viewer = viewer
+    def attach(self, viewer: Viewer, cursors: dict[int, int] | None = None) -> None:
+        """Give a viewer what comes, and the exit.
+
+        Args:
+            cursors: from which offset of each stream on; None is for the session's creator, who gets all.
+        """
+        creator = cursors is None
+        follower = Follower(
+            viewer,
+            self.journal,
+            dict.fromkeys(STREAMS, 0) if cursors is None else dict(cursors),
+            holds_back=creator,
+            on_done=lambda: self._let_go(viewer),
+        )
+        self._viewers[viewer] = follower
+        if creator:
+            self._creator = viewer
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+        if self.exit_code is not None:
+            follower.end(self.exit_code)
+        elif not creator:
+            follower.pump()
 
     def detach(self, viewer: Viewer) -> None:
-        """The client has gone; the process may go on for `max_run`."""
-        if self._viewer is not viewer:
+        """A client has gone; without any, the process may go on for `max_run`."""
+        follower = self._viewers.get(viewer)
+        if follower is None:
             return
-        self._viewer = None
-        self.resume()
-        self.orphan()
+        follower.leave()
+        self._let_go(viewer)
+        if not self._viewers:
+            self.orphan()
+
+    def _let_go(self, viewer: Viewer) -> None:
+        del self._viewers[viewer]
+        if viewer is self._creator:
+            self._creator = None
+            self._unpause()
+
+    def when_ended(self, told: Callable[[int], None]) -> None:
+        """Call `told` with the exit code once the process has ended."""
+        self._waiting.append(told)
+
+    def last_lines(self) -> dict[int, int]:
+        """Cursors of what a terminal shows, more or less: its last lines, and not hours of what went over it."""
+        end, start = self.journal.end(STDOUT), self.journal.start(STDOUT)
+        at = max(start, end - _SCROLLBACK)
+        if at > start:
+            at += self.journal.read(STDOUT, at, _SCROLLBACK).find(b"\n") + 1
+        return {STDOUT: at, STDERR: self.journal.end(STDERR)}
 
     def orphan(self) -> None:
         """Start the time it may run without a client."""
@@ -236,8 +286,15 @@ class Session:
         self.signal(number)
         self._deadline = self._loop.call_later(_KILL_AFTER_SECONDS, self._end, signal.SIGKILL)
 
-    def resume(self) -> None:
-        """The viewer takes output again."""
+    def resume(self, viewer: Viewer) -> None:
+        """A viewer takes output again."""
+        follower = self._viewers.get(viewer)
+        if follower is not None:
+            follower.resume()
+        if viewer is self._creator:
+            self._unpause()
+
+    def _unpause(self) -> None:
         if self._paused:
             self._paused = False
             self._listen(True)
@@ -276,14 +333,17 @@ class Session:
             self._close_input()
             return
         self._loop.remove_writer(self._input)
-        if self._viewer is not None:
-            self._viewer.pause_input(False)
+        self._pause_input(False)
         if self._input_ended:
             self._close_input()
 
     def _hold_back(self) -> None:
-        if len(self._pending) > _STDIN_HIGH_WATER and self._viewer is not None:
-            self._viewer.pause_input(True)
+        if len(self._pending) > _STDIN_HIGH_WATER:
+            self._pause_input(True)
+
+    def _pause_input(self, paused: bool) -> None:
+        for viewer in list(self._viewers):
+            viewer.pause_input(paused)
 
     def _close_input(self) -> None:
         self._pending.clear()
@@ -296,8 +356,7 @@ class Session:
             self._owner.flush()  # the anchor's copy would keep the pipe open
         if fd not in self._outputs.values():
             os.close(fd)
-        if self._viewer is not None:
-            self._viewer.pause_input(False)
+        self._pause_input(False)
 
     def resize(self, rows: int, cols: int) -> None:
         """Change the terminal's size; anything else has none."""
@@ -326,163 +385,7 @@ class Session:
             "workdir": self.directory,
             "created": rfc3339(self.created),
             "bytes_per_second": round(self._rate.at(SYSTEM_CLOCK.monotonic())),
-            "is_active": self._viewer is not None,
+            "is_active": bool(self._viewers),
             "tty": self.tty,
             "last_activity": rfc3339(self.active),
         }
-
-
-class Sessions:
-    """All sessions of one agent; starts them, and keeps what a successor needs with the anchor.
-
-    Args:
-        anchor: None keeps nothing (tests of sessions alone).
-    """
-
-    def __init__(self, spawner: Spawner, anchor: Anchor | None) -> None:
-        self.spawner = spawner
-        self._anchor = anchor
-        self._sessions: dict[str, Session] = {}
-        self._leaving: list[str] = []  # what the anchor is to forget at the end of this turn of the loop
-
-    def __len__(self) -> int:
-        return len(self._sessions)
-
-    def __iter__(self) -> Iterator[Session]:
-        return iter(self._sessions.values())
-
-    def get(self, session_id: str) -> Session | None:
-        return self._sessions.get(session_id)
-
-    def listing(self) -> list[dict[str, Any]]:
-        return [session.listing() for session in self._sessions.values()]
-
-    def start(self, command: Command, environment: dict[str, str]) -> Session:
-        """Start `command`. Its output waits in the pipes until a viewer is attached and control returns to the loop.
-
-        Raises:
-            SpawnError: it cannot be started.
-        """
-        ours: list[int] = []
-        theirs: list[int] = []
-
-        def pipe(reads: list[int], writes: list[int]) -> tuple[int, int]:
-            read, write = os.pipe2(os.O_CLOEXEC)
-            reads.append(read)
-            writes.append(write)
-            return read, write
-
-        try:
-            if command.tty:
-                master, slave = self.spawner.open_pty(command.rows, command.cols)
-                ours, theirs = [master], [slave]
-                streams, outputs, stdin = (slave, slave, slave), {STDOUT: master}, master
-            else:
-                in_read, in_write = pipe(theirs, ours)
-                out_read, out_write = pipe(ours, theirs)
-                err_read, err_write = pipe(ours, theirs)
-                with suppress(OSError):  # EPERM beyond the user's share of pipe memory: the default size serves
-                    fcntl.fcntl(out_read, _F_SETPIPE_SZ, _PIPE_SIZE)
-                streams, outputs, stdin = (
-                    (in_read, out_write, err_write),
-                    {STDOUT: out_read, STDERR: err_read},
-                    in_write,
-                )
-            spec = ProcessSpec(command.argv, command.path, environment, command.directory, *streams, tty=command.tty)
-            pid, pidfd = self.spawner.spawn(spec)
-        except OSError as error:
-            for fd in ours:
-                os.close(fd)
-            raise SpawnError(126, f"cannot start a process: {error.strerror}") from error
-        except BaseException:
-            for fd in ours:
-                os.close(fd)
-            raise
-        finally:
-            for fd in theirs:
-                os.close(fd)
-        created = SYSTEM_CLOCK.now()
-        session = Session(
-            self, pid, pidfd, command.text, command.directory or HOME, command.tty, command.max_run, created
-        )
-        self._sessions[session.id] = session
-        session.begin(outputs, stdin)
-        if not command.stdin:
-            session.end_input()
-        try:
-            self._deposit(session)
-        except InternalError as error:
-            session.signal(signal.SIGKILL)
-            raise SpawnError(126, "too many commands run in this sprite") from error
-        except OSError as error:
-            session.signal(signal.SIGKILL)
-            raise SpawnError(126, f"cannot start a process: {error.strerror}") from error
-        return session
-
-    def adopt(self) -> None:
-        """Go on with the sessions of an earlier agent; their clients are gone."""
-        if self._anchor is None:
-            return
-        kept: dict[str, dict[str, int]] = {}
-        for name in self._anchor.names():
-            if (match := _KEPT.fullmatch(name)) is not None and (fd := self._anchor.get(name)) is not None:
-                kept.setdefault(match[1], {})[match[2]] = fd
-        for key, fds in kept.items():
-            self._go_on(key, fds)
-
-    def _go_on(self, key: str, fds: dict[str, int]) -> None:
-        """Take over one earlier session; without a state or a pidfd, its process has ended or is on its own."""
-        pidfd, stdin, note = (fds.pop(short, -1) for short in ("p", "0", "s"))
-        outputs = {int(short): fd for short, fd in fds.items()}
-        state = notes.read(note) if note >= 0 else None
-        pid = int(key[1:].partition("-")[0])
-        if state is not None and pidfd >= 0:
-            created = datetime.fromtimestamp(state["created"], UTC)
-            # An agent of an earlier version left no directory.
-            directory = state.get("directory", HOME)
-            session = Session(self, pid, pidfd, state["command"], directory, state["tty"], state["max_run"], created)
-            self._sessions[session.id] = session
-            session.begin(outputs, stdin)
-            session.orphan()
-            return
-        created = datetime.fromtimestamp(int(key.partition("-")[2]) / 1000, UTC)
-        session = Session(self, pid, -1, "", HOME, False, None, created)
-        for fd in (pidfd, stdin):
-            if fd >= 0:
-                os.close(fd)
-        for short in ("p", "s", "0"):
-            self.forget(session, short)
-        session.drop(outputs)
-
-    def ended(self, session: Session) -> None:
-        """Forget a session; the descriptors its children write to are kept until they are at their end."""
-        self._sessions.pop(session.id, None)
-        for short in ("p", "s"):
-            self.forget(session, short)
-
-    def forget(self, session: Session, short: str | int) -> None:
-        """Let the anchor close its copy of one of the session's descriptors, soon: what clients wait for goes first.
-
-        Should the agent be killed before, the next one finds that they are at their end.
-        """
-        name = f"{session.key}.{short}"
-        if self._anchor is not None and name in self._anchor:
-            if not self._leaving:
-                asyncio.get_running_loop().call_soon(self.flush)
-            self._leaving.append(name)
-
-    def flush(self) -> None:
-        """Let the anchor forget now what it is to forget."""
-        if self._anchor is not None and self._leaving:
-            leaving, self._leaving = self._leaving, []
-            self._anchor.forget(leaving)
-
-    def _deposit(self, session: Session) -> None:
-        """In one step, so that a next agent finds all of the session or nothing."""
-        if self._anchor is None:
-            return
-        note = notes.write(session.state())
-        try:
-            self._anchor.keep({**session.descriptors(), f"{session.key}.s": note})
-        finally:
-            os.close(note)

@@ -22,6 +22,7 @@ from ballpoint.host import namespaces, prctl
 from ballpoint.host.cgroup import Cgroup, Limits
 from ballpoint.host.files import remove_tree, write_atomically
 from ballpoint.runtime.container import rootfs
+from ballpoint.runtime.container.journals import JournalSpace
 from ballpoint.runtime.container.locker import Locker
 from ballpoint.runtime.container.questions import Question
 from ballpoint.runtime.container.rootfs import Bind
@@ -44,9 +45,12 @@ class Surroundings(Protocol):
 
     Attributes:
         tasks: what an instance does in the background is owned by them.
+        journals: where its agent keeps what sessions wrote, and how many bytes of it.
     """
 
     tasks: Tasks
+    journals: JournalSpace
+    journal_bytes: int
 
     @property
     def locker(self) -> Locker: ...
@@ -129,6 +133,7 @@ class ContainerInstance:
                 nonce=self.nonce,
                 uid_base=self.uid_base,
                 limits=f"{_PTYS},{_SHM_BYTES}",
+                journal_bytes=self._surroundings.journal_bytes,
             )
             self._log = os.dup(given["log"])
         self._watch_anchor(fds[0])
@@ -171,6 +176,7 @@ class ContainerInstance:
             "http": http.fileno(),
             "control": control.fileno(),
             "log": owned(ringlog.create()),
+            "journal": owned(self._surroundings.journals.make(self.id, self.uid_base)),
         }
         given.update({f"agent-procs-{i}": owned(fd) for i, fd in enumerate(agent.open_v1_procs())})
         given.update({f"inner-procs-{i}": owned(fd) for i, fd in enumerate(inner.open_v1_procs())})
@@ -482,6 +488,7 @@ class ContainerInstance:
         self._ending = True
         await asyncio.to_thread(self._cgroup.end, _KILL_SECONDS)
         self.release()
+        await asyncio.to_thread(self._surroundings.journals.remove, self.id)
         await asyncio.to_thread(remove_tree, self._directory)
 
     def release(self) -> None:

@@ -16,6 +16,7 @@ from ballpoint.host import dynmods
 from ballpoint.host.bpf import attach_device_policy
 from ballpoint.host.cgroup import Cgroup, Hierarchies, Limits
 from ballpoint.runtime.container.instance import ContainerInstance
+from ballpoint.runtime.container.journals import JournalSpace
 from ballpoint.runtime.container.locker import Locker
 from ballpoint.runtime.container.zygote import DEVICES
 
@@ -29,9 +30,13 @@ class ContainerRuntime:
     """Makes and finds the instances of one node.
 
     Everything it names carries the node's id: the cgroup `ballpoint-<node>` and the files below `run`.
+
+    Args:
+        journals: where its agents keep what sessions wrote.
+        journal_bytes: how much of it each of them keeps.
     """
 
-    def __init__(self, node_id: str, run: Path, programs: Path) -> None:
+    def __init__(self, node_id: str, run: Path, programs: Path, journals: JournalSpace, journal_bytes: int = 0) -> None:
         self._run = run
         self._instances = run / "instances"
         self._programs = programs
@@ -40,11 +45,13 @@ class ContainerRuntime:
         self._zygote: Peer | None = None
         self._locker: Locker | None = None
         self.tasks = Tasks()
+        self.journals = journals
+        self.journal_bytes = journal_bytes
         # Not below the systemd unit: a unit whose group has controllers in use below cannot be started again (EBUSY).
         self.cgroup = Cgroup(self._hierarchies, f"ballpoint-{node_id}")
 
     def start(self) -> None:
-        """Make what all instances share: the cgroup with its device policy, and the locker. Idempotent."""
+        """Make what all instances share: the cgroup with its device policy, the journals, the locker. Idempotent."""
         self._instances.mkdir(parents=True, exist_ok=True)
         # Sockets are reached by an unprivileged edge: it may pass through, and see nothing.
         self._instances.chmod(0o711)
@@ -55,6 +62,7 @@ class ContainerRuntime:
             attach_device_policy(directory, _ALLOWED_DEVICES)
         finally:
             os.close(directory)
+        self.journals.open()
         self._locker = Locker(self._run / "lk", self._programs / "locker")
 
     def close(self, *, keep: bool) -> None:
@@ -63,6 +71,7 @@ class ContainerRuntime:
             self._zygote.close()
         if self._locker is not None:
             self._locker.close()
+        self.journals.close()
         if not keep:
             self.cgroup.remove()
             dynmods.drop(self._node_id, self._run.parent, self._hierarchies)
@@ -72,7 +81,7 @@ class ContainerRuntime:
         found = {path.name for path in self._instances.iterdir()} if self._instances.exists() else set()
         if self.cgroup.exists():
             found |= {entry.name for entry in os.scandir(self.cgroup.v2) if entry.is_dir()}
-        return sorted(found)
+        return sorted(found | self.journals.known())
 
     async def fill(self, instance_id: str, uid_base: int, limits: Limits) -> ContainerInstance:
         """Make a blank: cgroups, anchor, agent and a parked inner container. A failure leaves nothing.

@@ -5,8 +5,9 @@ environment, before any secret is loaded, and sees a mount namespace with nothin
 programs, /proc, /sys and a few devices. It is one thread, or the fork would be unsafe.
 
 Requests (core.wire, on connections to its listening socket):
-    fill    {nonce, instance, uid_base, limits, names} + one descriptor per name; see `_fill`  -> {pid} + anchor pidfd
-    revive  {} + anchor pidfd, agent cgroup, agent cgroup.procs...                              -> {}
+    fill    {nonce, instance, uid_base, limits, journal_bytes, names} + a descriptor per name; see `_fill`
+                                                                    -> {pid} + anchor pidfd
+    revive  {} + anchor pidfd, agent cgroup, agent cgroup.procs...  -> {}
 """
 
 from __future__ import annotations
@@ -338,7 +339,7 @@ def _become_instance(message: dict[str, Any], given: dict[str, int], go: int, gr
         mount.move_mount(fd, path)
 
     anchor, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    identity = {"instance": message["instance"], "nonce": message["nonce"], "limits": message["limits"]}
+    identity = {name: message[name] for name in ("instance", "nonce", "limits", "journal_bytes")}
     if os.fork() == 0:
         anchor.close()
         _run_agent(ours, given, identity)
@@ -367,7 +368,7 @@ def _rejoin_instance(anchor: int, go: int, seccomp: bytes) -> None:
     _run_agent(socket.socket(fileno=ours), None, None)
 
 
-def _run_agent(sock: socket.socket, given: dict[str, int] | None, identity: dict[str, str] | None) -> NoReturn:
+def _run_agent(sock: socket.socket, given: dict[str, int] | None, identity: dict[str, Any] | None) -> NoReturn:
     prctl.set_name("agent")
     _null_standard_streams()
     _close_all_but({0, 1, 2, sock.fileno(), *(given or {}).values()})
