@@ -7,11 +7,13 @@ import json
 import os
 import random
 import signal
+import sys
+from asyncio.subprocess import PIPE
 from pathlib import Path
 
 import pytest
 
-from tests.agent.world import World, alive, eventually, listen, output_until
+from tests.agent.world import Heard, World, alive, eventually, listen, output_until
 from tests.support.seeds import fresh_seed
 
 
@@ -154,3 +156,33 @@ async def test_the_connection_ends_soon_after_the_exit(world: World) -> None:
     assert (status, fields["sec-websocket-accept"]) == (101, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=")  # RFC 6455 1.3
     assert (await wire.rest()).endswith(b"\x82\x02\x03\x00\x88\x02\x03\xe8")
     wire.close()
+
+
+_TRACER = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.ptrace(0x4206, int(sys.argv[1]), None, None) == 0, ctypes.get_errno()  # PTRACE_SEIZE
+os.kill(int(sys.argv[1]), 9)
+print("killed", flush=True)
+sys.stdin.read()
+"""
+
+
+async def test_a_tracer_that_keeps_the_end_for_itself_holds_up_nobody(world: World) -> None:
+    """The kernel tells a tracer first, and the parent when the tracer has heard of it, or gone."""
+    async with world.open("sleep", "600") as client:
+        heard = Heard()
+        heard.take(await client.recv())
+        pid = heard.info["session_id"]
+        tracer = await asyncio.create_subprocess_exec(sys.executable, "-c", _TRACER, pid, stdin=PIPE, stdout=PIPE)
+        assert tracer.stdin is not None
+        assert tracer.stdout is not None
+        assert await tracer.stdout.readline() == b"killed\n"
+        assert (await listen(client, heard=heard)).terminal == [137]
+        assert (await world.run("echo", "on")).stdout == b"on\n"
+        assert Path(f"/proc/{pid}").exists()
+        tracer.stdin.close()
+        await tracer.wait()
+        await world.run("true")
+        assert not Path(f"/proc/{pid}").exists()
+        assert world.spawner.unreaped == set()

@@ -25,7 +25,7 @@ from ballpoint.agent.server import Routes, serve
 from ballpoint.agent.sessions.exec import ExecRoutes
 from ballpoint.agent.sessions.journal import Journals
 from ballpoint.agent.sessions.sessions import Sessions
-from ballpoint.agent.spawn_types import ProcessSpec, SpawnError, peek
+from ballpoint.agent.spawn_types import ProcessSpec, SpawnError, peek, reap
 from ballpoint.core.errors import InternalError
 
 ENVIRONMENT = {"PATH": os.environ["PATH"], "HOME": "/root", "COLOR": "blue"}
@@ -82,11 +82,13 @@ class PlainSpawner:
     Attributes:
         late: a session leader is made of the process only some time after its start, as a container's helper does.
         started: how many.
+        unreaped: those that ended and were not let go of.
     """
 
     def __init__(self) -> None:
         self.late: Gate | None = None
         self.started = 0
+        self.unreaped: set[int] = set()
 
     def open_pty(self, rows: int, cols: int) -> tuple[int, int]:
         master, slave = os.openpty()
@@ -122,12 +124,12 @@ class PlainSpawner:
         return pid, os.pidfd_open(pid)
 
     def wait(self, pid: int, pidfd: int) -> int:
-        status = peek(pidfd)
+        status = peek(pid, pidfd)
         assert status is not None
         return status
 
     def reap(self, pid: int) -> None:
-        os.waitpid(pid, 0)
+        reap(pid, self.unreaped)
 
 
 class KeptFds(Anchor):

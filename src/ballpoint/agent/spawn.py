@@ -13,11 +13,10 @@ import signal
 import struct
 import termios
 from collections.abc import Sequence
-from contextlib import suppress
 
 from ballpoint.agent.anchor import Anchor
 from ballpoint.agent.inner import Inner
-from ballpoint.agent.spawn_types import HOME, ProcessSpec, SpawnError, peek
+from ballpoint.agent.spawn_types import HOME, ProcessSpec, SpawnError, exit_code_of, peek, reap
 
 PROGRAM = "/bin/nsexec"
 # Numbers of common.h's enum profile.
@@ -48,6 +47,7 @@ class ContainerSpawner:
         self._inner = inner
         self._pidfd, *self._procs = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH) for fd in (inner.pidfd, *procs))
         self._anchor = anchor
+        self._unreaped: set[int] = set()
         self.profile = "standard"
         self.no_new_privileges = False
 
@@ -109,12 +109,13 @@ class ContainerSpawner:
 
     def wait(self, pid: int, pidfd: int) -> int:
         """Wait status of an ended process, whether this agent started it or one before."""
-        status = peek(pidfd)
+        status = peek(pid, pidfd)
         if status is None:
             status = self._anchor.exit_status(pid)
+        if status is None:
+            status = exit_code_of(pid)
         # The anchor forgets after a thousand exits; what then is left to say is that it ended abnormally.
         return 9 if status is None else status
 
     def reap(self, pid: int) -> None:
-        with suppress(ChildProcessError):  # it was started by an earlier agent
-            os.waitpid(pid, os.WNOHANG)
+        reap(pid, self._unreaped)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 # Of the user `sprite`, whom every image has.
@@ -64,13 +65,37 @@ class Spawner(Protocol):
         ...
 
 
-def peek(pidfd: int) -> int | None:
+def peek(pid: int, pidfd: int) -> int | None:
     """Wait status of a child that has ended, which stays to be reaped; None where it is no child of this process."""
     try:
-        info = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT)
+        info = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT | os.WNOHANG)
     except ChildProcessError:
         return None
-    assert info is not None
+    if (
+        info is None
+    ):  # somebody in the sprite traces it, and is told of its end first (ptrace(2)): that may take for ever
+        return exit_code_of(pid)
     if info.si_code == os.CLD_EXITED:
         return info.si_status << 8
     return info.si_status | (0x80 if info.si_code == os.CLD_DUMPED else 0)
+
+
+def exit_code_of(pid: int) -> int | None:
+    """Wait status of an ended process that nobody has reaped (proc_pid_stat(5), field 52); None where there is none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return int(fields[49]) if fields[0] == b"Z" else None
+
+
+def reap(pid: int, left: set[int]) -> None:
+    """Let go of an ended child. One that is traced is left for later calls, in `left`."""
+    left.add(pid)
+    for each in list(left):
+        try:
+            ended, _ = os.waitpid(each, os.WNOHANG)
+        except ChildProcessError:  # an earlier agent's, which the anchor reaps
+            ended = each
+        if ended:
+            left.discard(each)

@@ -42,7 +42,7 @@ class _Spawner:
         return pid, os.pidfd_open(pid)
 
     def wait(self, pid: int, pidfd: int) -> int:
-        status = peek(pidfd)
+        status = peek(pid, pidfd)
         assert status is not None
         return status
 
