@@ -15,6 +15,7 @@ from typing import Any
 from ballpoint.agent.agent import Agent
 from ballpoint.agent.anchor import Anchor
 from ballpoint.agent.control import Control
+from ballpoint.agent.files.routes import FileRoutes
 from ballpoint.agent.inside import InsideServer
 from ballpoint.agent.ringlog import CONTAINER, Ring, RingHandler
 from ballpoint.agent.server import Routes, serve
@@ -71,6 +72,7 @@ class _Main:
         routes = Routes()
         routes.serving = lambda: agent.phase == "running" and not agent.inner.stops()
         ExecRoutes(sessions, agent.environment).add_to(routes)
+        FileRoutes(agent.spawner).add_to(routes)
         server = await serve(socket.socket(fileno=self._anchor.take("http")), routes)
 
         def inner_ended() -> None:

@@ -35,9 +35,10 @@ _NOT_SERVING = {
     "retry_after_seconds": _RETRY_AFTER_SECONDS,
 }
 _REASONS = {
-    101: "Switching Protocols", 200: "OK", 201: "Created", 204: "No Content", 400: "Bad Request", 404: "Not Found",
-    405: "Method Not Allowed", 409: "Conflict", 413: "Content Too Large", 422: "Unprocessable Content",
-    500: "Internal Server Error", 503: "Service Unavailable",
+    101: "Switching Protocols", 200: "OK", 201: "Created", 204: "No Content", 206: "Partial Content",
+    400: "Bad Request", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed", 409: "Conflict",
+    413: "Content Too Large", 416: "Range Not Satisfiable", 422: "Unprocessable Content",
+    500: "Internal Server Error", 503: "Service Unavailable", 507: "Insufficient Storage",
 }  # fmt: skip
 
 

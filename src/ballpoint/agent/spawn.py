@@ -19,6 +19,7 @@ from ballpoint.agent.inner import Inner
 from ballpoint.agent.spawn_types import HOME, ProcessSpec, SpawnError, exit_code_of, peek, reap
 
 PROGRAM = "/bin/nsexec"
+FILES = "/bin/files"
 # Numbers of common.h's enum profile.
 PROFILES = {"minimal": 0, "standard": 1, "privileged": 2}
 _FIRST_PROCS = 4
@@ -77,7 +78,7 @@ class ContainerSpawner:
             SpawnError: the argument list is too large, or there is no room for a process.
         """
         program = spec.path or (spec.argv[0] if spec.argv else "bash")
-        arguments = [
+        arguments: list[str | bytes] = [
             "nsexec",
             str(len(self._procs)),
             "1" if spec.tty else "0",
@@ -88,13 +89,22 @@ class ContainerSpawner:
             program,
             *(spec.argv or (program,)),
         ]
-        streams = (spec.stdin, spec.stdout, spec.stderr)
+        return self._start(PROGRAM, arguments, spec.env, (spec.stdin, spec.stdout, spec.stderr))
+
+    def start_files(self, user: str, arguments: Sequence[bytes], streams: tuple[int, int, int]) -> tuple[int, int]:
+        """Start a helper for an operation on files, as `FileSpawner` says."""
+        command: list[str | bytes] = ["files", str(len(self._procs)), str(PROFILES[self.profile]), user, *arguments]
+        return self._start(FILES, command, {}, streams)
+
+    def _start(
+        self, program: str, arguments: list[str | bytes], env: dict[str, str], streams: tuple[int, int, int]
+    ) -> tuple[int, int]:
         actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(streams)]
         actions.append((os.POSIX_SPAWN_DUP2, self._pidfd, _FIRST_PROCS - 1))
         actions += [(os.POSIX_SPAWN_DUP2, fd, _FIRST_PROCS + i) for i, fd in enumerate(self._procs)]
         try:
             pid = os.posix_spawn(
-                PROGRAM, arguments, spec.env, file_actions=actions, setsigdef=_DEFAULT_SIGNALS, setsigmask=()
+                program, arguments, env, file_actions=actions, setsigdef=_DEFAULT_SIGNALS, setsigmask=()
             )
         except OSError as error:
             if error.errno == errno.E2BIG:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -65,15 +66,38 @@ class Spawner(Protocol):
         ...
 
 
+class FileSpawner(Protocol):
+    """Starts helpers for operations on files (helpers/files.c) in the inner container."""
+
+    def start_files(self, user: str, arguments: Sequence[bytes], streams: tuple[int, int, int]) -> tuple[int, int]:
+        """Start one: (pid, pidfd); the caller owns the pidfd.
+
+        Args:
+            user: whose rights it has, of the sprite's own /etc/passwd.
+            arguments: the verb and what follows.
+            streams: descriptors of the agent that become its fd 0, 1 and 2.
+
+        Raises:
+            SpawnError: there is no room for a process, or an instance of an earlier version has no such helper.
+        """
+        ...
+
+    def wait(self, pid: int, pidfd: int) -> int:
+        """Wait status of a helper whose pidfd has become readable; it stays until `reap`."""
+        ...
+
+    def reap(self, pid: int) -> None:
+        """Let go of an ended helper. Idempotent."""
+        ...
+
+
 def peek(pid: int, pidfd: int) -> int | None:
     """Wait status of a child that has ended, which stays to be reaped; None where it is no child of this process."""
     try:
         info = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT | os.WNOHANG)
     except ChildProcessError:
         return None
-    if (
-        info is None
-    ):  # somebody in the sprite traces it, and is told of its end first (ptrace(2)): that may take for ever
+    if info is None:  # somebody in the sprite traces it, and is told of its end first (ptrace(2)), perhaps for ever
         return exit_code_of(pid)
     if info.si_code == os.CLD_EXITED:
         return info.si_status << 8
