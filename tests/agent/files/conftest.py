@@ -21,5 +21,6 @@ async def world(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> AsyncIterat
         await made.close()
     assert made.failures == []
     assert [record.getMessage() for record in caplog.records if record.exc_info] == []
-    await eventually(lambda: len(descriptors()) == len(before))
+    await eventually(lambda: len(descriptors()) == len(before) + made.gates)
+    made.close_gates()
     assert descriptors().keys() == before

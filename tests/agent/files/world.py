@@ -90,9 +90,20 @@ class FilesWorld(World):
         await eventually(lambda: self.turns.running == self.turns.stuck == 0)
 
     def path(self, name: str) -> str:
-        return str(self.root / name)
+        return f"{self.root}/{name}"
 
     # ---- clients ----
+
+    async def ask(self, request: str, fields: dict[str, str] | None = None, body: bytes = b"") -> Answer:
+        """Send a request and read its response, whose body may come in chunks."""
+        answer = await super().ask(request, fields, body)
+        if "transfer-encoding" in answer.fields:
+            rest, whole = answer.body, b""
+            while rest != b"0\r\n\r\n":
+                size, _, rest = rest.partition(b"\r\n")
+                whole, rest = whole + rest[: int(size, 16)], rest[int(size, 16) + 2 :]
+            answer.body = whole
+        return answer
 
     async def get(self, verb: str, fields: dict[str, str] | None = None, **query: Any) -> Answer:
         return await self.ask(f"GET {target(verb, query)}", fields)

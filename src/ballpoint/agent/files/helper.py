@@ -165,8 +165,8 @@ class Helper:
         self._loop.add_reader(self._output, self._readable)
         self._loop.add_reader(self._pidfd, self._exited)
         self._answer_by = float("inf") if body else self._loop.time() + _ANSWER_SECONDS
+        self._timer = self._loop.call_later(SILENT_SECONDS, self._check)
         self._touch()
-        self._timer = self._loop.call_at(self._due, self._check)
 
     # ---- the body ----
 
@@ -252,6 +252,9 @@ class Helper:
                 self._buffer = rest
                 self._spoke = True
                 self._touch()
+            elif line[:1] not in (b"=", b"*"):
+                self._end(InternalError("the helper for files does not speak as agreed"))
+                return
             else:
                 self._buffer = b""
                 self._answered = True
@@ -344,6 +347,9 @@ class Helper:
         else:
             self._patience = _ANSWER_SECONDS  # fsync(2) tells nothing until it is done
         self._due = self._loop.time() + self._patience
+        if self._due < self._timer.when() and not self._left:
+            self._timer.cancel()
+            self._timer = self._loop.call_at(self._due, self._check)
 
     def _check(self) -> None:
         now = self._loop.time()

@@ -184,6 +184,24 @@ static inline int copy_entry(struct copying *c, int from, int to, const char *na
     return done;
 }
 
+/* Whether a directory is another, or below it. */
+static inline int is_within(int directory, const struct stat *other)
+{
+    struct stat st, above;
+    int fd = fcntl(directory, F_DUPFD_CLOEXEC, 3), within = 0;
+    while (fd >= 0 && fstat(fd, &st) == 0) {
+        int up = openat(fd, "..", O_PATH | O_DIRECTORY | O_CLOEXEC);
+        within = st.st_ino == other->st_ino && st.st_dev == other->st_dev;
+        close(fd);
+        fd = up;
+        if (within || up < 0 || fstat(up, &above) != 0 || (above.st_ino == st.st_ino && above.st_dev == st.st_dev))
+            break; /* the root is its own parent */
+    }
+    if (fd >= 0)
+        close(fd);
+    return within;
+}
+
 /* Copies an open directory to `name` in another; what is there already stays, or is replaced file by file. */
 static inline int copy_directory(struct copying *c, int from, const struct stat *st, int to_parent, const char *name, int depth)
 {

@@ -542,6 +542,8 @@ static int do_copy(const char *source, const char *dest, int recursive, int pres
         return fail(errno, to.data);
     if (is_no_name(name) && (strcmp(name, "..") == 0 || !S_ISDIR(st.st_mode)))
         return fail(EISDIR, to.data);
+    if (S_ISDIR(st.st_mode) && is_within(directory, &st))
+        return fail(EINVAL, to.data);
     done = S_ISDIR(st.st_mode) ? copy_directory(&c, fd, &st, directory, name, 0) : copy_file(&c, fd, &st, directory, name);
     if (done != 0) {
         int about_dest = errno == EISDIR || errno == EEXIST || errno == ENOSPC || errno == EDQUOT || errno == EROFS;
