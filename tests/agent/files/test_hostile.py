@@ -255,7 +255,7 @@ async def test_a_helper_that_breaks(world: FilesWorld, says: str) -> None:
 
 
 async def test_those_that_do_not_end_are_counted(world: FilesWorld) -> None:
-    """Nobody can say from outside whether they ever will: D state, as of a dead FUSE mount, is no test's to make here."""
+    """Those that FUSE holds for good are tested inside (tests/inside/test_files.py)."""
     world.turns.stuck = 3
     answer = await world.get("list", path=world.root)
     assert answer.status == 503

@@ -20,6 +20,8 @@ _PATH_MAX = 4095  # limits.h, without its NUL
 _PATTERN_MAX = 1024
 _WATCHED_MAX = 64
 _ID_MAX = 131_070  # as helpers/enter.h
+# What is in a path and changes nothing of where it leads. A `.` at its end does: then it must be a directory.
+_NOTHING = re.compile(r"/(?:\.?/)+")
 _MODE = re.compile(r"(?:0o)?[0-7]{1,5}")
 _RANGE = re.compile(r"\s*bytes\s*=\s*([0-9]{0,18})\s*-\s*([0-9]{0,18})\s*", re.ASCII | re.IGNORECASE)
 _TRUE, _FALSE = {"true", "1"}, {"false", "0", ""}
@@ -88,6 +90,7 @@ class Fields:
         if not directory.startswith("/"):
             directory = f"{HOME}/{directory}"
         absolute = path if path.startswith("/") else f"{directory.rstrip('/')}/{path}"
+        absolute = _NOTHING.sub("/", absolute)
         encoded = _bytes(absolute, name)
         if len(encoded) > _PATH_MAX:
             raise FileError(errno.ENAMETOOLONG, shown(encoded))
@@ -183,7 +186,8 @@ def write_operation(fields: Fields) -> Operation:
 
 
 def list_operation(fields: Fields) -> Operation:
-    return _operation(fields, b"list", fields.path(), _flag(fields.boolean("recursive")), fields.pattern())
+    path = _without_dot(fields.path())
+    return _operation(fields, b"list", path, _flag(fields.boolean("recursive")), fields.pattern())
 
 
 def delete_operation(fields: Fields) -> Operation:
@@ -211,13 +215,18 @@ def chown_operation(fields: Fields) -> Operation:
 
 
 def watch_operation(fields: Fields) -> Operation:
-    paths = fields.paths("paths")
+    paths = [_without_dot(path) for path in fields.paths("paths")]
     arguments = (b"watch", _flag(fields.boolean("recursive")), *paths)
     return Operation(arguments, shown(paths[0]), fields.user)
 
 
 def _operation(fields: Fields, verb: bytes, path: bytes, *arguments: bytes) -> Operation:
     return Operation((verb, path, *arguments), shown(path), fields.user)
+
+
+def _without_dot(path: bytes) -> bytes:
+    """The same directory by a path that others can be appended to."""
+    return path[:-1] if path.endswith(b"/.") else path
 
 
 def _flag(value: bool) -> bytes:
