@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -103,7 +103,7 @@ def test_every_method(sprite: Any) -> None:
 def test_every_error(sprite: Any) -> None:
     fs: SpriteFilesystem = sprite.filesystem("/home/sprite/errors")
     (fs / "full/file").write_text("x")
-    for attempt, error in [
+    attempts: list[tuple[Callable[[], object], type[Exception]]] = [
         (lambda: (fs / "nosuch").read_text(), FileNotFoundError_),
         (lambda: (fs / "nosuch").unlink(), FileNotFoundError_),
         (lambda: (fs / "nosuch").stat(), FileNotFoundError_),
@@ -114,7 +114,8 @@ def test_every_error(sprite: Any) -> None:
         (lambda: (fs / "/etc/shadow").read_text(), PermissionError_),
         (lambda: (fs / "/etc/new").write_text("x"), PermissionError_),
         (lambda: (fs / "full").rename(fs / "full/in"), FilesystemError),
-    ]:
+    ]
+    for attempt, error in attempts:
         with pytest.raises(error) as caught:
             attempt()
         assert type(caught.value) is error

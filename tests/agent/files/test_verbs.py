@@ -326,7 +326,8 @@ async def test_owners(world: FilesWorld) -> None:
     assert answer.json["count"] == 4
     assert {path.lstat().st_uid for path in [world.root / "dir", *(world.root / "dir").rglob("*")]} == {1}
     assert (world.root / "file").stat().st_uid == 2
-    for uid in ("nosuchuser", "-1", -1, 1 << 40, "a b", True, [], "-", 1.5):
+    bad: tuple[object, ...] = ("nosuchuser", "-1", -1, 1 << 40, "a b", True, [], "-", 1.5)
+    for uid in bad:
         assert (await world.post("chown", path=world.path("file"), uid=uid)).status == 400, uid
     assert (await world.post("chown", path=world.path("file"))).status == 400
     assert (world.root / "file").stat().st_uid == 2
