@@ -120,6 +120,21 @@ def test_what_is_on_the_host_is_not_there(files: Files) -> None:
     assert files.inside(f"cat {host}/new") == "x"
 
 
+def test_a_helpers_own_parts_are_of_no_use(files: Files) -> None:
+    """By /proc/self a path leads to the process that follows it, whose program is the agent's and cannot be changed."""
+    for answer in (
+        files.write("/proc/self/exe", b"changed", asRoot="true"),
+        files.post("chmod", path="/proc/self/exe", mode="0777", asRoot=True),
+        files.post("chown", path="/proc/self/exe", uid=1000, asRoot=True),
+        files.delete("/proc/self/exe", asRoot="true"),
+        *(files.write(f"/proc/self/fd/{fd}", b"x", asRoot="true") for fd in range(3)),
+        *(files.read(f"/proc/self/fd/{fd}", asRoot="true") for fd in range(3)),
+        files.post("chmod", path="/proc/self/fd/0", mode="0600", asRoot=True),
+    ):
+        assert answer.status_code in (400, 403, 404, 409), answer.text
+    assert files.write("/tmp/still", b"works").status_code == 200
+
+
 def test_a_helper_is_an_inner_process_of_its_user_and_no_other(files: Files) -> None:
     """Seen from the host while it waits for the rest of a body, by who it is, and from inside by what root may do."""
     instance = instance_of(files.node, files.sprite)
@@ -204,6 +219,16 @@ def test_each_has_the_rights_of_its_user(files: Files) -> None:
     assert files.inside("stat -c '%U %G' /srv/other/file; cat /srv/other/file", user="root") == "other other\nwritten"
     assert files.post("chown", path="/home/sprite/mine", uid="other", gid="team", asRoot=True).status_code == 200
     assert files.inside("stat -c '%U %G' mine") == "other team\n"
+
+
+def test_a_file_in_a_directory_of_another_is_written_in_place(files: Files) -> None:
+    files.inside(
+        "mkdir -p /srv/theirs; echo before, and longer >/srv/theirs/file; chown sprite /srv/theirs/file", user="root"
+    )
+    inode = files.inside("stat -c %i /srv/theirs/file")
+    assert files.write("/srv/theirs/file", b"after").status_code == 200
+    assert files.inside("cat /srv/theirs/file; stat -c ' %i' /srv/theirs/file") == f"after {inode}"
+    assert code_of(files.write("/srv/theirs/new", b"x")) == (403, "EACCES")
 
 
 def test_a_mounted_file_stays_mounted(files: Files) -> None:
