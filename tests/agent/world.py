@@ -21,6 +21,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from ballpoint.agent.anchor import Anchor
+from ballpoint.agent.ports.handover import HandOver
+from ballpoint.agent.ports.network import Network
 from ballpoint.agent.server import Routes, serve
 from ballpoint.agent.sessions.exec import ExecRoutes
 from ballpoint.agent.sessions.journal import Journals
@@ -309,6 +311,7 @@ class World:
         self.spawner = PlainSpawner()
         self.routes = Routes()
         self.sessions = Sessions(self.spawner, anchor, self.journals())
+        self.network = Network(None)
         asyncio.get_running_loop().set_exception_handler(lambda _, context: self.failures.append(context))
 
     def journals(self) -> Journals:
@@ -332,7 +335,7 @@ class World:
         listener.bind(self._path)
         listener.listen(128)
         ExecRoutes(self.sessions, lambda: ENVIRONMENT).add_to(self.routes)
-        self.server = await serve(listener, self.routes)
+        self.server = await serve(listener, self.routes, HandOver(self.network, lambda: self.routes.serving()))
 
     async def close(self) -> None:
         """End what a test left running."""
@@ -363,9 +366,14 @@ class World:
 
     # ---- clients ----
 
-    def connected(self) -> socket.socket:
+    def connected_raw(self) -> socket.socket:
+        """A connection whose first line is still to be sent."""
         sock = socket.socket(socket.AF_UNIX)
         sock.connect(self._path)
+        return sock
+
+    def connected(self) -> socket.socket:
+        sock = self.connected_raw()
         sock.sendall(PREAMBLE)
         return sock
 

@@ -17,6 +17,8 @@ from ballpoint.agent.anchor import Anchor
 from ballpoint.agent.control import Control
 from ballpoint.agent.files.routes import FileRoutes
 from ballpoint.agent.inside import InsideServer
+from ballpoint.agent.ports.handover import HandOver
+from ballpoint.agent.ports.network import Network
 from ballpoint.agent.ringlog import CONTAINER, Ring, RingHandler
 from ballpoint.agent.server import Routes, serve
 from ballpoint.agent.sessions.exec import ExecRoutes
@@ -73,7 +75,8 @@ class _Main:
         routes.serving = lambda: agent.phase == "running" and not agent.inner.stops()
         ExecRoutes(sessions, agent.environment).add_to(routes)
         FileRoutes(agent.spawner).add_to(routes)
-        server = await serve(socket.socket(fileno=self._anchor.take("http")), routes)
+        handover = HandOver(Network(agent.netns), routes.serving)
+        server = await serve(socket.socket(fileno=self._anchor.take("http")), routes, handover)
 
         def inner_ended() -> None:
             loop.remove_reader(agent.inner.pidfd)

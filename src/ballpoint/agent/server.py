@@ -1,6 +1,7 @@
 """HTTP and WebSocket on the agent's socket: one request a connection, handed over by the edge.
 
-A connection begins with one line of JSON, written by the edge, that says who calls; then comes one request.
+A connection begins with one line of JSON, written by the edge, that says who calls; then comes one request. A line with
+the key `connect` asks for a connection to a port instead (agent/ports/handover.py).
 """
 
 from __future__ import annotations
@@ -89,6 +90,7 @@ class Request:
 
 
 Route = Callable[["Connection", Request], Handler | None]
+Connecting = Callable[["Connection", Any], Handler]
 
 
 class Connection(asyncio.Protocol):
@@ -98,10 +100,14 @@ class Connection(asyncio.Protocol):
 
     Args:
         preamble: who calls, where the connection itself says it; None reads it from the first line.
+        connecting: takes the value of the line's key `connect`; None takes none.
     """
 
-    def __init__(self, route: Route, preamble: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, route: Route, preamble: dict[str, Any] | None = None, connecting: Connecting | None = None
+    ) -> None:
         self._route = route
+        self._connecting = connecting
         self._transport: asyncio.Transport | None = None
         self._fd = -1
         self._preamble = preamble
@@ -168,6 +174,17 @@ class Connection(asyncio.Protocol):
         if error.hint:
             body["hint"] = error.hint
         self.respond(error.status, body)
+
+    def hand_over(self, line: bytes, fd: int) -> None:
+        """Send `line` with a copy of the descriptor `fd` (SCM_RIGHTS), as the first that is said here, and close.
+
+        Raises:
+            OSError: the client has gone, or there is no room for it.
+        """
+        assert self._transport is not None
+        with self._transport.get_extra_info("socket").dup() as sock:
+            socket.send_fds(sock, [line], [fd])
+        self.close()
 
     def pause_reading(self, paused: bool) -> None:
         """Take no more from the client (or do again). That it has gone is noticed all the same."""
@@ -274,6 +291,10 @@ class Connection(asyncio.Protocol):
         self._preamble = preamble
         self._buffer = b""
         self._parser = httptools.HttpRequestParser(self)
+        if "connect" in preamble and self._connecting is not None:
+            self._routed = self._complete = True
+            self._handler = self._connecting(self, preamble["connect"])
+            return b""
         return rest
 
     def eof_received(self) -> bool:
@@ -377,8 +398,9 @@ class Routes:
 class Server:
     """Serves requests on a listening unix stream socket, in the running event loop; made by `serve`."""
 
-    def __init__(self, routes: Route) -> None:
+    def __init__(self, routes: Route, connecting: Connecting | None = None) -> None:
         self._routes = routes
+        self._connecting = connecting
         self._listening: asyncio.Server | None = None
         self._connections: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._left = False
@@ -404,15 +426,19 @@ class Server:
             connection.leave_unread()
 
     def _connection(self) -> Connection:
-        made = Connection(self._routes)
+        made = Connection(self._routes, connecting=self._connecting)
         self._connections.add(made)
         if self._left:  # it was accepted before
             made.leave_unread()
         return made
 
 
-async def serve(listener: socket.socket, routes: Route) -> Server:
-    """Serve `routes` on a listening unix stream socket, which is the server's from now on."""
-    server = Server(routes)
+async def serve(listener: socket.socket, routes: Route, connecting: Connecting | None = None) -> Server:
+    """Serve `routes` on a listening unix stream socket, which is the server's from now on.
+
+    Args:
+        connecting: as of `Connection`.
+    """
+    server = Server(routes, connecting)
     await server.start(listener)
     return server
