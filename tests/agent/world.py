@@ -23,6 +23,7 @@ from websockets.exceptions import ConnectionClosed
 from ballpoint.agent.anchor import Anchor
 from ballpoint.agent.ports.handover import HandOver
 from ballpoint.agent.ports.network import Network
+from ballpoint.agent.ports.proxy import ProxyRoutes
 from ballpoint.agent.server import Routes, serve
 from ballpoint.agent.sessions.exec import ExecRoutes
 from ballpoint.agent.sessions.journal import Journals
@@ -335,6 +336,7 @@ class World:
         listener.bind(self._path)
         listener.listen(128)
         ExecRoutes(self.sessions, lambda: ENVIRONMENT).add_to(self.routes)
+        ProxyRoutes(self.network).add_to(self.routes)
         self.server = await serve(listener, self.routes, HandOver(self.network, lambda: self.routes.serving()))
 
     async def close(self) -> None:
@@ -399,17 +401,18 @@ class World:
 
     def open(self, *argv: str, max_queue: Any = 16, **query: Any) -> connect:
         """A WebSocket with an exec; to be awaited, or entered."""
-        return self._upgraded(target(argv, query), max_queue)
+        return self.websocket(target(argv, query), max_queue)
 
     def attach(self, session_id: str, max_queue: Any = 16, **query: Any) -> connect:
         """A WebSocket that watches a session."""
-        return self._upgraded(f"/exec/{session_id}?{urlencode(query)}", max_queue)
+        return self.websocket(f"/exec/{session_id}?{urlencode(query)}", max_queue)
 
     def control(self, agent: str | None = None, **query: Any) -> connect:
         """A control socket, of the client that calls itself `agent`."""
-        return self._upgraded(f"/control?{urlencode(query, doseq=True)}", user_agent_header=agent)
+        return self.websocket(f"/control?{urlencode(query, doseq=True)}", user_agent_header=agent)
 
-    def _upgraded(self, path: str, max_queue: int | None = 16, **options: Any) -> connect:
+    def websocket(self, path: str, max_queue: int | None = 16, **options: Any) -> connect:
+        """A WebSocket; to be awaited, or entered."""
         return connect(
             f"ws://agent{path}",
             sock=self.connected(),

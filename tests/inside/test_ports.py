@@ -7,13 +7,18 @@ import hashlib
 import json
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.frames import Frame, Opcode
+from websockets.sync.client import ClientConnection, connect
 
 from tests.inside import server
-from tests.inside.conftest import Make, instance_of
+from tests.inside.conftest import Make, agent_of, instance_of
 from tests.support.nodes import TestNode, shell
 
 pytestmark = [pytest.mark.node, pytest.mark.host]
@@ -81,3 +86,157 @@ def test_the_edge_is_told_that_nobody_listens(node: TestNode, sprite: Any) -> No
     with socket.create_server(("127.0.0.1", 0)) as ours:
         said, sock = handed(node, sprite, ours.getsockname()[1])
         assert (said["error"], sock) == ("refused", None)
+
+
+class Proxied:
+    """A WebSocket that asked for a port of a sprite.
+
+    Attributes:
+        first: what it was answered.
+    """
+
+    def __init__(self, client: ClientConnection, host: str, port: int) -> None:
+        self.client = client
+        self.send = client.send
+        client.send(json.dumps({"host": host, "port": port}))
+        self.first: dict[str, Any] = json.loads(client.recv(_SECONDS))
+
+    def receive(self) -> bytes:
+        data = self.client.recv(_SECONDS)
+        assert isinstance(data, bytes)
+        return data
+
+
+@contextmanager
+def proxied(node: TestNode, sprite: Any, port: int, host: str = "localhost") -> Iterator[Proxied]:
+    url = f"{node.url.replace('http', 'ws', 1)}/v1/sprites/{sprite.name}/proxy"
+    fields = {"Authorization": f"Bearer {node.token}"}
+    with connect(
+        url, additional_headers=fields, compression=None, max_size=None, proxy=None, ping_interval=None
+    ) as client:
+        yield Proxied(client, host, port)
+
+
+@pytest.mark.parametrize(("address", "port"), SERVERS.items())
+def test_a_port_is_proxied(node: TestNode, sprite: Any, address: str, port: int) -> None:
+    with proxied(node, sprite, port) as client:
+        assert client.first == {"status": "connected", "target": f"localhost:{port}"}
+        client.send(b"echo\n")
+        client.send(b"there and back")
+        assert client.receive() == b"there and back"
+
+
+def test_a_server_at_the_sprites_own_address_is_reached_by_it(node: TestNode, sprite: Any) -> None:
+    address = shell(sprite, "hostname -I")[1].split()[0]
+    start_server(sprite, address, 5010)
+    with proxied(node, sprite, 5010, address) as client:
+        assert client.first["status"] == "connected"
+    with proxied(node, sprite, 5010) as client:
+        assert client.first["error"] == "refused"
+
+
+def test_transfers_are_exact_both_ways(node: TestNode, sprite: Any) -> None:
+    size, digest = 100 << 20, hashlib.sha256()
+    with proxied(node, sprite, SERVERS["127.0.0.1"]) as client:
+        client.send(b"take %d\n" % size)
+        for block in server.blocks(size):
+            client.send(block)
+            digest.update(block)
+        assert client.receive() == digest.hexdigest().encode()
+        with pytest.raises(ConnectionClosed) as closed:
+            client.receive()
+        assert closed.value.rcvd is not None and closed.value.rcvd.code == 1000
+    with proxied(node, sprite, SERVERS["::1"]) as client:
+        client.send(b"give %d\n" % size)
+        got = hashlib.sha256()
+        with pytest.raises(ConnectionClosed):
+            while True:
+                got.update(client.receive())
+        assert got.hexdigest() == digest.hexdigest()
+
+
+def bare(node: TestNode, sprite: Any, port: int) -> socket.socket:
+    """A proxied connection of which nothing is read but by the test."""
+    address = urlsplit(node.url)
+    sock = socket.create_connection((address.hostname, address.port), timeout=_SECONDS)
+    sock.sendall(
+        f"GET /v1/sprites/{sprite.name}/proxy HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {node.token}\r\n"
+        "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode()
+    )
+    sock.sendall(Frame(Opcode.TEXT, json.dumps({"port": port}).encode()).serialize(mask=True))
+    said = b""
+    while b"connected" not in said:
+        said += sock.recv(4096)
+    return sock
+
+
+def test_who_does_not_read_takes_no_memory_of_the_agent(node: TestNode, sprite: Any) -> None:
+    pid = agent_of(node, instance_of(node, sprite))
+    before = memory(pid)
+    with ExitStack() as stack:
+        for what in (f"give {1 << 30}\n", "stall\n") * 4:
+            sock = stack.enter_context(bare(node, sprite, SERVERS["127.0.0.1"]))
+            sock.sendall(Frame(Opcode.BINARY, what.encode()).serialize(mask=True))
+            sock.settimeout(1)
+            sent = 0
+            with suppress(TimeoutError):
+                while sent < 256 << 20:
+                    sock.sendall(Frame(Opcode.BINARY, bytes(1 << 20)).serialize(mask=True))
+                    sent += 1 << 20
+            assert sent < 256 << 20
+        assert memory(pid) < before + (32 << 20)
+
+
+def memory(pid: int) -> int:
+    """What a process has resident, in bytes."""
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
+    return int(fields["VmRSS"].split()[0]) << 10
+
+
+def test_a_server_that_is_killed_ends_its_connections(node: TestNode, make_sprite: Make) -> None:
+    sprite = make_sprite()
+    start_server(sprite, "127.0.0.1", 5020)
+    with proxied(node, sprite, 5020) as client:
+        client.send(b"stall\n")
+        assert shell(sprite, "pkill -9 -f server.py")[0] == 0
+        with pytest.raises(ConnectionClosed) as closed:
+            client.receive()
+        assert closed.value.rcvd is not None
+
+
+def test_a_sprite_that_restarts_ends_its_connections(node: TestNode, make_sprite: Make) -> None:
+    sprite = make_sprite()
+    start_server(sprite, "127.0.0.1", 5020)
+    with proxied(node, sprite, 5020) as client:
+        assert client.first["status"] == "connected"
+        assert node.api("POST", f"/v1/sprites/{sprite.name}/restart").status_code < 300
+        with pytest.raises(ConnectionClosed):
+            client.receive()
+    with proxied(node, sprite, 5020) as client:
+        assert client.first["error"] == "refused"
+
+
+def test_a_connection_is_only_for_who_may(node: TestNode, sprite: Any) -> None:
+    url = f"{node.url.replace('http', 'ws', 1)}/v1/sprites/{sprite.name}/proxy"
+    fields = {"Authorization": "Bearer nonsense"}
+    with pytest.raises(InvalidStatus) as refused, connect(url, proxy=None, additional_headers=fields):
+        pass
+    assert refused.value.response.status_code == 401
+
+
+@pytest.mark.slow
+def test_other_sprites_and_the_host_are_as_far_as_from_inside(node: TestNode, sprite: Any, make_sprite: Make) -> None:
+    """The proxy is no way around the sprite's own network."""
+    other = make_sprite()
+    start_server(other, "0.0.0.0", 5030)
+    theirs = shell(other, "hostname -I")[1].split()[0]
+    with socket.create_server(("0.0.0.0", 0)) as ours:
+        port = ours.getsockname()[1]
+        gateway = shell(sprite, "ip route show default | cut -d' ' -f3")[1].strip()
+        for address, wanted in ((theirs, 5030), (gateway, port)):
+            with proxied(node, sprite, wanted, address) as client:
+                assert client.first["status"] == "error"
+        ours.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            ours.accept()

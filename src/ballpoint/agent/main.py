@@ -19,6 +19,7 @@ from ballpoint.agent.files.routes import FileRoutes
 from ballpoint.agent.inside import InsideServer
 from ballpoint.agent.ports.handover import HandOver
 from ballpoint.agent.ports.network import Network
+from ballpoint.agent.ports.proxy import ProxyRoutes
 from ballpoint.agent.ringlog import CONTAINER, Ring, RingHandler
 from ballpoint.agent.server import Routes, serve
 from ballpoint.agent.sessions.exec import ExecRoutes
@@ -75,7 +76,9 @@ class _Main:
         routes.serving = lambda: agent.phase == "running" and not agent.inner.stops()
         ExecRoutes(sessions, agent.environment).add_to(routes)
         FileRoutes(agent.spawner).add_to(routes)
-        handover = HandOver(Network(agent.netns), routes.serving)
+        network = Network(agent.netns)
+        ProxyRoutes(network).add_to(routes)
+        handover = HandOver(network, routes.serving)
         server = await serve(socket.socket(fileno=self._anchor.take("http")), routes, handover)
 
         def inner_ended() -> None:

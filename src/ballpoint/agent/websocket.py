@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import struct
 from collections.abc import Callable, Sequence
 
 from websockets.frames import Frame, Opcode
@@ -11,6 +10,7 @@ from websockets.protocol import Protocol as Framing
 from websockets.protocol import Side, State
 from websockets.utils import accept_key
 
+from ballpoint.agent.frames import BINARY, TEXT, head
 from ballpoint.agent.server import Connection, Request
 from ballpoint.core.errors import InvalidError
 
@@ -19,8 +19,6 @@ _KEEPALIVE_SECONDS = 15.0
 _CLOSE_SECONDS = 1.0
 # Well above what sessions ever leave unsent: the rest is answers to a client that pings and never reads.
 _UNSENT_MAX = 4 << 20
-# RFC 6455 5.2: the last frame of its message, and the opcode.
-_TEXT, _BINARY = 0x81, 0x82
 
 
 class WebSocket:
@@ -57,26 +55,21 @@ class WebSocket:
         Raises:
             InvalidError: it is no WebSocket handshake of RFC 6455.
         """
-        key = request.headers.get("sec-websocket-key", "")
-        if request.headers.get("sec-websocket-version") != "13" or len(key) != 24:
-            raise InvalidError("this is not a WebSocket handshake", hint="RFC 6455, version 13")
-        answer = {"upgrade": "websocket", "connection": "Upgrade", "sec-websocket-accept": accept_key(key), **headers}
-        self._connection.start_response(101, answer)
-        self._connection.upgrade()
+        answer_upgrade(self._connection, request, headers)
         self._schedule_keepalive()
 
     def send_binary(self, *messages: Sequence[bytes | memoryview]) -> bool:
         """Send messages, each given in parts, at once; False asks to wait for `on_writable`."""
-        return self._send(_BINARY, *messages)
+        return self._send(BINARY, *messages)
 
     def send_text(self, text: str) -> None:
-        self._send(_TEXT, (text.encode(),))
+        self._send(TEXT, (text.encode(),))
 
     def close(self, code: int, last: str | bytes) -> None:
         """Send a last message and start the closing handshake, at once; end the connection when it is done, or soon."""
         if self._framing.state is State.OPEN:
             data = last.encode() if isinstance(last, str) else last
-            message = _head(_TEXT if isinstance(last, str) else _BINARY, len(data)) + data
+            message = head(TEXT if isinstance(last, str) else BINARY, len(data)) + data
             self._framing.send_close(code)
             self._connection.send(message, *self._framing.data_to_send())
         if self._closing is None:
@@ -89,7 +82,7 @@ class WebSocket:
         self._spoke = self._loop.time()
         chunks: list[bytes | memoryview] = []
         for parts in messages:
-            chunks += (_head(opcode, sum(map(len, parts))), *parts)
+            chunks += (head(opcode, sum(map(len, parts))), *parts)
         return self._connection.send(*chunks)
 
     # ---- Handler ----
@@ -145,10 +138,15 @@ class WebSocket:
             self._schedule_keepalive()
 
 
-def _head(opcode: int, size: int) -> bytes:
-    """RFC 6455 5.2: what comes before the payload of a server's frame."""
-    if size < 126:
-        return bytes((opcode, size))
-    if size < 1 << 16:
-        return struct.pack("!BBH", opcode, 126, size)
-    return struct.pack("!BBQ", opcode, 127, size)
+def answer_upgrade(connection: Connection, request: Request, headers: dict[str, str]) -> None:
+    """Answer the handshake; from then on the connection's handler gets raw bytes.
+
+    Raises:
+        InvalidError: it is no WebSocket handshake of RFC 6455.
+    """
+    key = request.headers.get("sec-websocket-key", "")
+    if request.headers.get("sec-websocket-version") != "13" or len(key) != 24:
+        raise InvalidError("this is not a WebSocket handshake", hint="RFC 6455, version 13")
+    answer = {"upgrade": "websocket", "connection": "Upgrade", "sec-websocket-accept": accept_key(key), **headers}
+    connection.start_response(101, answer)
+    connection.upgrade()

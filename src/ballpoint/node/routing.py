@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 _PREFIX = "/v1/sprites/"
 # What a sprite's own agent serves, by the path segment after its name.
-_OF_THE_AGENT = frozenset({"exec", "control", "fs"})
+_OF_THE_AGENT = frozenset({"control", "exec", "fs", "ports", "proxy"})
 _PUBLIC = frozenset({"/openapi.json", "/docs"})
 _RETRY_AFTER_SECONDS = 2
 
