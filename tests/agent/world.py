@@ -22,8 +22,10 @@ from websockets.exceptions import ConnectionClosed
 
 from ballpoint.agent.anchor import Anchor
 from ballpoint.agent.ports.handover import HandOver
+from ballpoint.agent.ports.listening import Ports
 from ballpoint.agent.ports.network import Network
 from ballpoint.agent.ports.proxy import ProxyRoutes
+from ballpoint.agent.ports.watch import WatchRoutes
 from ballpoint.agent.server import Routes, serve
 from ballpoint.agent.sessions.exec import ExecRoutes
 from ballpoint.agent.sessions.journal import Journals
@@ -335,8 +337,10 @@ class World:
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(self._path)
         listener.listen(128)
+        ports = Ports(self.network)
         ExecRoutes(self.sessions, lambda: ENVIRONMENT).add_to(self.routes)
         ProxyRoutes(self.network).add_to(self.routes)
+        WatchRoutes(ports).add_to(self.routes)
         self.server = await serve(listener, self.routes, HandOver(self.network, lambda: self.routes.serving()))
 
     async def close(self) -> None:

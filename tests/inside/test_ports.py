@@ -7,7 +7,7 @@ import hashlib
 import json
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -88,6 +88,22 @@ def test_the_edge_is_told_that_nobody_listens(node: TestNode, sprite: Any) -> No
         assert (said["error"], sock) == ("refused", None)
 
 
+def websocket(node: TestNode, sprite: Any, below: str) -> AbstractContextManager[ClientConnection]:
+    return connect(
+        f"{node.url.replace('http', 'ws', 1)}/v1/sprites/{sprite.name}/{below}",
+        additional_headers={"Authorization": f"Bearer {node.token}"}, compression=None, max_size=None, proxy=None,
+        ping_interval=None,
+    )  # fmt: skip
+
+
+def text(client: ClientConnection, kind: str) -> dict[str, Any]:
+    """The next text of this type."""
+    while True:
+        said = client.recv(_SECONDS)
+        if isinstance(said, str) and (told := json.loads(said))["type"] == kind:
+            return dict(told)
+
+
 class Proxied:
     """A WebSocket that asked for a port of a sprite.
 
@@ -109,11 +125,7 @@ class Proxied:
 
 @contextmanager
 def proxied(node: TestNode, sprite: Any, port: int, host: str = "localhost") -> Iterator[Proxied]:
-    url = f"{node.url.replace('http', 'ws', 1)}/v1/sprites/{sprite.name}/proxy"
-    fields = {"Authorization": f"Bearer {node.token}"}
-    with connect(
-        url, additional_headers=fields, compression=None, max_size=None, proxy=None, ping_interval=None
-    ) as client:
+    with websocket(node, sprite, "proxy") as client:
         yield Proxied(client, host, port)
 
 
@@ -240,3 +252,42 @@ def test_other_sprites_and_the_host_are_as_far_as_from_inside(node: TestNode, sp
         ours.setblocking(False)
         with pytest.raises(BlockingIOError):
             ours.accept()
+
+
+def test_what_listens_inside_is_told_by_the_pid_it_has_there(node: TestNode, make_sprite: Make) -> None:
+    sprite = make_sprite()
+    start_server(sprite, "127.0.0.1", 5040)
+    _, said = shell(sprite, "pgrep -f 'server.py 127.0.0.1 5040'")
+    with websocket(node, sprite, "ports/watch") as client:
+        expected = {"port": 5040, "address": "127.0.0.1", "pid": int(said.split()[0])}
+        # Nothing else listens in a new sprite, and nothing of the host or of other sprites is seen.
+        assert text(client, "port_list")["ports"] == [expected]
+        start_server(sprite, "::", 5041)
+        opened = text(client, "port_opened")
+        assert (opened["port"], opened["address"]) == (5041, "::")
+        assert shell(sprite, "pkill -9 -f 'server.py 127.0.0.1 5040'")[0] == 0
+        assert text(client, "port_closed") == {"type": "port_closed", **expected}
+
+
+MANY = """
+import resource, socket, sys, time
+resource.setrlimit(resource.RLIMIT_NOFILE, (6000, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+held = [socket.create_server(("127.0.0.%d" % (2 + n % 20), 20000 + n // 20)) for n in range(5000)]
+print("up", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_sprite_where_thousands_listen_is_told_of_in_part(node: TestNode, make_sprite: Make) -> None:
+    sprite = make_sprite()
+    start = f"setsid python3 -c '{MANY}' >/tmp/many 2>&1 </dev/null & until grep -q up /tmp/many; do sleep 0.1; done"
+    assert shell(sprite, start)[0] == 0
+    with websocket(node, sprite, "ports/watch") as client:
+        assert len(text(client, "port_list")["ports"]) == 1000
+        # The agent goes on with what it has to do.
+        assert shell(sprite, "echo here") == (0, "here\n")
+        assert shell(sprite, "pkill -9 python3")[0] == 0
+        closed = [text(client, "port_closed") for _ in range(1000)]
+        assert len({(each["port"], each["address"]) for each in closed}) == 1000
+        start_server(sprite, "127.0.0.1", 5060)
+        assert text(client, "port_opened")["port"] == 5060

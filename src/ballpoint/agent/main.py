@@ -18,8 +18,10 @@ from ballpoint.agent.control import Control
 from ballpoint.agent.files.routes import FileRoutes
 from ballpoint.agent.inside import InsideServer
 from ballpoint.agent.ports.handover import HandOver
+from ballpoint.agent.ports.listening import Ports
 from ballpoint.agent.ports.network import Network
 from ballpoint.agent.ports.proxy import ProxyRoutes
+from ballpoint.agent.ports.watch import WatchRoutes
 from ballpoint.agent.ringlog import CONTAINER, Ring, RingHandler
 from ballpoint.agent.server import Routes, serve
 from ballpoint.agent.sessions.exec import ExecRoutes
@@ -74,10 +76,12 @@ class _Main:
 
         routes = Routes()
         routes.serving = lambda: agent.phase == "running" and not agent.inner.stops()
+        network = Network(agent.netns)
+        ports = Ports(network)
         ExecRoutes(sessions, agent.environment).add_to(routes)
         FileRoutes(agent.spawner).add_to(routes)
-        network = Network(agent.netns)
         ProxyRoutes(network).add_to(routes)
+        WatchRoutes(ports).add_to(routes)
         handover = HandOver(network, routes.serving)
         server = await serve(socket.socket(fileno=self._anchor.take("http")), routes, handover)
 

@@ -49,14 +49,18 @@ class WebSocket:
         self._keepalive: asyncio.TimerHandle | None = None
         self._closing: asyncio.TimerHandle | None = None
 
-    def accept(self, request: Request, headers: dict[str, str]) -> None:
+    def accept(self, request: Request, headers: dict[str, str], *, keepalive: bool = True) -> None:
         """Answer the upgrade.
+
+        Args:
+            keepalive: send empty binary messages when nothing else is said.
 
         Raises:
             InvalidError: it is no WebSocket handshake of RFC 6455.
         """
         answer_upgrade(self._connection, request, headers)
-        self._schedule_keepalive()
+        if keepalive:
+            self._schedule_keepalive()
 
     def send_binary(self, *messages: Sequence[bytes | memoryview]) -> bool:
         """Send messages, each given in parts, at once; False asks to wait for `on_writable`."""
