@@ -338,7 +338,7 @@ class World:
         listener.bind(self._path)
         listener.listen(128)
         ports = Ports(self.network)
-        ExecRoutes(self.sessions, lambda: ENVIRONMENT).add_to(self.routes)
+        ExecRoutes(self.sessions, lambda: ENVIRONMENT, ports).add_to(self.routes)
         ProxyRoutes(self.network).add_to(self.routes)
         WatchRoutes(ports).add_to(self.routes)
         self.server = await serve(listener, self.routes, HandOver(self.network, lambda: self.routes.serving()))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -267,6 +267,17 @@ def test_what_listens_inside_is_told_by_the_pid_it_has_there(node: TestNode, mak
         assert (opened["port"], opened["address"]) == (5041, "::")
         assert shell(sprite, "pkill -9 -f 'server.py 127.0.0.1 5040'")[0] == 0
         assert text(client, "port_closed") == {"type": "port_closed", **expected}
+
+
+def test_an_exec_is_told_of_the_ports_its_command_opens(node: TestNode, sprite: Any) -> None:
+    command = "echo $$; python3 -c 'import http.server as h; h.test(h.SimpleHTTPRequestHandler, port=5050)' & wait"
+    query = urlencode([("cmd", "bash"), ("cmd", "-c"), ("cmd", command), ("stdin", "true")])
+    with websocket(node, sprite, f"exec?{query}") as client:
+        opened = text(client, "port_opened")
+        assert opened["port"] == 5050
+        assert shell(sprite, f"ps -o args= {opened['pid']}")[1].startswith("python3 -c")
+        # What other sessions opened before is not its business.
+        client.send(json.dumps({"type": "signal", "signal": "TERM"}))
 
 
 MANY = """

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -162,6 +163,50 @@ async def test_a_port_that_several_share_is_one(ports: Ports) -> None:
         await eventually(lambda: told.of(number))
         assert [kind for kind, _ in told.of(number)] == ["port_opened"]
     assert not ports._known  # noqa: SLF001
+
+
+SERVER = """
+import socket, sys
+made = [socket.create_server(("127.0.0.1", 0)) for _ in range(int(sys.argv[1]))]
+print(*(each.getsockname()[1] for each in made), flush=True)
+sys.stdin.read()
+"""
+
+
+async def test_an_exec_is_told_of_its_own_ports(world: World) -> None:
+    """Also of those of its children; not of another's, nor of one that left the session."""
+    with socket.create_server(("127.0.0.1", 0)):
+        async with (
+            world.open("sh", "-c", '"$0" -c "$1" 1; :', sys.executable, SERVER, stdin="true") as client,
+            world.open("sh", "-c", 'setsid "$0" -c "$1" 1; :', sys.executable, SERVER, stdin="true") as other,
+        ):
+            await client.recv()
+            said = await asyncio.wait_for(client.recv(), DEADLINE)
+            assert isinstance(said, bytes)
+            told = await message(client)
+            assert (told["type"], told["port"]) == ("port_opened", int(said[1:]))
+            assert told["address"] == "127.0.0.1" and told["pid"] > 0
+            texts = []
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(2):
+                    while True:
+                        if isinstance(text := await other.recv(), str):
+                            texts.append(json.loads(text)["type"])
+            assert texts == ["session_info"]
+            await other.send(b"\x04")
+            await client.send(b"\x04")
+            texts = [json.loads(each)["type"] for each in await rest(client) if isinstance(each, str)]
+            assert texts in ([], ["port_closed"])  # the command may have ended before the next look
+
+
+async def rest(client: ClientConnection) -> list[str | bytes]:
+    said: list[str | bytes] = []
+    try:
+        async with asyncio.timeout(DEADLINE):
+            while True:
+                said.append(await client.recv())
+    except ConnectionClosed:
+        return said
 
 
 async def test_of_very_many_a_bounded_part_is_told(ports: Ports, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ballpoint.agent.ports.listening import Ports
 from ballpoint.agent.server import Connection, Handler, Request, Routes
 from ballpoint.agent.sessions.exec_request import attached_id, parse_command, parse_since
 from ballpoint.agent.sessions.frames import AttachedViewer, HttpViewer, WebSocketViewer
@@ -25,11 +26,15 @@ class ExecRoutes:
 
     Args:
         environment: the environment a process gets before the request adds to it.
+        ports: tells clients over WebSocket what their command listens on.
     """
 
-    def __init__(self, sessions: Sessions, environment: Callable[[], dict[str, str]]) -> None:
+    def __init__(
+        self, sessions: Sessions, environment: Callable[[], dict[str, str]], ports: Ports | None = None
+    ) -> None:
         self._sessions = sessions
         self._environment = environment
+        self._ports = ports
 
     def add_to(self, routes: Routes) -> None:
         routes.add("GET", "/exec", self._get)
@@ -93,6 +98,7 @@ class ExecRoutes:
         viewer = AttachedViewer(connection)
         viewer.socket.accept(request, _CAPABILITIES)
         viewer.begin(session, cursors)
+        self._tell_ports(viewer)
         return viewer.socket
 
     def _control(self, connection: Connection, request: Request) -> Handler:
@@ -112,11 +118,13 @@ class ExecRoutes:
             viewer.refused(command, error.message, error.exit_code)
         else:
             viewer.begin(session, None, command.rows, command.cols)
+            self._tell_ports(viewer)
 
     def attach(self, session_id: str, query: str, viewer: WebSocketViewer) -> None:
         """Let the viewer see a session. Raises NotFoundError, InvalidError."""
         session = self._known(session_id)
         viewer.begin(session, self.cursors(session, query))
+        self._tell_ports(viewer)
 
     def cursors(self, session: Session, query: str) -> dict[int, int]:
         """From where on a viewer sees a session: what he asks for, or of a terminal the last lines, or all.
@@ -137,6 +145,10 @@ class ExecRoutes:
                 )
             cursors[stream] = end if at is None else at
         return cursors
+
+    def _tell_ports(self, viewer: WebSocketViewer) -> None:
+        if self._ports is not None and viewer.session is not None:
+            viewer.end_ports = self._ports.of_session(viewer.session.pid, viewer.tell)
 
     def _known(self, session_id: str) -> Session:
         session = self._sessions.get(session_id)

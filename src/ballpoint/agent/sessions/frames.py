@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ballpoint.agent.server import Connection
@@ -47,6 +47,7 @@ class WebSocketViewer:
 
     Attributes:
         session: what is viewed; None before, after its exit, and where it could not be started.
+        end_ports: ends that it is told of the ports that the session opens.
     """
 
     def __init__(self, connection: Connection, socket: WebSocket | None = None) -> None:
@@ -56,6 +57,7 @@ class WebSocketViewer:
         )
         self._tty = False
         self.session: Session | None = None
+        self.end_ports: Callable[[], None] = lambda: None
 
     def begin(self, session: Session, cursors: dict[int, int] | None, rows: int = 0, cols: int = 0) -> None:
         """Say what is viewed and from where on, which goes before all output (contract 3.5), and view it.
@@ -106,7 +108,7 @@ class WebSocketViewer:
 
     def exited(self, code: int) -> None:
         """No client understands all the others' ways to be told (contract 3.4)."""
-        self.session = None
+        self.leave()
         if self._tty:
             told = json.dumps({"type": "exit", "exit_code": code})
             self.socket.close(_CLOSE_OK if code == 0 else _CLOSE_BASE + code, told)
@@ -123,8 +125,15 @@ class WebSocketViewer:
             self.session.resume(self)
 
     def lost(self) -> None:
-        if self.session is not None:
-            self.session.detach(self)
+        session = self.session
+        self.leave()
+        if session is not None:
+            session.detach(self)
+
+    def leave(self) -> None:
+        """View nothing any more."""
+        self.session = None
+        self.end_ports()
 
     def message(self, binary: bool, data: bytes) -> None:
         """A message of the client's; what is not understood is ignored, as newer clients may say more."""
@@ -155,6 +164,11 @@ class WebSocketViewer:
                 session.signal(number)
             return True
         return False
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """Say what is no output. Not to a client that does not read, for which it would pile up."""
+        if self._connection.writable:
+            self.say(**message)
 
     def say(self, **what: Any) -> None:
         """Send a text, which clients that do not know its type ignore."""

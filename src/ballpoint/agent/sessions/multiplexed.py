@@ -124,7 +124,7 @@ class _Operation(WebSocketViewer):
 
     def exited(self, code: int) -> None:
         """First as on a socket of its own: one client ends with that, the others only with what follows."""
-        self.session = None
+        self.leave()
         if self._tty:
             self.say(type="exit", exit_code=code)
         else:
