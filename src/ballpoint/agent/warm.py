@@ -12,6 +12,8 @@ import os
 import socket
 from urllib.parse import urlencode
 
+from ballpoint.agent.ports.listening import Ports
+from ballpoint.agent.ports.network import Network
 from ballpoint.agent.server import Routes, serve
 from ballpoint.agent.sessions.exec import ExecRoutes
 from ballpoint.agent.sessions.sessions import Sessions
@@ -61,7 +63,8 @@ async def _play() -> None:
     listener.listen(1)
     address = listener.getsockname()
     routes = Routes()
-    ExecRoutes(Sessions(_Spawner(), None), lambda: {"PATH": "/bin"}).add_to(routes)
+    ports = Ports(Network(None))  # no command here lasts until it looks
+    ExecRoutes(Sessions(_Spawner(), None), lambda: {"PATH": "/bin"}, ports).add_to(routes)
     query = urlencode([("cmd", "true"), ("cmd", "-v"), ("stdin", "false")])
     server = await serve(listener, routes)
     async with asyncio.timeout(_SECONDS):

@@ -130,6 +130,24 @@ async def test_all_that_a_client_said_before_its_end_is_delivered(world: World, 
             assert await got == data
 
 
+@pytest.mark.parametrize("text", ['{"type": "eof"}', '{"type": "eof", "more": 1}'])
+async def test_a_client_that_stops_speaking_still_hears(world: World, text: str) -> None:
+    data = os.urandom(3 << 20)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.read(-1))
+        await writer.drain()
+
+    async with serving(answer) as port, world.websocket("/proxy") as client:
+        await ask(client, port)
+        for other in ("", "nonsense", '{"type": "more"}', "[]", '"eof"', "x" * 10_000):
+            await client.send(other)
+        await client.send(data)
+        await client.send(text)
+        await client.send(b"too late")
+        assert await read_all(client) == (data, proxy.CLOSE_OK)
+
+
 async def test_a_client_that_vanishes_ends_the_connection(world: World) -> None:
     ended = asyncio.Event()
 
@@ -337,3 +355,12 @@ def test_whatever_comes_first_is_a_host_and_a_port_or_refused(data: bytes) -> No
     except InvalidError:
         return
     assert host and isinstance(host, str) and 1 <= port <= 65535
+
+
+@given(
+    st.binary()
+    | (JSON | st.fixed_dictionaries({"type": JSON | st.just("eof")})).map(lambda each: json.dumps(each).encode())
+)
+def test_whatever_text_comes_later_is_an_end_or_nothing(data: bytes) -> None:
+    if proxy.is_eof(data):
+        assert json.loads(data)["type"] == "eof"

@@ -1,8 +1,8 @@
 """`GET /proxy`: a WebSocket joined to a TCP connection made inside the sprite (contract 2.8).
 
 The client says where to in a first text, {"host", "port"}; it is answered {"status": "connected", "target"}, and from
-then on binary messages are the bytes of the connection. Each side is held back by the other, and there are no
-half-closed connections: when one side has ended, what it said is delivered, then the other ends.
+then on binary messages are the bytes of the connection. Each side is held back by the other. When one side has ended,
+what it said is delivered, then the other ends. A client that only stops speaking may say so: {"type": "eof"}.
 """
 
 from __future__ import annotations
@@ -67,6 +67,15 @@ def parse_first(data: bytes) -> tuple[str, int]:
     return host, port_number(said.get("port"))
 
 
+def is_eof(data: bytes) -> bool:
+    """Whether a text says that the client says no more."""
+    try:
+        said: Any = json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(said, dict) and said.get("type") == "eof"
+
+
 class _Relay:
     """One client and its TCP connection."""
 
@@ -77,6 +86,8 @@ class _Relay:
         self._frames = Frames()
         self._first: bytearray | None = bytearray()  # None once it has come
         self._received: list[bytes] = []
+        self._text_received = bytearray()
+        self._mute = False  # the client says no more
         self._dialling: asyncio.Task[None] | None = None
         self._tcp: Tcp | None = None
         self._held = False  # nothing is taken from the client
@@ -96,6 +107,8 @@ class _Relay:
             self._tcp.write(pieces)
             if self._tcp.unsent > _UNSENT_TO_SERVER:
                 self._hold(True)
+        if self._mute and self._tcp is not None:
+            self._tcp.end_output()
         if self._connection.unsent > _UNSENT_MAX:
             self._connection.abort()
 
@@ -107,8 +120,10 @@ class _Relay:
         elif opcode == PING:
             self._connection.send(head(PONG, len(piece)), piece)
         elif opcode == BINARY and self._first is None:
-            if piece:
+            if piece and not self._mute:
                 self._received.append(piece)
+        elif opcode == TEXT and self._first is None:
+            self._take_text(piece, last)
         elif opcode in (BINARY, TEXT) and self._first is not None:
             self._first += piece
             if opcode == BINARY or len(self._first) > _FIRST_MOST:
@@ -116,6 +131,14 @@ class _Relay:
             elif last:
                 first, self._first = bytes(self._first), None
                 self._dial(first)
+
+    def _take_text(self, piece: bytes, last: bool) -> None:
+        """What is not understood is ignored, as newer clients may say more."""
+        if len(self._text_received) <= _FIRST_MOST:
+            self._text_received += piece
+        if last:
+            self._mute = self._mute or is_eof(bytes(self._text_received))
+            self._text_received.clear()
 
     def _answer_close(self, code: int) -> None:
         if not self._closed:
@@ -176,6 +199,8 @@ class _Relay:
         self._tcp.read(self._connection.writable)
         pieces, self._received = self._received, []
         self._tcp.write(pieces)
+        if self._mute:
+            self._tcp.end_output()
 
     # ---- to the client ----
 

@@ -7,6 +7,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import islice
 
 _READ = 256 * 1024
@@ -40,7 +41,7 @@ class Tcp:
         self._on_room = on_room
         self._loop = asyncio.get_running_loop()
         self._pending: deque[bytes | memoryview] = deque()
-        self._reading = self._writing = self._finishing = self._closed = False
+        self._reading = self._writing = self._mute = self._finishing = self._closed = False
         self._timer: asyncio.TimerHandle | None = None
         self.unsent = 0
 
@@ -56,10 +57,18 @@ class Tcp:
 
     def write(self, pieces: Sequence[bytes]) -> None:
         """Send; what the peer does not take now waits (`unsent`). Of a peer that has gone, nothing is sent or said."""
-        if self._closed or self._finishing:
+        if self._closed or self._finishing or self._mute:
             return
         self._pending.extend(pieces)
         self.unsent += sum(map(len, pieces))
+        if not self._writing:
+            self._flush()
+
+    def end_output(self) -> None:
+        """Tell the peer, which may go on speaking, that no more will come after what was written; idempotent."""
+        if self._mute or self._finishing or self._closed:
+            return
+        self._mute = True
         if not self._writing:
             self._flush()
 
@@ -124,8 +133,11 @@ class Tcp:
         self._write_on(False)
         if self._finishing:
             self._shut()
-        else:
-            self._on_room()
+            return
+        if self._mute:
+            with suppress(OSError):  # ENOTCONN: it was reset, which is read
+                self._sock.shutdown(socket.SHUT_WR)
+        self._on_room()
 
     def _sent(self, count: int) -> None:
         self.unsent -= count
