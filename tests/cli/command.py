@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import re
 import select
 import struct
 import subprocess
@@ -60,10 +61,15 @@ class Terminal:
 
     def expect(self, wanted: bytes) -> None:
         """Read on until it has said `wanted`."""
-        while wanted not in self.said:
+        self.expect_match(re.escape(wanted))
+
+    def expect_match(self, pattern: bytes) -> re.Match[bytes]:
+        """Read on until what it has said matches `pattern` somewhere."""
+        while (found := re.search(pattern, self.said)) is None:
             ready, _, _ = select.select([self._master], [], [], DEADLINE)
             assert ready, self.said
             self.said += os.read(self._master, 65536)
+        return found
 
     def end(self) -> int:
         """Its exit code."""

@@ -28,6 +28,7 @@ _COMMANDS = {
     "list": ("client.sprites", "list_"),
     "login": ("client.login", "login"),
     "logs": ("client.sprites", "logs"),
+    "proxy": ("client.proxy", "proxy"),
     "recover": ("host.recover", "recover"),
     "restart": ("client.sprites", "restart"),
     "restore": ("client.checkpoints", "restore"),

@@ -13,13 +13,15 @@ import sys
 import termios
 import tty
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote, urlencode, urlsplit
 
 import click
 
+from ballpoint.cli.client import streams
+from ballpoint.cli.client.forward import Forwards
 from ballpoint.cli.client.http import Api, api, error_of, no_answer, sprite_name, sprite_path
 from ballpoint.core.errors import InvalidError, UnavailableError
 
@@ -28,8 +30,6 @@ _READ = 64 * 1024
 _DETACH = b"\x1c"  # Ctrl+\
 _TERMINAL_VARIABLES = ("TERM", "COLORTERM", "LANG", "LC_ALL")
 _SHELL = ("bash", "-l")
-# What a shell shows for a command whose reader has gone: 128 and SIGPIPE.
-_NOBODY_READS = 141
 # Run in the sprite with a destination and its mode: there is the old file or the whole new one, also while it is used.
 _RECEIVE = """set -e
 directory=$(dirname -- "$1")
@@ -43,9 +43,8 @@ mv -f -- "$new" "$1"
 log = logging.getLogger(__name__)
 
 
-# The original's flag; there is nothing to switch off until ports are forwarded.
 no_port_forward = click.option(
-    "--no-port-forward", is_flag=True, expose_value=False, help="Forward no ports; none are forwarded yet."
+    "--no-port-forward", is_flag=True, help="Forward none of the ports that the command opens."
 )
 
 
@@ -65,6 +64,7 @@ def exec_(
     environment: tuple[str, ...],
     http_post: bool,
     files: tuple[str, ...],
+    no_port_forward: bool,
     command: tuple[str, ...],
 ) -> int:
     """Run COMMAND in a sprite; its exit code becomes this one's."""
@@ -77,24 +77,26 @@ def exec_(
     if http_post:
         body = None if sys.stdin.isatty() else sys.stdin.buffer
         return _post(node, name, _query(command, directory, variables, None), body)
-    return run(node, name, command, directory=directory, environment=variables, terminal=terminal)
+    return run(
+        node, name, command, directory=directory, environment=variables, terminal=terminal, forward=not no_port_forward
+    )
 
 
 @click.command()
 @no_port_forward
 @click.argument("name", required=False)
 @click.pass_context
-def console(ctx: click.Context, name: str | None) -> int:
+def console(ctx: click.Context, no_port_forward: bool, name: str | None) -> int:
     """Open a shell in a sprite. Ctrl+\\ leaves it running."""
     node, wanted = api(ctx), sprite_name(ctx, name)
     if not sys.stdin.isatty():
         raise InvalidError("a console needs a terminal", hint=f"ballpoint -s {wanted} exec -- COMMAND runs one command")
-    return open_console(node, wanted)
+    return open_console(node, wanted, forward=not no_port_forward)
 
 
-def open_console(node: Api, name: str) -> int:
+def open_console(node: Api, name: str, *, forward: bool = True) -> int:
     """A login shell of `name` on this terminal. Returns its exit code."""
-    return run(node, name, _SHELL, directory=None, environment={}, terminal=True)
+    return run(node, name, _SHELL, directory=None, environment={}, terminal=True, forward=forward)
 
 
 def parse_environment(pairs: tuple[str, ...]) -> dict[str, str]:
@@ -116,13 +118,27 @@ def run(
     directory: str | None,
     environment: dict[str, str],
     terminal: bool,
+    forward: bool = True,
 ) -> int:
-    """Run `command` over the WebSocket, joined to this process's streams."""
+    """Run `command` over the WebSocket, joined to this process's streams.
+
+    Args:
+        forward: the ports it opens are there on this machine's loopback, too.
+    """
     if terminal:
         environment = {**{key: os.environ[key] for key in _TERMINAL_VARIABLES if key in os.environ}, **environment}
     query = _query(command, directory, environment, shutil.get_terminal_size() if terminal else None)
+    forwards = Forwards(node, name, _notice) if forward else None
     with _raw_terminal(terminal and sys.stdin.isatty()):
-        return asyncio.run(_WebSocketExec(node, sprite_path(name, "/exec") + "?" + query, terminal).run())
+        return asyncio.run(_WebSocketExec(node, sprite_path(name, "/exec") + "?" + query, terminal, forwards).run())
+
+
+def _notice(text: str) -> None:
+    """Show a line to a person; a script's standard error is the command's alone."""
+    log.info("%s", text)
+    if sys.stderr.isatty():
+        with suppress(OSError):
+            os.write(2, f"\r{text}\r\n".encode())
 
 
 def _query(
@@ -153,12 +169,13 @@ def _raw_terminal(wanted: bool) -> Iterator[None]:
 
 
 class _WebSocketExec:
-    def __init__(self, node: Api, target: str, terminal: bool) -> None:
+    def __init__(self, node: Api, target: str, terminal: bool, forwards: Forwards | None) -> None:
         self._selected = node.selection
         self._url = node.selection.url.replace("http", "ws", 1) + target
         self._path = target.partition("?")[0]
         self._headers = {"Authorization": f"Bearer {node.selection.token}"}
         self._terminal = terminal
+        self._forwards = forwards
         self._input: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._detached = False
 
@@ -176,6 +193,8 @@ class _WebSocketExec:
                     return await self._receive(socket)
                 finally:
                     sender.cancel()
+                    if self._forwards is not None:
+                        await self._forwards.close()
         except InvalidStatus as error:
             raise error_of(error.response.status_code, bytes(error.response.body or b"")) from error
         except ConnectionClosed as error:
@@ -192,12 +211,14 @@ class _WebSocketExec:
                 said = json.loads(message)
                 if said.get("type") == "exit" and self._terminal:
                     return int(said["exit_code"])
+                if self._forwards is not None:
+                    await self._forwards.told(said)
             elif self._terminal:
-                _write(1, message)
+                streams.write(1, message)
             elif message[:1] == bytes((_EXIT,)):
                 return int(message[1])
             elif message[:1] in (bytes((_STDOUT,)), bytes((_STDERR,))):
-                _write(message[0], message[1:])
+                streams.write(message[0], message[1:])
 
     async def _send(self, socket: Any) -> None:
         """Pass input on. A thread that waits for it would outlive the command, so the loop does."""
@@ -278,7 +299,7 @@ def _post(node: Api, name: str, query: str, body: BinaryIO | None) -> int:
             response.fp.readline()
             if frame[0] == _EXIT:
                 return int(frame[1])
-            _write(frame[0], frame[1:])
+            streams.write(frame[0], frame[1:])
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise no_answer(node.selection, error) from error
     finally:
@@ -288,14 +309,3 @@ def _post(node: Api, name: str, query: str, body: BinaryIO | None) -> int:
 
 def _cut() -> UnavailableError:
     return UnavailableError("the connection ended before the command did", hint="ballpoint events says what happened")
-
-
-def _write(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    try:
-        while view:
-            view = view[os.write(fd, view) :]
-    except BrokenPipeError as error:
-        raise click.exceptions.Exit(_NOBODY_READS) from error
-    except OSError as error:
-        raise UnavailableError(f"cannot write the command's output: {error.strerror}") from error
