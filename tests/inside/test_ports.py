@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -18,7 +20,7 @@ from websockets.frames import Frame, Opcode
 from websockets.sync.client import ClientConnection, connect
 
 from tests.inside import server
-from tests.inside.conftest import Make, agent_of, instance_of
+from tests.inside.conftest import Make, agent_of, instance_of, next_agent
 from tests.support.nodes import TestNode, shell
 
 pytestmark = [pytest.mark.node, pytest.mark.host]
@@ -77,6 +79,26 @@ def test_the_edge_is_handed_a_connection(node: TestNode, sprite: Any, port: int)
             sock.sendall(block)
             digest.update(block)
         assert sock.recv(100).decode() == digest.hexdigest()
+
+
+def test_what_was_handed_over_outlives_the_agent(node: TestNode, make_sprite: Make) -> None:
+    sprite = make_sprite()
+    start_server(sprite, "127.0.0.1", 5070)
+    _, sock = handed(node, sprite, 5070)
+    assert sock is not None
+    with sock:
+        sock.sendall(b"echo\n")
+        instance = instance_of(node, sprite)
+        former = agent_of(node, instance)
+        os.kill(former, signal.SIGKILL)
+        next_agent(node, instance, former)
+        sock.sendall(b"still here")
+        assert sock.recv(100) == b"still here"
+    # The next agent connects and looks like the one before.
+    with proxied(node, sprite, 5070) as client:
+        assert client.first["status"] == "connected"
+    with websocket(node, sprite, "ports/watch") as watching:
+        assert [each["port"] for each in text(watching, "port_list")["ports"]] == [5070]
 
 
 def test_the_edge_is_told_that_nobody_listens(node: TestNode, sprite: Any) -> None:

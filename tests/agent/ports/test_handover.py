@@ -7,13 +7,14 @@ import json
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ballpoint.agent.ports import handover
+from ballpoint.agent.ports import connect, handover
 from ballpoint.core.errors import InvalidError
 from tests.agent.world import DEADLINE, World, eventually
 
@@ -100,6 +101,23 @@ async def test_who_hangs_up_waits_no_more(world: World, free: int) -> None:
         # The next answer comes after the first line was read.
         assert (await Asked(world, {"port": free}).answer())[0]["error"] == "refused"
     await eventually(lambda: not [task for task in asyncio.all_tasks() if task.get_name().startswith("connect to")])
+
+
+async def test_a_server_whose_queue_is_full_does_not_answer_in_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connect, "_CONNECT_SECONDS", 0.3)
+    with socket.socket() as full, ExitStack() as stack:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        # One more than the queue has room for; those beyond wait for an answer.
+        for _ in range(3):
+            sock = stack.enter_context(socket.socket())
+            sock.setblocking(False)
+            with suppress(BlockingIOError):
+                sock.connect(full.getsockname())
+        said, _ = await Asked(world, {"port": full.getsockname()[1]}).answer()
+        assert said["error"] == "timeout"
 
 
 async def test_a_sprite_that_does_not_run_is_told_so(world: World, listener: socket.socket) -> None:
