@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 
 Handle = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -46,6 +46,20 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 async def stall(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Read nothing for as long as the test goes on."""
     await asyncio.Event().wait()
+
+
+@contextmanager
+def full_queue() -> Iterator[int]:
+    """A port whose listener has no room for those who come: they are not answered."""
+    with socket.socket() as full, ExitStack() as stack:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(3):
+            sock = stack.enter_context(socket.socket())
+            sock.setblocking(False)
+            with suppress(BlockingIOError):
+                sock.connect(full.getsockname())
+        yield full.getsockname()[1]
 
 
 def free_port() -> int:

@@ -7,7 +7,6 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from hypothesis import strategies as st
 
 from ballpoint.agent.ports import connect, handover
 from ballpoint.core.errors import InvalidError
+from tests.agent.ports.servers import free_port, full_queue
 from tests.agent.world import DEADLINE, World, eventually
 
 
@@ -28,9 +28,7 @@ def listener(request: pytest.FixtureRequest) -> Iterator[socket.socket]:
 
 @pytest.fixture
 def free() -> int:
-    """A port where nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
+    return free_port()
 
 
 class Asked:
@@ -107,16 +105,8 @@ async def test_a_server_whose_queue_is_full_does_not_answer_in_time(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connect, "_CONNECT_SECONDS", 0.3)
-    with socket.socket() as full, ExitStack() as stack:
-        full.bind(("127.0.0.1", 0))
-        full.listen(0)
-        # One more than the queue has room for; those beyond wait for an answer.
-        for _ in range(3):
-            sock = stack.enter_context(socket.socket())
-            sock.setblocking(False)
-            with suppress(BlockingIOError):
-                sock.connect(full.getsockname())
-        said, _ = await Asked(world, {"port": full.getsockname()[1]}).answer()
+    with full_queue() as port:
+        said, _ = await Asked(world, {"port": port}).answer()
         assert said["error"] == "timeout"
 
 

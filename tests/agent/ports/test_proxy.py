@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from ballpoint.agent.ports import proxy
+from ballpoint.agent.ports import connect, proxy
 from ballpoint.core.errors import InvalidError
-from tests.agent.ports.servers import echo, free_port, serving, stall
+from tests.agent.ports.servers import echo, free_port, full_queue, serving, stall
 from tests.agent.world import DEADLINE, World, eventually, stalled
 
 
@@ -246,6 +246,46 @@ async def test_what_is_sent_along_with_the_first_message_is_delivered(world: Wor
             assert json.loads(connected)["status"] == "connected"
             assert await wire.reader.readexactly(7) == b"\x82\x05early"
         wire.close()
+
+
+async def test_what_is_sent_along_with_the_end_is_delivered(world: World) -> None:
+    got: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    async def listen(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        got.set_result(await reader.read(-1))
+
+    async with serving(listen) as port:
+        wire = await world.wire()
+        wire.send(HANDSHAKE + masked(0x81, json.dumps({"port": port}).encode()))
+        await wire.head()
+        async with asyncio.timeout(DEADLINE):
+            await wire.reader.readuntil(b"}")
+            wire.send(masked(0x82, b"the last") + masked(0x88, b"") + masked(0x82, b"too late"))
+            assert await got == b"the last"
+        assert await wire.rest() == b"\x88\x02\x03\xe8"
+        wire.close()
+
+
+async def test_a_server_that_does_not_answer(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connect, "_CONNECT_SECONDS", 0.3)
+    with full_queue() as port:
+        async with world.websocket("/proxy") as client:
+            assert (await ask(client, port))["error"] == "timeout"
+            assert await read_all(client) == (b"", proxy.CLOSE_TIMEOUT)
+
+
+async def test_who_goes_waits_for_no_answer_of_a_server(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connect, "_CONNECT_SECONDS", 600.0)
+
+    def dialling() -> list[str]:
+        return [task.get_name() for task in asyncio.all_tasks() if task.get_name() == "a proxied connection"]
+
+    with full_queue() as port:
+        client = await world.websocket("/proxy")
+        await client.send(json.dumps({"port": port}))
+        await eventually(dialling)
+        client.transport.abort()
+        await eventually(lambda: not dialling())
 
 
 async def test_who_goes_at_once_is_connected_to_nothing_for_long(world: World) -> None:
