@@ -12,8 +12,8 @@ from tests.agent.world import descriptors, eventually
 @pytest.fixture
 async def world(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> AsyncIterator[FilesWorld]:
     """An agent. Whatever a test does to it, it shows no traceback and keeps neither a helper nor a descriptor."""
-    made = FilesWorld(tmp_path)
     before = descriptors().keys()
+    made = FilesWorld(tmp_path)
     await made.start()
     try:
         yield made
