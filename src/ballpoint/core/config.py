@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from ballpoint.core.errors import InvalidError
+from ballpoint.core.hosts import USUAL_PORT, Site, is_domain
 
 DEFAULT_DATA = Path("/var/lib/ballpoint")
 DEFAULT_CACHE = Path("/var/cache/ballpoint")
@@ -19,7 +21,7 @@ DEFAULT_ORG = "local"  # of the administrator's token, and of tokens made for no
 RUN_ROOT = Path("/run/ballpoint")
 _LOWEST = {
     "pool": 0, "pool_max": 1, "edges": 0, "connections_per_address": 1, "memory_mb": 64, "pids": 16, "reserve_mb": 0,
-    "journal_mb": 0, "disk_gb": 1,
+    "journal_mb": 0, "disk_gb": 1, "wake_seconds": 1,
 }  # fmt: skip
 
 
@@ -50,6 +52,10 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         disk_gb: apparent size of a new volume.
         pool_gb: size of the loop-backed volume pool, where the data directory is not a reflink XFS; 0 chooses.
         store: URL of the object store that keeps the disks (store.md); None takes the directory `store` in `data`.
+        domain: what sprites' URLs end with (urls.md). Every name below it must lead here.
+        front: what clients find there, `http[:PORT]` or `https[:PORT]`; None is `http` at the port of `listen`.
+        trusted_proxies: CIDRs of proxies in front, whose word counts for whom they speak.
+        wake_seconds: how long a request to a URL is held while its sprite is being started.
     """
 
     data: Path = DEFAULT_DATA
@@ -74,6 +80,10 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     disk_gb: int = 100
     pool_gb: int = 0
     store: str | None = None
+    domain: str = "sprites.localhost"
+    front: str | None = None
+    trusted_proxies: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
+    wake_seconds: int = 30
 
     @property
     def node_id(self) -> str:
@@ -104,6 +114,11 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         host, port = self.listen_address
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def site(self, port: int) -> Site:
+        """How clients reach sprites' URLs, where `port` is what the node listens on."""
+        scheme, _, given = (self.front or f"http:{port}").partition(":")
+        return Site(self.domain, scheme, int(given) if given else USUAL_PORT[scheme])
 
 
 def split_host_port(text: str, default_port: int | None = None) -> tuple[str, int]:
@@ -151,6 +166,11 @@ def _decode(kind: type, value: Any) -> Any:
     raise NotImplementedError(kind)
 
 
+def _is_front(text: str) -> bool:
+    found = re.fullmatch(r"https?(?::([1-9][0-9]{0,4}))?", text)
+    return found is not None and int(found[1] or 1) < 1 << 16
+
+
 def _checked(config: NodeConfig) -> NodeConfig:
     split_host_port(config.listen)
     if config.dns is not None:
@@ -160,6 +180,17 @@ def _checked(config: NodeConfig) -> NodeConfig:
             ipaddress.IPv4Network(cidr)
         except ValueError as error:
             raise InvalidError(f"{cidr!r} is not an IPv4 network: {error}", hint="for example 10.1.2.0/24") from error
+    for cidr in config.trusted_proxies:
+        try:
+            ipaddress.ip_network(cidr)
+        except ValueError as error:
+            raise InvalidError(f"{cidr!r} is not a network: {error}", hint="for example 10.1.2.3/32") from error
+    if not is_domain(config.domain):
+        raise InvalidError(
+            f"{config.domain!r} is not a domain for sprites' URLs", hint="for example sprites.example.com"
+        )
+    if config.front is not None and not _is_front(config.front):
+        raise InvalidError(f"front is http[:PORT] or https[:PORT], not {config.front!r}", hint="for example https")
     for name, low in _LOWEST.items():
         if getattr(config, name) < low:
             raise InvalidError(f"{name} must be at least {low}, not {getattr(config, name)}")

@@ -50,6 +50,13 @@ class UnauthorizedError(BallpointError):
     status = 401
 
 
+class ForbiddenError(BallpointError):
+    """Who asks is known, and may not do this in this way: another way may do."""
+
+    kind = "forbidden"
+    status = 403
+
+
 class NotFoundError(BallpointError):
     """The thing is truly gone or never was (never said for a passing trouble)."""
 

@@ -40,7 +40,13 @@ _OPTIONS = [
     click.option("--disk-gb", type=int, help="Apparent size of a new disk [100]."),
     click.option("--pool-gb", type=int, help="Size of the volume pool's file [most of what is free]."),
     click.option("--store", metavar="URL", help="Object store that keeps the disks [the directory `store` in --data]."),
+    click.option("--domain", help="What sprites' URLs end with [sprites.localhost]."),
+    click.option("--front", metavar="SCHEME[:PORT]", help="What clients of URLs find in front [http, at --listen]."),
+    click.option("--trusted-proxies", multiple=True, metavar="CIDR", help="Proxies in front [loopback]."),
+    click.option("--wake-seconds", type=int, help="A request to a URL waits so long for its sprite to start [30]."),
 ]
+
+_LISTS = ("egress_allow", "trusted_proxies")
 
 
 def node_options(command: F) -> F:
@@ -52,7 +58,7 @@ def node_options(command: F) -> F:
 
 def config_from(options: dict[str, Any], base: NodeConfig | None = None) -> NodeConfig:
     """The configuration that a command's options and its file give; `base` stands in for the defaults."""
-    flags = {**options, "egress_allow": options["egress_allow"] or None}
+    flags = {**options, **{name: options[name] or None for name in _LISTS}}
     config = load_config(flags.pop("config_file"), base, **flags)
     if config.store is not None:
         from ballpoint.store.url import check_url
