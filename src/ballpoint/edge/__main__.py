@@ -40,7 +40,7 @@ def main() -> None:
     if options.uid:
         _drop_to(options.uid)
     prctl.die_with_parent()
-    uvloop.run(_serve(socket.socket(fileno=options.listen_fd), options.run, limits))
+    uvloop.run(_serve(socket.socket(fileno=options.listen_fd), options.run, config, limits))
 
 
 def _drop_to(uid: int) -> None:
@@ -52,8 +52,8 @@ def _drop_to(uid: int) -> None:
     prctl.prctl(prctl.PR_SET_DUMPABLE, 0)
 
 
-async def _serve(listener: socket.socket, run: Path, limits: Limits) -> None:
-    edge = Edge(run, limits)
+async def _serve(listener: socket.socket, run: Path, config: NodeConfig, limits: Limits) -> None:
+    edge = Edge(run, config, limits)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop.set)

@@ -3,66 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Awaitable, Callable
-from pathlib import Path
-from typing import Any
 
 from ballpoint.core.errors import UnavailableError
-from ballpoint.core.wire import NOT_STARTED
 from ballpoint.edge.head import FramingError, RequestHead, ResponseHead, parse_response
 from ballpoint.edge.passage import Passage, TargetLostError
 from ballpoint.edge.reply import format_head, of_every_response
 from ballpoint.edge.splice import splice
-from ballpoint.edge.stream import NotStartedError, Stream, connect
+from ballpoint.edge.stream import NotStartedError, RefusedError, Stream
+from ballpoint.edge.targets import Target
 
-CONNECT_SECONDS = 5.0
 _RESPONSE_SECONDS = 150.0
 _INTERNAL_PREFIX = b"x-ballpoint-"
-_NOT_TO_SERVERS = frozenset({b"authorization", b"cookie", b"expect", b"x-request-id"})
 _NOT_TO_CLIENTS = frozenset({b"sprite-version", b"x-request-id"})
-_NOT_STARTED = NOT_STARTED.encode()
-
-
-class RefusedError(NotStartedError):
-    """An agent says that it does not serve, and lives."""
 
 
 class Exchange:
     """A request that is being served.
 
     Args:
-        api_connection: gives a connection to the control API; with `new=True` one that was not used before.
         last: it will not be tried again.
 
     Attributes:
-        reusable: a connection to the control API that can take another request, once it has run.
         body_begun: some of the request's body may have been passed on, so it cannot be sent again.
     """
 
-    def __init__(
-        self,
-        client: Stream,
-        head: RequestHead,
-        route: dict[str, Any],
-        request_id: str,
-        *,
-        api_connection: Callable[[bool], Awaitable[Stream]],
-        last: bool,
-    ) -> None:
+    def __init__(self, client: Stream, head: RequestHead, target: Target, request_id: str, *, last: bool) -> None:
         self._client = client
         self._head = head
-        self._route = route
+        self._target = target
         self._request_id = request_id
-        self._api_connection = api_connection
         self._last = last
-        self._to_agent = route["to"] == "agent"
         self._upstream: Stream
         self._body_sent = not head.has_body
         self._broken: FramingError | None = None
         self._client_left = False
         self._answered = False
-        self.reusable: Stream | None = None
         self.body_begun = False
 
     async def run(self) -> tuple[int, bool]:
@@ -70,43 +45,41 @@ class Exchange:
 
         Raises:
             NotStartedError: the server certainly did not begin it, and it is not the last attempt.
-            UnavailableError, TimeoutError: there was no answer.
+            BallpointError, TimeoutError: there was no answer.
             FramingError: the request or the response must not be passed on.
             ConnectionError: the client has gone, or its response was cut short.
         """
-        if self._to_agent:
-            self._upstream = await connect(Path(self._route["socket"]), CONNECT_SECONDS)
-        else:
-            self._upstream = await self._api_connection(self._last)
+        self._upstream = await self._target.connect(last=self._last)
         upstream = self._upstream
         self.body_begun = self._head.has_body
         request: Passage | None = None
-        keep = False
+        kept = False
         try:
             request = self._send()
             response = await self._response_head()
             if response.status == 101:
                 await self._join(response)
                 return 101, False
-            if self._to_agent and response.get(_NOT_STARTED) and not (self._last or self.body_begun):
+            if self._target.declines(response) and not (self._last or self.body_begun):
                 raise RefusedError("the agent does not serve", hint="try again")
-            keep = await self._respond(response) and not self._client_left
-            if keep and response.keep_alive and not self._to_agent:
-                self.reusable = upstream
-            return response.status, keep
+            clean, keep = await self._respond(response)
+            if clean and not self._client_left and response.keep_alive:
+                upstream.limit(None)
+                kept = self._target.keep(upstream, self._head, response)
+            return response.status, keep and not self._client_left
         finally:
             self._client.on_end = None
             if request is not None:
                 request.stop()
-            upstream.limit(None)
-            if self.reusable is None:
+            if not kept:
+                upstream.limit(None)
                 upstream.close()
 
     # ---- the request ----
 
     def _send(self) -> Passage | None:
         head, client, upstream = self._head, self._client, self._upstream
-        data = self._request_head()
+        data = self._target.head(head, self._request_id)
         if not head.has_body:
             upstream.write(data)
             self._body_over(None)
@@ -117,27 +90,6 @@ class Exchange:
         request = Passage(client, upstream, head, data, self._body_over, watched=True)
         request.start()
         return request
-
-    def _request_head(self) -> bytes:
-        head = self._head
-        preamble, target = b"", head.target
-        fields = head.end_to_end(_NOT_TO_SERVERS, _INTERNAL_PREFIX)
-        if head.version == 0 and head.get(b"host") is None:
-            fields.append((b"Host", b"localhost"))
-        if head.chunked:
-            fields.append((b"Transfer-Encoding", b"chunked"))
-        upgrade = head.upgrade
-        if upgrade is not None:
-            fields += [(b"Connection", b"Upgrade"), (b"Upgrade", upgrade)]
-        elif self._to_agent:
-            fields.append((b"Connection", b"close"))
-        if self._to_agent:
-            preamble = json.dumps(self._route["preamble"]).encode() + b"\n"
-            target = self._route["target"].encode("latin-1")
-        else:
-            fields.append((b"X-Ballpoint-Caller", json.dumps(self._route["caller"]).encode()))
-        fields.append((b"X-Request-Id", self._request_id.encode()))
-        return preamble + format_head(b"%s %s HTTP/1.1" % (head.method, target), fields)
 
     def _body_over(self, error: Exception | None) -> None:
         """No more of the request's body is passed on: a client that goes away now takes its request along."""
@@ -177,8 +129,7 @@ class Exchange:
             if response is None:
                 if self._client_left:
                     raise ConnectionResetError("the client has gone")
-                # What was not read to the end of its head was not begun.
-                if self._upstream.cut and not self._head.has_body:
+                if self._target.unread(self._upstream, self._head):
                     raise NotStartedError("the server has just ended", hint="try again")
                 raise UnavailableError("the server ended the connection without an answer", hint="try again")
             if response.status == 101 or response.status >= 200:
@@ -194,8 +145,8 @@ class Exchange:
         self._client.write(format_head(b"HTTP/1.1 101 Switching Protocols", fields))
         await splice(self._client, self._upstream)
 
-    async def _respond(self, response: ResponseHead) -> bool:
-        """Pass the response on. Returns whether both connections are at a clean end of it."""
+    async def _respond(self, response: ResponseHead) -> tuple[bool, bool]:
+        """Pass the response on. Returns whether server's and client's connection are at a clean end of it."""
         client, head = self._client, self._head
         empty = head.method == b"HEAD" or response.status in (204, 304)
         until_end = not empty and not response.chunked and response.length is None
@@ -211,7 +162,7 @@ class Exchange:
         else:
             await self._pass(response, data, until_end=until_end, bare=bare)
         await client.drain()
-        return keep
+        return not until_end and self._body_sent, keep
 
     async def _pass(self, response: ResponseHead, data: bytes, *, until_end: bool, bare: bool) -> None:
         over: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
@@ -220,7 +171,16 @@ class Exchange:
             if not over.done():
                 over.set_result(error)
 
-        passage = Passage(self._upstream, self._client, response, data, end, until_end=until_end, bare=bare)
+        passage = Passage(
+            self._upstream,
+            self._client,
+            response,
+            data,
+            end,
+            until_end=until_end,
+            bare=bare,
+            drops_trailers=self._target.drops_trailers,
+        )
         try:
             passage.start()
             error = await over

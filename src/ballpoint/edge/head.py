@@ -248,20 +248,28 @@ def _origin_form(target: bytes, host: bytes) -> bytes:
 
 
 class Chunks:
-    """Follows a chunked body (RFC 9112 7.1) without changing it. Extensions and trailers are refused.
+    """Follows a chunked body (RFC 9112 7.1) without changing it. Extensions are refused, and trailers, as a rule.
 
     Args:
         keep: collect what the chunks hold.
+        drops_trailers: trailers are well-formed or refused, and then left out: all that follows the line of the last
+            chunk is `withheld`, and the one who passes the body on ends it with an empty line of his own.
 
     Attributes:
         done: the last chunk has been seen.
         content: what the chunks held so far, for the caller to take and clear; empty without `keep`.
+        withheld: how many bytes at the end of what was taken last are not to be passed on.
+        dropped: some were withheld.
     """
 
-    def __init__(self, *, keep: bool = False) -> None:
+    def __init__(self, *, keep: bool = False, drops_trailers: bool = False) -> None:
         self.done = False
         self.content = bytearray()
+        self.withheld = 0
+        self.dropped = False
         self._keep = keep
+        self._drops_trailers = drops_trailers
+        self._trailers = 0
         self._data_left = 0
         self._line = b""
         self._state = "size"
@@ -273,6 +281,7 @@ class Chunks:
             FramingError: it is malformed.
         """
         at = 0
+        self.withheld = 0
         while at < len(data) and not self.done:
             if self._state == "data":
                 step = min(self._data_left, len(data) - at)
@@ -285,9 +294,14 @@ class Chunks:
                 continue
             newline = data.find(b"\n", at)
             stop = len(data) if newline < 0 else newline + 1
+            trailing = self._drops_trailers and self._state == "end of body"
+            if trailing:
+                self.withheld += stop - at
+                self.dropped = True
+                self._trailers += stop - at
             self._line += data[at:stop]
             at = stop
-            if len(self._line) > _CHUNK_LINE_MAX:
+            if (self._trailers if trailing else len(self._line)) > (HEAD_MAX if trailing else _CHUNK_LINE_MAX):
                 raise FramingError("malformed chunk")
             if newline >= 0:
                 self._take_line()
@@ -298,6 +312,10 @@ class Chunks:
         if not line.endswith(b"\r\n"):
             raise FramingError("malformed chunk")
         text = line[:-2]
+        if self._state == "end of body" and text and self._drops_trailers:
+            if not _EACH_FIELD.fullmatch(line):
+                raise FramingError("malformed trailer")
+            return
         if self._state in ("end of data", "end of body"):
             if text:
                 raise FramingError("malformed chunk" if self._state == "end of data" else "trailers are not accepted")

@@ -58,6 +58,7 @@ class Passage:
         until_end: the end of the connection is that of the body, which has no other.
         bare: pass on what its chunks hold, without their framing.
         watched: a source that is held back, and sends no more, has cut it short.
+        drops_trailers: what follows its last chunk is left out (RFC 9112 7.1.2), and not refused.
     """
 
     def __init__(
@@ -71,10 +72,11 @@ class Passage:
         until_end: bool = False,
         bare: bool = False,
         watched: bool = False,
+        drops_trailers: bool = False,
     ) -> None:
         self._source = source
         self._target = target
-        self._chunks = Chunks(keep=bare) if head.chunked else None
+        self._chunks = Chunks(keep=bare, drops_trailers=drops_trailers) if head.chunked else None
         self._framing: Framing = self._chunks or (_UntilEnd() if until_end else _Length(head.length or 0))
         self._until_end = until_end
         self._bare = bare
@@ -118,9 +120,12 @@ class Passage:
         if used < len(data):
             self._source.unread(data[used:])
             data = data[:used]
-        if self._bare and self._chunks is not None:
-            data = bytes(self._chunks.content)
-            self._chunks.content.clear()
+        if self._chunks is not None:
+            if self._bare:
+                data = bytes(self._chunks.content)
+                self._chunks.content.clear()
+            elif self._chunks.withheld or self._chunks.dropped:
+                data = data[: len(data) - self._chunks.withheld] + (b"\r\n" if self._chunks.done else b"")
         if data:
             self._write(data)
         if self._framing.done:

@@ -29,7 +29,7 @@ class Routes:
         self._waiting = 0  # for it
         self._failure: str | None = None
 
-    async def ask(self, question: dict[str, str]) -> dict[str, Any]:
+    async def ask(self, question: dict[str, Any]) -> dict[str, Any]:
         """The node's answer (see node.routing).
 
         Raises:

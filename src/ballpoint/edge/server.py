@@ -9,15 +9,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ballpoint.core import ids
+from ballpoint.core import hosts, ids
+from ballpoint.core.addresses import networks
+from ballpoint.core.config import NodeConfig
 from ballpoint.core.errors import BallpointError, UnavailableError
 from ballpoint.edge.admission import Admission, Limits
-from ballpoint.edge.exchange import CONNECT_SECONDS, Exchange, RefusedError
+from ballpoint.edge.exchange import Exchange
 from ballpoint.edge.head import FramingError, RequestHead, parse_request
 from ballpoint.edge.journal import Journal
-from ballpoint.edge.reply import RETRY, refuse
+from ballpoint.edge.kept import Kept
+from ballpoint.edge.reply import RETRY, answer, refuse
 from ballpoint.edge.routes import Routes
-from ballpoint.edge.stream import NotStartedError, Stream, connect
+from ballpoint.edge.stream import NotStartedError, RefusedError, Stream
+from ballpoint.edge.targets import Target, ToAgent, ToApi, ToSprite
+from ballpoint.edge.visitor import facts, wants_html
 
 log = logging.getLogger("edge")
 
@@ -27,6 +32,9 @@ _LINGER_SECONDS = 2.0
 _IDLE_API_CONNECTIONS = 16
 # The control API's server ends a connection that was idle for 5 s; one that it may be ending just now is not used.
 _IDLE_API_SECONDS = 3.0
+# Many servers end one that was idle for 5 s, too. Each holds its instance's network namespace while it lives.
+_IDLE_SPRITE_CONNECTIONS = 64
+_IDLE_SPRITE_SECONDS = 3.0
 # tcp(7): a client whose host has gone without a word is noticed two minutes after it was heard last.
 _KEEPALIVE = {socket.TCP_KEEPIDLE: 60, socket.TCP_KEEPINTVL: 15, socket.TCP_KEEPCNT: 4}
 _UNACKNOWLEDGED_MS = 120_000
@@ -39,13 +47,17 @@ class Edge:
 
     Args:
         run: the node's run directory.
+        config: the node's settings.
         limits: how many connections it takes.
     """
 
-    def __init__(self, run: Path, limits: Limits) -> None:
+    def __init__(self, run: Path, config: NodeConfig, limits: Limits) -> None:
         self._api = run / "api.sock"
+        self._domain = config.domain
+        self._trusted = networks(config.trusted_proxies)
         self._routes = Routes(run)
-        self._idle: list[tuple[Stream, float]] = []  # and since when
+        self._to_api = Kept(_IDLE_API_SECONDS, _IDLE_API_CONNECTIONS)
+        self._to_sprites = Kept(_IDLE_SPRITE_SECONDS, _IDLE_SPRITE_CONNECTIONS)
         self._admission = Admission(limits)
         self._journal = Journal()
         self._connections: set[asyncio.Task[Any]] = set()
@@ -90,6 +102,8 @@ class Edge:
             _, late = await asyncio.wait(self._connections, timeout=seconds)
             for task in late:
                 task.cancel()
+        self._to_api.close()
+        self._to_sprites.close()
         self._routes.close()
 
     async def _requests(self, client: Stream, address: str) -> None:
@@ -133,27 +147,38 @@ class Edge:
     async def _request(self, client: Stream, head: RequestHead, address: str) -> bool:
         """Handle one request. Returns whether the connection can take another."""
         request_id = ids.new_instance_id()
-        answer = partial(refuse, client, request_id=request_id, head_only=head.method == b"HEAD")
+        head_only = head.method == b"HEAD"
+        # Whatever is not the API's may be a browser's, and is answered as that understands it.
+        of_sprite = hosts.place(head.host.decode(), self._domain) != hosts.API
+        page = of_sprite and wants_html(head)
+        say = partial(refuse, client, request_id=request_id, head_only=head_only, page=page)
         status, keep = 500, False
         try:
-            question = {"method": head.method.decode(), "target": head.target.decode(), "host": head.host.decode()}
-            question |= {"token": _bearer(head), "peer": address}
+            question: dict[str, Any] = {"method": head.method.decode(), "target": head.target.decode()}
+            question |= {"host": head.host.decode(), "token": _bearer(head), "peer": address}
+            if of_sprite:
+                question |= facts(head)
             for last in (False, True):
                 route = await self._routes.ask(question)
+                keep = head.keep_alive and not head.has_body
+                if "answer" in route:
+                    given = route["answer"]
+                    status = int(given["status"])
+                    await answer(
+                        client, status, given["headers"], keep=keep, request_id=request_id, head_only=head_only
+                    )
+                    return keep
                 if "refuse" in route:
                     refusal = route["refuse"]
                     status = int(refusal["status"])
-                    keep = head.keep_alive and not head.has_body
-                    await answer(
+                    await say(
                         status, refusal["error"], refusal["message"],
                         hint=refusal.get("hint"), headers=refusal.get("headers"), keep=keep,
                     )  # fmt: skip
                     return keep
-                exchange = Exchange(client, head, route, request_id, api_connection=self._api_connection, last=last)
+                exchange = Exchange(client, head, self._target(route, head, address), request_id, last=last)
                 try:
                     status, keep = await exchange.run()
-                    if exchange.reusable is not None:
-                        self._give_back(exchange.reusable)
                     return keep
                 except NotStartedError as error:
                     # Its instance has just ended, or a connection that was kept: the node is asked what comes next.
@@ -164,40 +189,33 @@ class Edge:
             raise AssertionError
         except FramingError as error:
             status = error.status
-            await answer(status, "bad_gateway" if status == 502 else "bad_request", error.message)
+            await say(status, "bad_gateway" if status == 502 else "bad_request", error.message)
             return False
         except TimeoutError:
             status = 503
-            await answer(status, "unavailable", "no answer in time", headers=RETRY)
+            await say(status, "unavailable", "no answer in time", headers=RETRY)
             return False
         except BallpointError as error:
             status = error.status
             headers = RETRY if isinstance(error, UnavailableError) else None
-            await answer(status, error.code, error.message, hint=error.hint, headers=headers)
+            await say(status, error.code, error.message, hint=error.hint, headers=headers)
             return False
         finally:
             path = head.target.partition(b"?")[0].decode()
             self._journal.served(address, head.method.decode(), path, status, request_id)
 
-    async def _api_connection(self, new: bool) -> Stream:
-        """A connection to the control API: one that is idle, unless it must be `new`."""
-        now = asyncio.get_running_loop().time()
-        while self._idle and not new:
-            stream, since = self._idle.pop()
-            # Bytes on an idle connection answer nothing that was asked.
-            if now - since < _IDLE_API_SECONDS and not (stream.ended or stream.buffer or stream.transport.is_closing()):
-                return stream
-            stream.close()
-        return await connect(self._api, CONNECT_SECONDS)
-
-    def _give_back(self, stream: Stream) -> None:
-        if len(self._idle) < _IDLE_API_CONNECTIONS and not stream.buffer and not self._stopping:
-            self._idle.append((stream, asyncio.get_running_loop().time()))
-        else:
-            stream.close()
+    def _target(self, route: dict[str, Any], head: RequestHead, address: str) -> Target:
+        match route["to"]:
+            case "agent":
+                return ToAgent(route)
+            case "sprite":
+                return ToSprite(route, head, self._to_sprites, address, self._trusted)
+        return ToApi(route, self._api, self._to_api)
 
 
 def _bearer(head: RequestHead) -> str:
+    if head.names.count(b"authorization") > 1:
+        raise FramingError("there are two Authorization")
     scheme, _, token = (head.get(b"authorization") or b"").partition(b" ")
     token = token.strip()
     return token.decode() if scheme.lower() == b"bearer" and token.isascii() and len(token) <= _TOKEN_MAX else ""

@@ -26,10 +26,18 @@ if TYPE_CHECKING:
 READ_AHEAD = 256 * 1024
 _WRITE_HIGH_WATER = 512 * 1024
 _RETRY_SECONDS = 0.02
+CONNECT_SECONDS = 5.0
+# More than any socket's buffer can hold (tcp(7), tcp_rmem): what it has when it fails is finite, what a server of a
+# sprite goes on saying is not.
+_REST_MAX = 8 << 20
 
 
 class NotStartedError(UnavailableError):
     """The server certainly did not begin what it was asked, so another may be asked."""
+
+
+class RefusedError(NotStartedError):
+    """An agent says that it does not serve, and lives."""
 
 
 class Stream(asyncio.Protocol):
@@ -80,7 +88,7 @@ class Stream(asyncio.Protocol):
             self.buffer += data
             if len(self.buffer) > READ_AHEAD:
                 self.hold()
-            _wake(self._reader)
+            settle(self._reader)
 
     def eof_received(self) -> bool:
         self._end()
@@ -92,7 +100,7 @@ class Stream(asyncio.Protocol):
             self.passage.source_ended()
         elif self.on_end is not None:
             self.on_end()
-        _wake(self._reader)
+        settle(self._reader)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if exc is not None and not self.ended:
@@ -103,7 +111,7 @@ class Stream(asyncio.Protocol):
         self._end()
         if self.source is not None:
             self.source.target_lost()
-        _wake(self._writer)
+        settle(self._writer)
 
     def pause_writing(self) -> None:
         self.writable = False
@@ -114,7 +122,7 @@ class Stream(asyncio.Protocol):
         self.writable = True
         if self.source is not None:
             self.source.go_on()
-        _wake(self._writer)
+        settle(self._writer)
 
     # ---- reading ----
 
@@ -139,7 +147,7 @@ class Stream(asyncio.Protocol):
 
     def _expire(self) -> None:
         self._late = True
-        _wake(self._reader)
+        settle(self._reader)
 
     async def fill(self) -> bool:
         """Wait for more than `buffer` has now. Returns False at the end.
@@ -231,7 +239,8 @@ class Stream(asyncio.Protocol):
         self.transport.abort()
 
 
-def _wake(waiter: asyncio.Future[None] | None) -> None:
+def settle(waiter: asyncio.Future[None] | None) -> None:
+    """Let whoever waits go on. Idempotent."""
     if waiter is not None and not waiter.done():
         waiter.set_result(None)
 
@@ -241,24 +250,23 @@ def read_rest(transport: asyncio.Transport) -> bytes:
 
     A write that fails ends a transport at once, though its peer may have said something before it went away.
     """
-    fd = transport.get_extra_info("socket").fileno()
     rest = b""
-    with suppress(OSError):  # nothing more is there, or the connection was reset
-        while data := os.read(fd, READ_AHEAD):
+    with suppress(OSError), socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno())) as copy:
+        # Nothing more is there, or the connection was reset. It may block, if another holds it (see SharedTransport).
+        while len(rest) < _REST_MAX and (data := copy.recv(READ_AHEAD, socket.MSG_DONTWAIT)):
             rest += data
     return rest
 
 
-async def connect(path: Path, seconds: float) -> Stream:
-    """A connection to a unix socket. NotStartedError where nobody accepts within `seconds`."""
+async def open_unix(path: Path, seconds: float) -> socket.socket:
+    """A connected unix socket that does not block. NotStartedError where nobody accepts within `seconds`."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
     while True:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             sock.connect(str(path))
-            _, stream = await loop.create_unix_connection(Stream, sock=sock)
-            return stream
+            return sock
         except BlockingIOError as error:  # unix(7): its backlog is full, and nobody tells when it is not any more
             sock.close()
             if loop.time() > deadline:
@@ -267,8 +275,19 @@ async def connect(path: Path, seconds: float) -> Stream:
             sock.close()
             raise NotStartedError("the server does not answer", hint="try again") from error
         retry = loop.create_future()
-        timer = loop.call_later(_RETRY_SECONDS, _wake, retry)
+        timer = loop.call_later(_RETRY_SECONDS, settle, retry)
         try:
             await retry
         finally:
             timer.cancel()
+
+
+async def connect(path: Path, seconds: float) -> Stream:
+    """A connection to a unix socket. NotStartedError where nobody accepts within `seconds`."""
+    sock = await open_unix(path, seconds)
+    try:
+        _, stream = await asyncio.get_running_loop().create_unix_connection(Stream, sock=sock)
+    except OSError as error:
+        sock.close()
+        raise NotStartedError("the server does not answer", hint="try again") from error
+    return stream
