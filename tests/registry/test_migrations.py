@@ -233,11 +233,11 @@ async def test_an_interrupted_migration_has_not_taken_place(
     assert _content(file) == before
     assert [_content(backup) for backup in _backups(file)] == [before]
 
-    await (await Registry.open(url_of(file))).close()  # the program of before goes on
+    await (await Registry.open(url_of(file))).close()  # this program, or the one of before, goes on
     monkeypatch.setattr(database, "_MIGRATIONS", _future(tmp_path))
     await (await Registry.open(url_of(file))).close()  # and the later one finishes
     assert _version(file) == "9999"
-    assert [_content(backup) for backup in _backups(file)] == [before]
+    assert _content(_backups(file)[0]) == before  # this program's own upgrade left one, too
 
 
 async def test_a_backup_that_was_cut_off_is_made_anew(

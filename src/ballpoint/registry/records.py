@@ -51,3 +51,13 @@ class Event(msgspec.Struct, frozen=True):
     kind: str
     cause: str
     detail: dict[str, Any]
+
+
+class SpriteAtHost(msgspec.Struct, frozen=True):
+    """The sprite that a label below the domain means, as far as a request to its URL needs it."""
+
+    id: str
+    name: str
+    org: str
+    org_id: str
+    url_settings: dict[str, Any]

@@ -30,17 +30,18 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import IntegrityError
 
-from ballpoint.core import ids
+from ballpoint.core import hosts, ids
 from ballpoint.core.clock import SYSTEM_CLOCK, Clock
 from ballpoint.core.errors import ConflictError, InvalidError, NotFoundError, UnauthorizedError
 from ballpoint.core.types import Caller
 from ballpoint.registry.database import Database
-from ballpoint.registry.records import Event, Sprite, SpriteState, TokenInfo
-from ballpoint.registry.schema import events, organizations, sprites, tokens
+from ballpoint.registry.records import Event, Sprite, SpriteAtHost, SpriteState, TokenInfo
+from ballpoint.registry.schema import events, log_ins, organizations, sprites, tokens
 
 _TOKEN_MAX = 1024
 _ORG_MAX = 63
 _TOKEN_PART = re.compile(r"[!-.0-~]+")  # printable ASCII but for the space and the slash
+_LOG_INS_KEPT = 1_000  # of one token; the oldest go first
 _EVENTS_KEPT = 10_000  # of one sprite; the oldest go first
 _EVENTS_KEPT_OF_ALL = 1_000_000  # those of deleted sprites included
 _CHANGEABLE = frozenset({"labels", "url_settings", "environment", "config", "privileges", "image_digest"})
@@ -58,6 +59,23 @@ _SPRITE_NAMED = _SPRITES.where(sprites.c.org_id == bindparam("org"), sprites.c.n
 _INSERT_SPRITE = insert(sprites)
 _UPDATE_SPRITE = update(sprites).where(sprites.c.id == bindparam("of"))
 _NAMED = select(sprites.c.id).where(sprites.c.org_id == bindparam("org"), sprites.c.name == bindparam("name"))
+_ORGS = select(organizations).order_by(organizations.c.created_at, organizations.c.id)
+_LOG_IN = (
+    select(log_ins, tokens.c.org_id, tokens.c.revoked_at, _ORG)
+    .join(tokens, tokens.c.id == log_ins.c.token_id)
+    .join(organizations, organizations.c.id == tokens.c.org_id)
+    .where(log_ins.c.hash == bindparam("of"))
+)
+_DROP_LOG_INS = delete(log_ins).where(
+    log_ins.c.token_id == bindparam("of"),
+    log_ins.c.created_at
+    <= select(log_ins.c.created_at)
+    .where(log_ins.c.token_id == bindparam("of"))
+    .order_by(log_ins.c.created_at.desc())
+    .offset(bindparam("kept"))
+    .limit(1)
+    .scalar_subquery(),
+)
 _INSERT_EVENT = insert(events)
 _DROP_EVENTS = delete(events).where(events.c.id <= bindparam("last"))
 _DROP_EVENTS_OF_SPRITE = delete(events).where(
@@ -303,6 +321,30 @@ class Registry:
 
         return await self._database.recall(("sprite", org_id, name), work)
 
+    async def sprite_at(self, label: str) -> SpriteAtHost | None:
+        """The sprite that `label` below the domain means (core/hosts.py); None where it means none that is there."""
+
+        def work(connection: Connection) -> SpriteAtHost | None:
+            orgs = connection.execute(_ORGS).mappings().all()
+            meant = hosts.meaning(label, [row["name"] for row in orgs])
+            if meant is None:
+                return None
+            name, org = meant
+            if len(orgs) > 1 and org != orgs[0]["name"]:
+                # While the first organization was alone, this was the short host of a sprite of its own, if there is
+                # one of that name: what browsers and scripts sent there is never another's.
+                former = {"org": orgs[0]["id"], "name": label}
+                row = connection.execute(_SPRITE_NAMED, former).mappings().first()
+                if row is not None and row["created_at"] < orgs[1]["created_at"]:
+                    return None
+            org_id = next(row["id"] for row in orgs if row["name"] == org)
+            row = connection.execute(_SPRITE_NAMED, {"org": org_id, "name": name}).mappings().first()
+            if row is None or row["state"] == "deleting":
+                return None
+            return SpriteAtHost(row["id"], name, org, org_id, row["url_settings"])
+
+        return await self._database.recall(("host", label), work)
+
     async def sprite_by_id(self, sprite_id: str) -> Sprite:
         return await self._database.read(lambda connection: _one(connection, sprite_id))
 
@@ -382,6 +424,7 @@ class Registry:
 
         def work(connection: Connection) -> bool:
             found = connection.execute(delete(sprites).where(sprites.c.id == sprite_id)).rowcount > 0
+            connection.execute(delete(log_ins).where(log_ins.c.sprite_id == sprite_id))
             if found:
                 self._insert_event(connection, sprite_id, "deleted", cause, {})
             return found
@@ -389,6 +432,50 @@ class Registry:
         found = await self._database.run(work)
         self._notify(sprite_id)
         return found
+
+    # ---- browsers ----
+
+    async def log_in(self, caller: Caller, sprite_id: str, seconds: float) -> str:
+        """Let a browser be `caller` at the URL of one sprite for `seconds`. The value is returned once.
+
+        Raises:
+            UnauthorizedError: the caller's token has been revoked.
+        """
+        value = ids.new_secret()
+
+        def work(connection: Connection) -> str:
+            now = self._now()
+            row = connection.execute(_TOKEN, {"of": caller.token_id}).mappings().first()
+            if row is None or row["revoked_at"] is not None:
+                raise UnauthorizedError("the token is not valid", hint="log in again")
+            made = {"hash": _hash(value), "sprite_id": sprite_id, "token_id": caller.token_id}
+            connection.execute(delete(log_ins).where(log_ins.c.expires_at <= now))
+            connection.execute(insert(log_ins).values(**made, created_at=now, expires_at=now + seconds))
+            connection.execute(_DROP_LOG_INS, {"of": caller.token_id, "kept": _LOG_INS_KEPT})
+            return value
+
+        return await self._database.run(work)
+
+    async def logged_in(self, value: str, sprite_id: str) -> Caller | None:
+        """Who logged in with the value that `log_in` gave for that sprite; None where it is no good (any more)."""
+        proof = _hash(value)
+
+        def work(connection: Connection) -> tuple[Caller, str, float] | None:
+            row = connection.execute(_LOG_IN, {"of": proof}).mappings().first()
+            if row is None or row["revoked_at"] is not None:
+                return None
+            caller = Caller(org_id=row["org_id"], org=row["org"], token_id=row["token_id"])
+            return caller, row["sprite_id"], row["expires_at"]
+
+        found = await self._database.recall(("log-in", proof), work)
+        if found is None or found[1] != sprite_id or found[2] <= self._now():
+            return None
+        return found[0]
+
+    async def log_out(self, value: str) -> bool:
+        """Make a log-in worthless. Returns whether it was there."""
+        gone = delete(log_ins).where(log_ins.c.hash == _hash(value))
+        return await self._database.run(lambda connection: connection.execute(gone).rowcount > 0)
 
     # ---- events ----
 

@@ -57,3 +57,14 @@ events = Table(
     Column("detail", JSON, nullable=False),
     Index("events_of_sprite", "sprite_id", "id"),
 )
+
+log_ins = Table(
+    "log_ins",
+    metadata,
+    Column("hash", String, primary_key=True),
+    Column("sprite_id", String, nullable=False),
+    Column("token_id", String, ForeignKey("tokens.id"), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float, nullable=False),
+    Index("log_ins_of_token", "token_id", "created_at"),
+)
