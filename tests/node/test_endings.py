@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from ballpoint.core.errors import ConflictError, CorruptError
+from ballpoint.core.hosts import Site
 from ballpoint.core.types import Caller
 from ballpoint.node.logbook import Logbook
 from ballpoint.node.node import Node
@@ -95,7 +96,7 @@ class Disks:
 @pytest.fixture
 async def node(tmp_path: Path) -> AsyncIterator[Node]:
     registry = await Registry.open(url_of(tmp_path / "registry.db"))
-    made = Node(registry, cast(Any, None), Logbook(tmp_path / "logs"), domain="test")
+    made = Node(registry, cast(Any, None), Logbook(tmp_path / "logs"), site=Site("test.localhost", "http", 80))
     yield made
     await made.close()
     await registry.close()

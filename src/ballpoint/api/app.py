@@ -20,10 +20,11 @@ from ballpoint.api.docs_page import render_docs
 from ballpoint.api.errors import add_error_handlers
 from ballpoint.api.guard import LIVENESS_PATH, Guard
 from ballpoint.api.inside import Inside, add_inside_routes
+from ballpoint.api.log_in import add_log_in_routes
 from ballpoint.api.metrics import add_metrics_route
 from ballpoint.api.organization import add_organization_routes
 from ballpoint.api.policy import add_policy_routes
-from ballpoint.api.service import DiskService, NodeService
+from ballpoint.api.service import DiskService, LogInService, NodeService
 from ballpoint.api.sprites import add_sprite_routes
 from ballpoint.core.metrics import Metrics
 
@@ -60,12 +61,15 @@ class ControlApi(FastAPI):
         return super().openapi()
 
 
-def make_app(node: NodeService, disks: DiskService, metrics: Metrics | None = None) -> FastAPI:
+def make_app(
+    node: NodeService, disks: DiskService, metrics: Metrics | None = None, log_ins: LogInService | None = None
+) -> FastAPI:
     """The ASGI application that answers for `node`.
 
     Args:
         disks: answers for the states of its sprites' disks.
         metrics: the node's numbers; where it is None, there are none.
+        log_ins: lets browsers log in; where it is None, there is no page for it.
     """
     app = ControlApi(
         title="Ballpoint",
@@ -85,6 +89,8 @@ def make_app(node: NodeService, disks: DiskService, metrics: Metrics | None = No
     add_organization_routes(app, node)
     add_metrics_route(app, (metrics or Metrics()).samples)
     add_inside_routes(app, node)
+    if log_ins is not None:
+        add_log_in_routes(app, log_ins)
 
     @cache
     def docs_page() -> str:

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ballpoint.api.errors import http_error_response, internal_error_response
+from ballpoint.core.hosts import OWN_PATH
 from ballpoint.core.ids import new_uuid
 from ballpoint.core.types import Caller
 
@@ -24,6 +25,9 @@ MAX_BODY = 1024 * 1024
 PUBLIC_PATHS = frozenset({"/docs", "/openapi.json"})
 # Asked by the supervisor on the unix socket; a request that came through the edge finds nothing there.
 LIVENESS_PATH = "/v1/health"
+# The node sends requests to `auth.<domain>` here, in nobody's name; whoever has a name was not sent.
+LOG_IN_PATH = f"{OWN_PATH}/log-in"
+_NOBODY = b"{}"
 
 _decode_caller = msgspec.json.Decoder(Caller).decode
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_-]{8,64}")
@@ -82,7 +86,10 @@ def _refusal(scope: Scope) -> Response | None:
         return http_error_response(404, f"there is no {path}") if callers else None
     if len(callers) != 1:
         return http_error_response(401, "the request names no caller")
-    if path not in PUBLIC_PATHS:
+    if path == LOG_IN_PATH:
+        if callers[0] != _NOBODY:
+            return http_error_response(404, f"there is no {path}")
+    elif path not in PUBLIC_PATHS:
         try:
             scope["ballpoint.caller"] = _decode_caller(callers[0])
         except msgspec.DecodeError:

@@ -83,6 +83,30 @@ class NodeService(Protocol):
         """Go back to the default privileges. Idempotent."""
 
 
+class LogInService(Protocol):
+    """How a browser logs in to a sprite's URL."""
+
+    @property
+    def log_in_origin(self) -> str:
+        """Origin of the page to log in."""
+
+    def wanted(self, to: str) -> str:
+        """The origin of a URL that somebody wants to open.
+
+        Raises:
+            InvalidError: it is no URL of a sprite here, or written in another way than ours.
+        """
+
+    async def log_in(self, token: str, to: str) -> str:
+        """Where a browser goes on to be logged in at the URL `to` by `token`: at its host, once, within a minute.
+
+        Raises:
+            InvalidError: as `wanted`.
+            UnauthorizedError: the token is not valid.
+            NotFoundError: it opens no sprite at that host, whether there is one or not.
+        """
+
+
 class DiskService(Protocol):
     """What a node does with the states of sprites' disks. What `NodeService` says of its verbs holds for these, too.
 

@@ -52,6 +52,7 @@ from ballpoint.node.standby.forks import Forks
 from ballpoint.node.standby.pool import Pool
 from ballpoint.node.standby.spares import MOST as SPARES_MOST
 from ballpoint.node.standby.spares import Spares
+from ballpoint.node.urls.urls import Urls
 from ballpoint.node.watch.health import Health
 from ballpoint.node.watch.images import Images
 from ballpoint.node.watch.space import Space
@@ -65,7 +66,6 @@ from ballpoint.volume.pool import VolumePool
 
 log = logging.getLogger("node")
 
-DOMAIN = "sprites.localhost"
 # Blanks that must stand by before the node answers.
 _FIRST_BLANK_SECONDS = 60.0
 _SWITCH_SECONDS = 0.0002
@@ -73,12 +73,13 @@ _SWITCH_SECONDS = 0.0002
 _API_KEEP_ALIVE_SECONDS = 24 * 3600
 
 
-async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) -> None:
+async def serve(config: NodeConfig, make_app: Any, port: int, edge_uid: int, ready: Any) -> None:
     """Run the node until SIGTERM, then leave running sprites running.
 
     Args:
-        make_app: makes the control API's ASGI application from the node and its checkpoints; handed in because it is a
-            layer above.
+        make_app: makes the control API's ASGI application from the node, its checkpoints, its numbers and its URLs;
+            handed in because it is a layer above.
+        port: that the front door listens on.
         ready: called once creates work.
     """
     stop = asyncio.Event()
@@ -117,7 +118,8 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
         await asyncio.to_thread(runtime.start)
         instances = Instances(config.node_id, runtime, network, _limits(config), config.reserve_mb << 20)
 
-        node = Node(registry, disks, Logbook(config.data / "logs"), domain=DOMAIN)
+        site = config.site(port)
+        node = Node(registry, disks, Logbook(config.data / "logs"), site=site)
         stack.push_async_callback(node.close)
         pool = Pool(instances, config.pool, config.pool_max)
         stack.push_async_callback(pool.close)
@@ -179,11 +181,12 @@ async def serve(config: NodeConfig, make_app: Any, edge_uid: int, ready: Any) ->
         resolver = Resolver(config.dns)
         await resolver.start(str(network.gateway))
         stack.push_async_callback(resolver.close)
-        routing = Routing(node, config.run)
+        urls = Urls(node, config, site)
+        routing = Routing(node, config, urls)
         routing.start(edge_uid)
         stack.callback(routing.close)
         measure(metrics, node, pool, disk_pool, storage)
-        app = make_app(node, Checkpoints(node, disks, volumes, saver, forks, space, shown), metrics)
+        app = make_app(node, Checkpoints(node, disks, volumes, saver, forks, space, shown), metrics, urls)
         inside.open(app)
         server = _ApiServer(app, config.run / "api.sock", edge_uid)
         tasks.start(server.serve_here(), "control API")
@@ -276,6 +279,7 @@ def main(make_app: Any) -> int:
     parser.add_argument("config", type=Path)
     parser.add_argument("--ready-fd", type=int, required=True)
     parser.add_argument("--edge-uid", type=int, default=0)
+    parser.add_argument("--port", type=int, required=True)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     prctl.set_name("node")
@@ -292,7 +296,7 @@ def main(make_app: Any) -> int:
         os.close(options.ready_fd)
 
     try:
-        uvloop.run(serve(config, make_app, options.edge_uid, ready))
+        uvloop.run(serve(config, make_app, options.port, options.edge_uid, ready))
     except BallpointError as error:
         os.write(options.ready_fd, f"{error.message}\n{error.hint or ''}".encode())
         log.error("%s", error)

@@ -22,6 +22,7 @@ from ballpoint.core.errors import (
     InvalidError,
     UnavailableError,
 )
+from ballpoint.core.hosts import Site, sprite_label
 from ballpoint.core.tasks import Tasks
 from ballpoint.core.types import Caller
 from ballpoint.node.disks import Disks
@@ -106,14 +107,14 @@ class Node:
     """
 
     def __init__(
-        self, registry: Registry, disks: Disks, logbook: Logbook, clock: Clock = SYSTEM_CLOCK, *, domain: str
+        self, registry: Registry, disks: Disks, logbook: Logbook, clock: Clock = SYSTEM_CLOCK, *, site: Site
     ) -> None:
         self.registry = registry
         self.logbook = logbook
         self.running: dict[str, Running] = {}
         self._disks = disks
         self._clock = clock
-        self._domain = domain
+        self._site = site
         self._starter: Starter | None = None
         self._spares: Spares | None = None
         self._volumes: Volumes | None = None
@@ -354,7 +355,10 @@ class Node:
         Raises:
             UnavailableError: it is degraded, or cannot be started now.
         """
-        sprite_id = await self.registry.sprite_id(caller.org_id, name)
+        return await self.touch_sprite(await self.registry.sprite_id(caller.org_id, name), name, cause, refused)
+
+    async def touch_sprite(self, sprite_id: str, name: str, cause: str, refused: str | None = None) -> Running:
+        """As `touch`, for who knows the sprite's id, and has decided that it may be touched."""
         running = self.running.get(sprite_id)
         if running is not None and refused == str(running.instance.runtime.socket):
             try:
@@ -554,7 +558,7 @@ class Node:
             name=sprite.name,
             organization=sprite.org,
             status=status,
-            url=f"http://{sprite.name}.{self._domain}",
+            url=self._site.origin(sprite_label(sprite.name, sprite.org)),
             created_at=sprite.created_at,
             updated_at=sprite.updated_at,
             version=sprite.image_digest,

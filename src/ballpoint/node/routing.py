@@ -1,10 +1,16 @@
 """Where requests go: the node answers its edges' questions, request by request.
 
 The wire is core.wire on RUN/route.sock:
-    route {method, target, token, host, peer}
-      -> {to: "api", caller}                          to RUN/api.sock
+    route {method, target, token, host, peer, refused?, log_ins?, origin?, site?, mode?, html?, upgrade?}
+      -> {to: "api", caller, target?}                 to RUN/api.sock
       -> {to: "agent", socket, target, preamble}      to a sprite's own agent
+      -> {to: "sprite", socket, preamble, token}      to the port in a sprite that the preamble names, by its agent's
+                                                      help; `token`: the field Authorization is ours
+      -> {answer: {status, headers}}                  an answer without a body
       -> {refuse: {status, error, message, hint?, headers?}}
+
+`refused` is the socket of an agent that has just declined the request. What follows it comes with requests to hosts
+below the domain only (urls/visitor.py).
 """
 
 from __future__ import annotations
@@ -14,16 +20,18 @@ import logging
 import os
 import socket
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote
 
 import msgspec
 
 from ballpoint.core import peer
+from ballpoint.core.addresses import is_within, networks
+from ballpoint.core.config import NodeConfig
 from ballpoint.core.errors import BallpointError, UnavailableError
 from ballpoint.core.peer import Peer
 from ballpoint.node.node import Node
+from ballpoint.node.urls.urls import Urls
 
 log = logging.getLogger(__name__)
 
@@ -31,15 +39,19 @@ _PREFIX = "/v1/sprites/"
 # What a sprite's own agent serves, by the path segment after its name.
 _OF_THE_AGENT = frozenset({"control", "exec", "fs", "ports", "proxy"})
 _PUBLIC = frozenset({"/openapi.json", "/docs"})
+# What a proxy that makes certificates as they are asked for asks first (tls.md).
+_MAY_HAVE_CERTIFICATE = "/v1/tls/ask"
 _RETRY_AFTER_SECONDS = 2
 
 
 class Routing:
     """Serves the edges of this host."""
 
-    def __init__(self, node: Node, run: Path) -> None:
+    def __init__(self, node: Node, config: NodeConfig, urls: Urls) -> None:
         self._node = node
-        self._path = run / "route.sock"
+        self._urls = urls
+        self._proxies = networks(config.trusted_proxies)
+        self._path = config.run / "route.sock"
         self._listener: socket.socket | None = None
         self._peers: set[Peer] = set()
 
@@ -77,8 +89,14 @@ class Routing:
     async def _route(self, message: dict[str, Any]) -> dict[str, Any]:
         target = str(message["target"])
         path, _, query = target.partition("?")
+        place = self._urls.site.place(str(message["host"]))
+        if place.kind != "api":
+            return await self._urls.route(message, place)
         if path in _PUBLIC:
             return {"to": "api", "caller": {}}
+        if path == _MAY_HAVE_CERTIFICATE and is_within(str(message["peer"]), self._proxies):
+            domain = parse_qs(query, max_num_fields=8).get("domain", [""])[0]
+            return {"answer": {"status": 200 if await self._urls.has_host(domain.lower()) else 404, "headers": {}}}
         caller = await self._node.registry.authenticate(str(message["token"]))
         name, what, rest = _split(path)
         if what not in _OF_THE_AGENT:

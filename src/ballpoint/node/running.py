@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from ballpoint.core.clock import SYSTEM_CLOCK
 from ballpoint.core.errors import BallpointError
 from ballpoint.host.cgroup import Limits
 from ballpoint.network.network import Network
@@ -34,6 +36,7 @@ class Running:
         frozen: its writers wait, because the pool is full.
         said: its log, once it is being stopped; the instance may be gone before its volume is.
         ends: set when it is being stopped, or has died: whoever wants the sprite waits for what comes next.
+        since: when it was started, by the monotonic clock; long ago where an earlier process did it.
     """
 
     sprite_id: str
@@ -43,6 +46,7 @@ class Running:
     frozen: bool = False
     said: bytes = b""
     ends: asyncio.Event = field(default_factory=asyncio.Event)
+    since: float = -math.inf
 
     @property
     def ending(self) -> bool:
@@ -129,7 +133,7 @@ class Starter:
                 )
             finally:
                 self._pool.claimed()
-            running = Running(sprite.id, blank, volume)
+            running = Running(sprite.id, blank, volume, since=SYSTEM_CLOCK.monotonic())
             self.watch(running)
             undo.pop_all()
             return running

@@ -393,7 +393,7 @@ class _Supervisor:
     def _start_node(self, ready: int) -> process.Child:
         command = [
             sys.executable, "-m", "ballpoint.api", str(self._config.run / _CONFIG),
-            f"--ready-fd={ready}", f"--edge-uid={_EDGE_UID}",
+            f"--ready-fd={ready}", f"--edge-uid={_EDGE_UID}", f"--port={self._listener.getsockname()[1]}",
         ]  # fmt: skip
         environment = {**mirrors.variables(), **url.variables(self._config.store_url), **steps.variables()}
         return process.start(command, pass_fds=[ready], env=environment)

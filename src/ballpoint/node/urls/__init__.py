@@ -1,0 +1,1 @@
+"""Sprites' URLs: who may open one, how a browser logs in, and where a request goes."""
