@@ -50,14 +50,14 @@ def parse(raw: bytes) -> Message:
     return Message(raw, line, [(name.lower(), value.strip()) for name, _, value in pairs])
 
 
-def get(target: str, *fields: str, method: str = "GET", version: str = "1.1") -> bytes:
+def get(target: str, *fields: str, method: str = "GET", version: str = "1.1", host: str = "edge") -> bytes:
     """The head of a request with these fields, beside its Host."""
-    return "\r\n".join([f"{method} {target} HTTP/{version}", "Host: edge", *fields, "", ""]).encode("latin-1")
+    return "\r\n".join([f"{method} {target} HTTP/{version}", f"Host: {host}", *fields, "", ""]).encode("latin-1")
 
 
-def post(target: str, body: bytes, *fields: str) -> bytes:
+def post(target: str, body: bytes, *fields: str, host: str = "edge") -> bytes:
     """A whole request with a body."""
-    return get(target, f"Content-Length: {len(body)}", *fields, method="POST") + body
+    return get(target, f"Content-Length: {len(body)}", *fields, method="POST", host=host) + body
 
 
 class Wire:

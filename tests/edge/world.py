@@ -5,6 +5,7 @@ The edge itself is the real process. The node and the servers are threads of the
 
 from __future__ import annotations
 
+import json
 import os
 import queue
 import resource
@@ -21,7 +22,7 @@ from typing import Any
 
 import msgspec
 
-from ballpoint.core import peer, wire
+from ballpoint.core import hosts, peer, wire
 from ballpoint.core.config import NodeConfig
 from tests.edge.wires import EndedError, Message, Wire
 
@@ -113,16 +114,11 @@ class Node(Listener):
 class Server(Listener):
     """The control API, or an agent: `handler` serves a connection; `seen` holds each request's exact bytes."""
 
-    def __init__(self, path: Path, uid: int, *, preamble: bool) -> None:
-        self.path = path
+    def __init__(self, listener: socket.socket, *, preamble: bool = False) -> None:
         self.seen: queue.Queue[bytes] = queue.Queue()
         self.preambles: list[bytes] = []
         self._preamble = preamble
         self.handler: Handler = self.echo
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.bind(str(path))
-        os.chown(path, uid, uid)
-        listener.listen(64)
         super().__init__(listener)
 
     def serve(self, sock: socket.socket) -> None:
@@ -158,6 +154,42 @@ class Server(Listener):
                     return
 
         self.handler = handle
+
+
+class Agent(Listener):
+    """An agent as far as it hands over connections to ports of its sprite: `give` answers what was `asked`."""
+
+    def __init__(self, path: Path, uid: int, server: socket.socket) -> None:
+        self.path = path
+        self._server = server
+        self.asked: list[dict[str, Any]] = []
+        self.give: Callable[[socket.socket], None] = self.connect
+        super().__init__(unix_listener(path, uid))
+
+    def serve(self, sock: socket.socket) -> None:
+        self.asked.append(json.loads(Wire(sock).until(b"\n")))
+        self.give(sock)
+
+    def to_server(self) -> socket.socket:
+        """A new connection to the server in the sprite."""
+        return socket.create_connection(self._server.getsockname())
+
+    def connect(self, sock: socket.socket) -> None:
+        """Hand over a connection, as an agent does."""
+        with self.to_server() as made:
+            socket.send_fds(sock, [b'{"ok": true}\n'], [made.fileno()])
+
+    def refuse(self, reason: str) -> None:
+        """From now on answer that there is none."""
+        self.give = lambda sock: sock.sendall(json.dumps({"error": reason, "message": "<its word>"}).encode() + b"\n")
+
+
+def unix_listener(path: Path, uid: int) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    os.chown(path, uid, uid)
+    listener.listen(64)
+    return listener
 
 
 class Edge:
@@ -237,19 +269,33 @@ class World:
         self.node: Node | None = None
         self.start_node()
         self.configure()
-        self.api = Server(self.run / "api.sock", uid, preamble=False)
-        self.agent = Server(self.run / "agent.sock", uid, preamble=True)
+        self.api = Server(unix_listener(self.run / "api.sock", uid))
+        self.agent_path = self.run / "agent.sock"
+        self.agent = Server(unix_listener(self.agent_path, uid), preamble=True)
+        inside = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.web = Server(inside)
+        self.sprite = Agent(self.run / "sprite.sock", uid, inside)
+        self.port = 8080
+        self.token_is_ours = False
+        self.retry_seconds = 0.0
         self._edges: list[Edge] = []
         self.edge = self.start_edge()
 
     def default_route(self, question: dict[str, Any]) -> dict[str, Any]:
-        """`/agent/...` is the agent's, `/refuse` nobody's, and everything else the control API's."""
+        """`/agent/...` is the agent's, `/refuse` nobody's, and everything else the control API's.
+
+        What is asked of a host below the domain is a sprite's.
+        """
         target = question["target"]
+        if hosts.place(question["host"], "sprites.localhost").kind == "sprite" and target != "/refuse":
+            connect = {"port": self.port, "retry_seconds": self.retry_seconds}
+            answer = {"to": "sprite", "socket": str(self.sprite.path), "token": self.token_is_ours}
+            return {"ok": {**answer, "preamble": {"v": 1, "org": "acme", "connect": connect}}}
         if target.startswith("/agent/"):
             return {
                 "ok": {
                     "to": "agent",
-                    "socket": str(self.agent.path),
+                    "socket": str(self.agent_path),
                     "target": target.removeprefix("/agent"),
                     "preamble": {"v": 1, "org": "acme"},
                 }
@@ -288,7 +334,13 @@ class World:
             self.start_node()
         self.configure()
         self.route = self.default_route
-        for server in (self.api, self.agent):
+        self.sprite.drop()
+        self.sprite.accepted = 0
+        self.sprite.asked.clear()
+        self.sprite.give = self.sprite.connect
+        self.token_is_ours, self.retry_seconds = False, 0.0
+        self.port += 1  # what the edge has kept of the test before is another's
+        for server in (self.api, self.agent, self.web):
             server.drop()
             server.accepted = 0
             server.handler = server.echo
@@ -301,5 +353,7 @@ class World:
             edge.close()
         self.api.close()
         self.agent.close()
+        self.sprite.close()
+        self.web.close()
         self.stop_node()
         self._directory.cleanup()
