@@ -52,6 +52,13 @@ def test_paths_are_of_the_directory_they_were_given_in(tmp_path: Path, monkeypat
         ('egress_allow = ["10.0.0.1/8"]', "10.0.0.1/8"),
         ('subnet = "nonsense"', "nonsense"),
         ('image = "mine"', "image"),
+        ('domain = "localhost"', "localhost"),
+        ('domain = "Sprites.example.com"', "Sprites"),
+        ('front = "ftp"', "ftp"),
+        ('front = "https:70000"', "70000"),
+        ('front = "https://x"', "https://x"),
+        ('trusted_proxies = ["10.0.0.1/8"]', "10.0.0.1/8"),
+        ("wake_seconds = 0", "wake_seconds"),
     ],
 )
 def test_a_bad_setting_is_refused_and_named(tmp_path: Path, text: str, said: str) -> None:
@@ -64,3 +71,17 @@ def test_a_bad_setting_is_refused_and_named(tmp_path: Path, text: str, said: str
 def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(InvalidError, match=r"absent\.toml"):
         load_config(tmp_path / "absent.toml")
+
+
+@pytest.mark.parametrize(
+    ("front", "origin"),
+    [
+        (None, "http://x.sprites.localhost:7070"),
+        ("http", "http://x.sprites.localhost"),
+        ("https", "https://x.sprites.localhost"),
+        ("https:8443", "https://x.sprites.localhost:8443"),
+        ("http:443", "http://x.sprites.localhost:443"),
+    ],
+)
+def test_what_is_in_front_shows_in_urls(front: str | None, origin: str) -> None:
+    assert NodeConfig(front=front).site(7070).origin("x") == origin
