@@ -212,3 +212,20 @@ def test_a_node_that_is_not_there_is_told_in_a_sentence(home: Path, sprite: str,
     done = ballpoint(home, "-s", sprite, *command, SPRITES_API_URL=url, SPRITE_TOKEN="a/b/c/d")
     assert done.returncode == 1 and url in done.stderr
     assert len(done.stderr.splitlines()) == 2
+
+
+def test_url_shows_and_changes_who_may_open_it(home: Path, sprite: str, node: TestNode) -> None:
+    shown = node.api("GET", f"/v1/sprites/{sprite}").json()["url"]
+    done = ballpoint(home, "url", sprite)
+    assert (done.returncode, done.stdout.split()) == (0, ["url", shown, "auth", "sprite"])
+    done = ballpoint(home, "url", "update", sprite, "--auth", "public", "--json")
+    settings = {"auth": "public", "private_access": None}
+    assert json.loads(done.stdout) == {"name": sprite, "url": shown, "url_settings": settings}
+    for command in (["url"], ["url", "--json"], ["url", "show", sprite], ["url", sprite, "--json"]):
+        assert "public" in ballpoint(home, "-s", sprite, *command).stdout
+    assert ballpoint(home, "-s", sprite, "url", "update", "-a", "sprite").returncode == 0
+    assert node.api("GET", f"/v1/sprites/{sprite}").json()["url_settings"]["auth"] == "sprite"
+    assert ballpoint(home, "url", "update", sprite, "--auth", "nobody").returncode == 2
+    missing = ballpoint(home, "url", "no-such-sprite")
+    assert (missing.returncode, missing.stdout) == (1, "")
+    assert "no-such-sprite" in missing.stderr

@@ -39,6 +39,7 @@ _COMMANDS = {
     "token": ("host.token", "token"),
     "uninstall": ("host.down", "uninstall"),
     "up": ("host.up", "up"),
+    "url": ("client.url", "url"),
     "use": ("client.sprites", "use"),
     "wake": ("client.sprites", "wake"),
 }
