@@ -17,8 +17,8 @@ from ballpoint.host.slots import slot
 from ballpoint.image.catalogue import Image
 from ballpoint.image.mount import mount_image
 from ballpoint.node.durable.shown import Readable, Shown
-from ballpoint.node.instances import Instance
-from ballpoint.node.running import Running
+from ballpoint.node.lifecycle.instances import Instance
+from ballpoint.node.lifecycle.running import Running
 from ballpoint.runtime.container.journals import JournalSpace
 from ballpoint.runtime.container.locker import Locker
 from ballpoint.runtime.container.programs import ensure_programs

@@ -10,7 +10,7 @@ from ballpoint.agent.control import Control
 from ballpoint.core import peer
 from ballpoint.core.peer import Peer
 from ballpoint.node.inside import Inside
-from ballpoint.node.running import Running
+from ballpoint.node.lifecycle.running import Running
 from ballpoint.runtime.container.instance import ContainerInstance
 from tests.support.waiting import eventually_async
 

@@ -13,9 +13,9 @@ import pytest
 from ballpoint.core.errors import ConflictError, CorruptError
 from ballpoint.core.hosts import Site
 from ballpoint.core.types import Caller
+from ballpoint.node.lifecycle.running import Running, Starter
 from ballpoint.node.logbook import Logbook
 from ballpoint.node.node import Node
-from ballpoint.node.running import Running, Starter
 from ballpoint.registry.records import Sprite
 from ballpoint.registry.registry import Registry
 from tests.registry.world import url_of

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from ballpoint.core.errors import NO_CAPACITY, BallpointError, UnavailableError
-from ballpoint.node.instances import Instances
+from ballpoint.node.lifecycle.instances import Instances
 from ballpoint.node.standby.pool import Pool
 
 _SECONDS = 30.0

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 from ballpoint.core.errors import UnavailableError
 from ballpoint.core.types import Caller
-from ballpoint.node.running import Running
+from ballpoint.node.lifecycle.running import Running
 from ballpoint.registry.registry import Registry
 from ballpoint.runtime.container.questions import Question
 

@@ -42,12 +42,12 @@ from ballpoint.node.durable.storage import Storage
 from ballpoint.node.durable.volumes import Volumes
 from ballpoint.node.gauges import measure
 from ballpoint.node.inside import Inside
-from ballpoint.node.instances import Instances
+from ballpoint.node.lifecycle.instances import Instances
+from ballpoint.node.lifecycle.recovery import recover
+from ballpoint.node.lifecycle.running import Starter
 from ballpoint.node.logbook import Logbook
 from ballpoint.node.node import Node
-from ballpoint.node.recovery import recover
 from ballpoint.node.routing import Routing
-from ballpoint.node.running import Starter
 from ballpoint.node.standby.forks import Forks
 from ballpoint.node.standby.pool import Pool
 from ballpoint.node.standby.spares import MOST as SPARES_MOST

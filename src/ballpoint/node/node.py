@@ -26,8 +26,8 @@ from ballpoint.core.hosts import Site, sprite_label
 from ballpoint.core.tasks import Tasks
 from ballpoint.core.types import Caller
 from ballpoint.node.disks import Disks
+from ballpoint.node.lifecycle.running import Running, Starter
 from ballpoint.node.logbook import Logbook
-from ballpoint.node.running import Running, Starter
 from ballpoint.node.standby.spares import Spares
 from ballpoint.node.views import (
     Counts,

@@ -32,7 +32,7 @@ from ballpoint.image import mirrors
 from ballpoint.image.build import Progress
 from ballpoint.image.catalogue import Catalogue
 from ballpoint.network.network import Network
-from ballpoint.node.instances import Instances
+from ballpoint.node.lifecycle.instances import Instances
 from ballpoint.node.logbook import Logbook
 from ballpoint.node.main import registry_url
 from ballpoint.registry.registry import Registry

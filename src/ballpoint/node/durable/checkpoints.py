@@ -21,8 +21,8 @@ from ballpoint.node.disks import Disks
 from ballpoint.node.durable.saving import Saver
 from ballpoint.node.durable.shown import Shown
 from ballpoint.node.durable.volumes import Volumes, moment
+from ballpoint.node.lifecycle.running import Running
 from ballpoint.node.node import Node
-from ballpoint.node.running import Running
 from ballpoint.node.standby.forks import Forks
 from ballpoint.node.views import CheckpointView, DiskView, NewFork, Progress, ProgressKind, SpriteView
 from ballpoint.node.watch.space import Space

@@ -23,8 +23,8 @@ from ballpoint.core.errors import (
 from ballpoint.core.metrics import Metrics
 from ballpoint.core.tasks import Tasks
 from ballpoint.node.durable.volumes import Held, Volumes, give_up, moment
+from ballpoint.node.lifecycle.running import Running
 from ballpoint.node.node import Node
-from ballpoint.node.running import Running
 from ballpoint.registry.records import Sprite
 from ballpoint.volume.pool import AttachedVolume, VolumePool
 from ballpoint.volume.record import Origin

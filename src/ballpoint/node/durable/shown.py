@@ -17,8 +17,8 @@ from ballpoint.core.tasks import for_each
 from ballpoint.host import staging
 from ballpoint.node.disks import Disks
 from ballpoint.node.durable.volumes import Volumes
+from ballpoint.node.lifecycle.running import Running
 from ballpoint.node.node import Node
-from ballpoint.node.running import Running
 from ballpoint.volume.readable import mount_readable
 
 log = logging.getLogger(__name__)

@@ -23,8 +23,8 @@ from ballpoint.core.errors import (
 from ballpoint.core.metrics import Metrics
 from ballpoint.core.tasks import Tasks
 from ballpoint.host.blocktrace import BlockTrace
+from ballpoint.node.lifecycle.running import Running
 from ballpoint.node.node import Node
-from ballpoint.node.running import Running
 from ballpoint.node.views import DiskPlace
 from ballpoint.registry.records import Sprite
 from ballpoint.store.store import Store

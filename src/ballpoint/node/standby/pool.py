@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from ballpoint.core.clock import SYSTEM_CLOCK, Clock
 from ballpoint.core.errors import NO_CAPACITY, BallpointError, UnavailableError
 from ballpoint.core.tasks import Tasks
-from ballpoint.node.instances import Instance, Instances
+from ballpoint.node.lifecycle.instances import Instance, Instances
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ballpoint.core.clock import SYSTEM_CLOCK, Clock
 from ballpoint.core.errors import BallpointError
+from ballpoint.node.lifecycle.running import Running
 from ballpoint.node.node import Node
-from ballpoint.node.running import Running
 
 log = logging.getLogger(__name__)
 

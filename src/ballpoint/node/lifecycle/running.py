@@ -15,7 +15,7 @@ from ballpoint.core.errors import BallpointError
 from ballpoint.host.cgroup import Limits
 from ballpoint.network.network import Network
 from ballpoint.node.disks import BINDS, Disks
-from ballpoint.node.instances import Instance, Instances
+from ballpoint.node.lifecycle.instances import Instance, Instances
 from ballpoint.node.standby.pool import Pool
 from ballpoint.registry.records import Sprite
 from ballpoint.runtime.container.questions import Question

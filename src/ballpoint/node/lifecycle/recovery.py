@@ -9,9 +9,9 @@ from functools import partial
 
 from ballpoint.core.errors import BallpointError, CorruptError, NotFoundError
 from ballpoint.node.disks import Disks
-from ballpoint.node.instances import Instances
+from ballpoint.node.lifecycle.instances import Instances
+from ballpoint.node.lifecycle.running import Running
 from ballpoint.node.node import Node
-from ballpoint.node.running import Running
 from ballpoint.volume.pool import VolumePool
 from ballpoint.volume.record import read_record
 

@@ -1,0 +1,1 @@
+"""Sprites that run: started, adopted, kept awake, put to sleep."""
