@@ -15,14 +15,19 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ballpoint.core.errors import ConflictError, InvalidError, NotFoundError
 from ballpoint.core.types import Caller
 from ballpoint.node.views import (
+    DEFAULT_IDLE_TIMEOUT,
+    ActivityView,
     CheckpointView,
+    CheckView,
     Counts,
     DiskView,
     EventView,
+    ListingLine,
     NewFork,
     NewSprite,
     Privileges,
     Progress,
+    Reason,
     SpriteChanges,
     SpritePage,
     SpriteView,
@@ -116,6 +121,7 @@ class NodeDouble:
             labels=request.labels,
             config=request.config,
             url_settings=request.url_settings,
+            idle_timeout=request.idle_timeout,
             last_running_at=START,
         )
 
@@ -140,6 +146,9 @@ class NodeDouble:
         view = self._find(caller, name)
         if changes.labels is not None:
             view = msgspec.structs.replace(view, labels=changes.labels)
+        if changes.idle_timeout is not None:
+            asked = None if changes.idle_timeout == DEFAULT_IDLE_TIMEOUT else changes.idle_timeout
+            view = msgspec.structs.replace(view, idle_timeout=asked)
         if changes.url_settings is not None:
             view = msgspec.structs.replace(view, url_settings=changes.url_settings.applied_to(view.url_settings))
         self.sprites[caller.org_id, name] = view
@@ -165,6 +174,29 @@ class NodeDouble:
     def _change(self, caller: Caller, name: str, **fields: Any) -> SpriteView:
         view = self.sprites[caller.org_id, name] = msgspec.structs.replace(self._find(caller, name), **fields)
         return view
+
+    async def activity(self, caller: Caller, name: str) -> ActivityView:
+        self._meet("activity")
+        reason = Reason(kind="request", what="exec", since=START)
+        return ActivityView(status=self._find(caller, name).status, reasons=(reason,), idle_timeout=30.0)
+
+    async def check(self, caller: Caller, name: str) -> CheckView:
+        self._meet("check")
+        sprite = self._find(caller, name)
+        return CheckView(sprite=sprite, status="healthy", reason=None, checked_at=START, elapsed=0.25)
+
+    async def watch_list(self, caller: Caller, *, prefix: str) -> AsyncIterator[ListingLine]:
+        self._meet("watch_list", prefix=prefix)
+        self.open_streams += 1
+        try:
+            for (org, name), view in sorted(self.sprites.items()):
+                if org == caller.org_id and name.startswith(prefix):
+                    yield ListingLine(kind="sprite", sprite=view, name=name, counts=self.counts)
+            while await self.more.get():
+                yield ListingLine(kind="heartbeat", counts=self.counts)
+        finally:
+            self.open_streams -= 1
+            self.closed.set()
 
     async def events(self, caller: Caller, name: str, *, follow: bool) -> AsyncIterator[EventView]:
         self._meet("events", follow=follow)

@@ -14,6 +14,7 @@ from ballpoint.node.views import Privileges, SpriteConfig, UrlSettings
 from .double import MALLORY, NodeDouble, caller_header
 
 SPRITE_KEYS = {
+    "idle_timeout",
     "id", "name", "organization", "org_slug", "status", "health", "health_reason", "url", "url_settings", "created_at",
     "updated_at", "config", "environment", "labels", "last_running_at", "last_warming_at", "durable_at", "version",
 }  # fmt: skip

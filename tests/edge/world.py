@@ -89,11 +89,16 @@ class Listener:
 
 
 class Node(Listener):
-    """The node's side of the routing socket: `route` answers each question, `questions` are what was asked."""
+    """The node's side of the routing socket: `route` answers each question, `questions` are what was asked.
+
+    Attributes:
+        notices: what it was told, in order.
+    """
 
     def __init__(self, path: Path, route: Route, questions: list[dict[str, Any]], uid: int) -> None:
         self._route = route
         self._questions = questions
+        self.notices: list[dict[str, Any]] = []
         listener = peer.listen(path, mode=0o600)
         os.chown(path, uid, uid)
         listener.setblocking(True)
@@ -105,6 +110,9 @@ class Node(Listener):
             message, _ = wire.receive(sock)
             if not message:
                 return
+            if "id" not in message:
+                self.notices.append(message)
+                continue
             number = message.pop("id")
             assert message.pop("op") == "route"
             self._questions.append(message)

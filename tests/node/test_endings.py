@@ -13,6 +13,7 @@ import pytest
 from ballpoint.core.errors import ConflictError, CorruptError
 from ballpoint.core.hosts import Site
 from ballpoint.core.types import Caller
+from ballpoint.node.lifecycle.leases import Leases
 from ballpoint.node.lifecycle.running import Running, Starter
 from ballpoint.node.logbook import Logbook
 from ballpoint.node.node import Node
@@ -52,7 +53,7 @@ class Starts:
         instance: Any = type("Instance", (), {"runtime": Runtime()})()
         return Running(sprite.id, instance, cast(Any, Runtime()))
 
-    async def stop(self, running: Running) -> None:
+    async def stop(self, running: Running, *, gently: bool = False) -> None:
         self.stopping.release()
         await self.let.wait()
         self.ended.append(running)
@@ -96,7 +97,9 @@ class Disks:
 @pytest.fixture
 async def node(tmp_path: Path) -> AsyncIterator[Node]:
     registry = await Registry.open(url_of(tmp_path / "registry.db"))
-    made = Node(registry, cast(Any, None), Logbook(tmp_path / "logs"), site=Site("test.localhost", "http", 80))
+    made = Node(
+        registry, cast(Any, None), Logbook(tmp_path / "logs"), Leases(), site=Site("test.localhost", "http", 80)
+    )
     yield made
     await made.close()
     await registry.close()
@@ -105,7 +108,7 @@ async def node(tmp_path: Path) -> AsyncIterator[Node]:
 async def one_sprite(node: Node) -> tuple[Starts, Caller, Sprite]:
     """Have a running sprite `one`."""
     starts = Starts()
-    node.use(cast(Starter, starts), cast(Any, None), Disks(), Savings())
+    node.use(cast(Starter, starts), cast(Any, None), Disks(), Savings(), cast(Any, None), cast(Any, None))
     token = (await node.registry.create_token("acme", "of the test"))[0]
     caller = Caller(org_id=token.org_id, org="acme", token_id="t")
     nothing: dict[str, Any] = {"environment": {}, "labels": [], "config": {}, "url_settings": {}}
@@ -169,6 +172,7 @@ def test_an_instance_that_died_before_anybody_listened_is_told_of(alive: bool) -
         on_death=told.append,
         on_inner_exit=nothing,
         on_question=nothing,
+        on_activity=nothing,
         before_stop=nothing,
         ensure_image=nothing,
     )

@@ -1,13 +1,15 @@
 """The node's requests to an agent, over a socket that nothing inside can reach.
 
-hello   {}                        -> {version, instance, nonce, sprite, phase, how} + log, netns, userns
+hello   {}                        -> {version, instance, nonce, sprite, phase, how, busy} + log, netns, userns
 claim   {sprite, environment, resolv_conf, targets, profile, no_new_privileges} + root mount, bind mounts  -> {}
 settings{environment?, profile?, no_new_privileges?}   -> {}
 ping    {}                                             -> {sessions}
+halt    {}                                             -> {}, and the inner container ends as after a shutdown
 show    {name} + a checkpoint's mount                  -> {}
 hide    {name}                                         -> {}
 shown   {}                                             -> {names}
-Notices to the node: {notice: "inner-exited", how}, {notice: "gone", question}
+Notices to the node: {notice: "inner-exited", how}, {notice: "gone", question}, {notice: "activity", busy}: whether
+commands run for control sockets, whose connections alone say nothing
 
 And the agent's requests to its node, made for code inside the sprite (agent/inside.py):
 ask     {question, method, target, body}               -> {}, once all of the answer has been given by
@@ -33,6 +35,7 @@ from ballpoint.core.peer import Peer
 PROTOCOL_VERSION = 1
 # A restore copies nothing, but a sync may have gigabytes to send; the node's own deadlines are shorter.
 _ASK_SECONDS = 3600.0
+_LINGER_SECONDS = 1.0
 
 
 class Control:
@@ -45,11 +48,14 @@ class Control:
         self._peers: dict[Peer, None] = {}  # in the order of their coming
         self._numbers = count(1)
         self._questions: dict[int, Answer] = {}
+        self.busy = False
+        self._doing = 0
         self._operations: dict[str, Callable[[dict[str, Any], list[int]], Any]] = {
             "hello": self._hello,
             "claim": self._claim,
             "settings": self._settings,
             "ping": self._ping,
+            "halt": self._halt,
             "shown": self._shown,
         }
         self._slow: dict[str, Callable[[dict[str, Any], list[int]], Awaitable[Any]]] = {
@@ -63,6 +69,23 @@ class Control:
         """Tell every connected node."""
         for peer in list(self._peers):
             peer.notify({"notice": notice, **details})
+
+    def began(self) -> None:
+        """Something has begun that keeps the sprite awake."""
+        self._doing += 1
+        self._tell()
+
+    def ended(self) -> None:
+        """It has ended. The node is told some time later: of many, one after the other, it hears little."""
+        self._doing -= 1
+        if not self._doing:
+            asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._tell)
+
+    def _tell(self) -> None:
+        busy = self._doing > 0
+        if busy != self.busy:
+            self.busy = busy
+            self.notify("activity", busy=busy)
 
     async def ask(self, method: str, target: str, body: bytes, answer: Answer) -> None:
         """Pass a request from inside to the node that came last.
@@ -113,6 +136,7 @@ class Control:
             "sprite": agent.state["sprite"],
             "phase": agent.phase,
             "how": agent.how,
+            "busy": self.busy,
         }
         return answer, [os.dup(fd) for fd in (agent.log_fd, agent.netns, agent.userns)]
 
@@ -130,6 +154,10 @@ class Control:
 
     def _ping(self, message: dict[str, Any], fds: list[int]) -> tuple[Any, Sequence[int]]:
         return {"sessions": len(self._agent.sessions or ())}, ()
+
+    def _halt(self, message: dict[str, Any], fds: list[int]) -> tuple[Any, Sequence[int]]:
+        self._agent.inner.halt()
+        return {}, ()
 
     def _shown(self, message: dict[str, Any], fds: list[int]) -> tuple[Any, Sequence[int]]:
         return {"names": self._agent.reveal.names}, ()

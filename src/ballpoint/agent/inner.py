@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ballpoint.core.errors import InternalError
@@ -106,6 +107,11 @@ class Inner:
         except (FileNotFoundError, ProcessLookupError):
             return True
         return False
+
+    def halt(self) -> None:
+        """Let its init end all processes, and itself (helpers/inner.c). Idempotent."""
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGTERM)
 
     def enter(self, root: int, binds: Sequence[tuple[str, int]], resolv_conf: str) -> None:
         """Give the parked container its root and let it run as init. Happens once.

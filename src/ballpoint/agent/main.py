@@ -78,7 +78,7 @@ class _Main:
         routes.serving = lambda: agent.phase == "running" and not agent.inner.stops()
         network = Network(agent.netns)
         ports = Ports(network)
-        ExecRoutes(sessions, agent.environment, ports).add_to(routes)
+        ExecRoutes(sessions, agent.environment, ports, control).add_to(routes)
         FileRoutes(agent.spawner).add_to(routes)
         ProxyRoutes(network).add_to(routes)
         WatchRoutes(ports).add_to(routes)

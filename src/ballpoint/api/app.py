@@ -14,7 +14,7 @@ from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
 
 from ballpoint import __version__
-from ballpoint.api.bodies import Event, Progress
+from ballpoint.api.bodies import Event, ListingChange, Progress
 from ballpoint.api.checkpoints import add_checkpoint_routes
 from ballpoint.api.docs_page import render_docs
 from ballpoint.api.errors import add_error_handlers
@@ -53,8 +53,10 @@ class ControlApi(FastAPI):
         if not self.openapi_schema:
             document = super().openapi()
             components = document["components"]
-            for line in (Event, Progress):
-                components["schemas"][line.__name__] = line.model_json_schema(mode="serialization")
+            for line in (Event, ListingChange, Progress):
+                schema = line.model_json_schema(mode="serialization", ref_template="#/components/schemas/{model}")
+                schema.pop("$defs", None)  # they are components already
+                components["schemas"][line.__name__] = schema
             token = {"type": "http", "scheme": "bearer", "description": "`org/orgid/tokenid/value`"}
             components["securitySchemes"] = {"token": token}
             document["security"] = [{"token": []}]

@@ -12,6 +12,7 @@ from pydantic import (
     AliasChoices,
     AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PlainSerializer,
@@ -24,6 +25,7 @@ from pydantic_core import PydanticCustomError
 
 from ballpoint.api.parameters import CheckpointId
 from ballpoint.core.clock import rfc3339
+from ballpoint.core.duration import parse_duration
 from ballpoint.core.errors import InvalidError
 from ballpoint.core.ids import NAME_MAX, check_name
 from ballpoint.node import views
@@ -34,6 +36,7 @@ MAX_LABELS = 64
 MAX_DEVICES = 64
 # A checkpoint's comment comes back in one line of a stream, for which a client takes 64 KiB.
 MAX_COMMENT = 1024
+MAX_IDLE_SECONDS = 10 * 365 * 86400.0
 
 
 def _sprite_name(name: str) -> str:
@@ -74,6 +77,32 @@ Timestamp = Annotated[
     PlainSerializer(rfc3339, when_used="json"),
     WithJsonSchema({"type": "string", "format": "date-time"}),
 ]
+
+
+def _idle_timeout(value: object) -> float:
+    if value == "default":
+        return views.DEFAULT_IDLE_TIMEOUT
+    try:
+        seconds = parse_duration(value) if isinstance(value, str) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, InvalidError):
+        seconds = -1.0
+    if isinstance(value, bool) or not 0 <= seconds <= MAX_IDLE_SECONDS:
+        raise PydanticCustomError(
+            "idle_timeout",
+            "the idle timeout is no time",
+            {"hint": "seconds, a Go duration such as 5m, 0 for never, or default"},
+        )
+    return seconds
+
+
+IdleTimeout = Annotated[
+    float,
+    BeforeValidator(_idle_timeout),
+    WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0}, {"type": "string"}]}),
+]
+_IDLE = (
+    "After so long without use it is frozen: seconds, a duration such as 5m, 0 for never, `default` as the node has it."
+)
 
 
 class _Request(BaseModel):
@@ -121,6 +150,7 @@ class CreateSprite(_Request):
         None, description="Wait while the node has nothing left for one more sprite."
     )
     runtime: Literal["default", "dev"] | None = Field(None, description="Accepted; both mean the same here.")
+    idle_timeout: IdleTimeout | None = Field(None, description=_IDLE)
 
     def request(self) -> views.NewSprite:
         change = (self.url_settings or UrlSettingsRequest()).change()
@@ -131,6 +161,7 @@ class CreateSprite(_Request):
             url_settings=change.applied_to(views.UrlSettings()),
             labels=_distinct(self.labels or []),
             wait_for_capacity=bool(self.wait_for_capacity),
+            idle_timeout=None if self.idle_timeout == views.DEFAULT_IDLE_TIMEOUT else self.idle_timeout,
         )
 
 
@@ -142,6 +173,7 @@ class UpdateSprite(_Request):
     clear_labels: bool | None = Field(
         None, description="Removes all labels, for clients that cannot send an empty list."
     )
+    idle_timeout: IdleTimeout | None = Field(None, description=_IDLE)
 
     @model_validator(mode="after")
     def _one_wish(self) -> Self:
@@ -154,6 +186,7 @@ class UpdateSprite(_Request):
         return views.SpriteChanges(
             labels=None if labels is None else _distinct(labels),
             url_settings=self.url_settings.change() if self.url_settings else None,
+            idle_timeout=self.idle_timeout,
         )
 
 
@@ -190,6 +223,9 @@ class Sprite(_Response):
         description="Up to when its disk is in the store; null where nothing of it is, as right after its creation."
     )
     version: str = Field(description="Digest of the standard image it runs on.")
+    idle_timeout: float | None = Field(
+        description="Seconds after which it is frozen when nobody uses it; 0 is never, null as the node has it."
+    )
 
     @computed_field(description="The same as `organization`, which older clients read here.")  # type: ignore[prop-decorator]
     @property
@@ -228,6 +264,50 @@ class Restarted(BaseModel):
     sprite_name: str
     machine_id: str
     message: str
+
+
+class Reason(_Response):
+    """Something that keeps a sprite awake."""
+
+    kind: str = Field(description="`request`, a connection to it; `task`, a lease from inside; `change`, a verb.")
+    what: str
+    since: Timestamp | None
+    until: Timestamp | None = Field(description="When it ends by itself; null where it does not.")
+
+
+class Activity(_Response):
+    """Why a sprite is awake."""
+
+    status: views.Status
+    reasons: list[Reason] = Field(description="What keeps it awake now.")
+    idle_seconds: float | None = Field(description="For how long nothing has; null where something does.")
+    sleeps_in: float | None = Field(description="Seconds until it is frozen if nobody comes; null where it is not.")
+    idle_timeout: float | None = Field(description="How long it may be idle; null for ever.")
+
+
+class Check(BaseModel):
+    """Whether a sprite is well."""
+
+    sprite_name: str
+    sprite_id: str
+    status: views.CheckStatus = Field(description="`hibernated`: it sleeps, and nothing is known to be wrong.")
+    reason: str | None = Field(description="What is wrong.")
+    checked_at: Timestamp
+    elapsed: str = Field(description="How long it took to find out, as a Go duration.")
+
+
+class ListingChange(BaseModel):
+    """A line of the listing that is watched."""
+
+    type: Literal["sprite", "removed", "heartbeat"]
+    name: str | None = None
+    status: views.Status | None = None
+    health: views.Health | None = None
+    running_version: str | None = None
+    last_running_at: Timestamp | None = None
+    last_warming_at: Timestamp | None = None
+    timestamp: Timestamp
+    org: OrganizationCounts
 
 
 class Info(BaseModel):

@@ -7,9 +7,12 @@ from typing import Protocol
 
 from ballpoint.core.types import Caller
 from ballpoint.node.views import (
+    ActivityView,
     CheckpointView,
+    CheckView,
     DiskView,
     EventView,
+    ListingLine,
     NewFork,
     NewSprite,
     Privileges,
@@ -58,6 +61,18 @@ class NodeService(Protocol):
 
     async def wake(self, caller: Caller, name: str) -> SpriteView:
         """Start the sprite from its disk where it does not run. Idempotent."""
+
+    async def activity(self, caller: Caller, name: str) -> ActivityView:
+        """Why the sprite is awake, or for how long nothing has kept it so. Asking does not wake it."""
+
+    async def check(self, caller: Caller, name: str) -> CheckView:
+        """Whether the sprite's agent and disk answer, asked now and within deadlines. Asking does not wake it."""
+
+    def watch_list(self, caller: Caller, *, prefix: str) -> AsyncIterator[ListingLine]:
+        """The organization's sprites whose names begin with `prefix`, each when it changes; first all as they are.
+
+        Without an end; something comes every 15 s. The iterator is closed when its reader goes away.
+        """
 
     def events(self, caller: Caller, name: str, *, follow: bool) -> AsyncIterator[EventView]:
         """The sprite's events, oldest first; with `follow` also those to come, until the sprite is destroyed.

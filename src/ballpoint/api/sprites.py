@@ -8,10 +8,21 @@ from typing import Annotated
 import msgspec
 from fastapi import FastAPI, Query, Request, Response
 
-from ballpoint.api.bodies import CreateSprite, Event, OrganizationCounts, Restarted, Sprite, SpriteList, UpdateSprite
+from ballpoint.api.bodies import (
+    Activity,
+    Check,
+    CreateSprite,
+    Event,
+    ListingChange,
+    OrganizationCounts,
+    Restarted,
+    Sprite,
+    SpriteList,
+    UpdateSprite,
+)
 from ballpoint.api.parameters import SpriteOf, caller_of, content, errors
 from ballpoint.api.service import NodeService
-from ballpoint.api.streams import LineStream, TextStream, event_lines
+from ballpoint.api.streams import LineStream, TextStream, event_lines, listing_lines
 
 # The contract's page size. Clients that ask for more get this much, as they do from the original.
 MAX_PAGE = 50
@@ -30,7 +41,12 @@ def add_sprite_routes(app: FastAPI, node: NodeService) -> None:
         """
         return Sprite.model_validate(await node.create(caller_of(request), body.request()))
 
-    @app.get("/v1/sprites", tags=TAGS, responses=errors(400, 422, 503))
+    @app.get(
+        "/v1/sprites",
+        response_model=SpriteList,
+        tags=TAGS,
+        responses={200: content(LineStream, ListingChange), **errors(400, 422, 503)},
+    )
     async def list_sprites(
         request: Request,
         prefix: Annotated[str, Query(pattern=r"^[^\x00]*$", description="What the names begin with.")] = "",
@@ -41,9 +57,15 @@ def add_sprite_routes(app: FastAPI, node: NodeService) -> None:
             str | None,
             Query(pattern=r"^[\x20-\x7e]*$", description="`next_continuation_token` of the page before."),
         ] = None,
-    ) -> SpriteList:
-        """The organization's sprites, one page at a time, and how many there are of each status."""
+    ) -> SpriteList | LineStream:
+        """The organization's sprites, one page at a time, and how many there are of each status.
+
+        With `Accept: application/x-ndjson` it does not end: one JSON object a line, first for every sprite and then for
+        each that changes or is removed, and a heartbeat every 15 seconds.
+        """
         caller = caller_of(request)
+        if LineStream.media_type in request.headers.get("accept", ""):
+            return LineStream(listing_lines(node.watch_list(caller, prefix=prefix), caller.org))
         limit = min(max(max_results, 1), MAX_PAGE)
         page = await node.list(caller, prefix=prefix, limit=limit, after=continuation_token or None)
         counts = {"name": caller.org, **msgspec.structs.asdict(page.counts)}
@@ -86,6 +108,24 @@ def add_sprite_routes(app: FastAPI, node: NodeService) -> None:
     async def wake_sprite(request: Request, name: SpriteOf) -> Sprite:
         """Start a sprite from its disk where it does not run."""
         return Sprite.model_validate(await node.wake(caller_of(request), name))
+
+    @app.get("/v1/sprites/{name}/activity", tags=TAGS, responses=errors(404, 503))
+    async def sprite_activity(request: Request, name: SpriteOf) -> Activity:
+        """Why a sprite is awake, or for how long nothing has kept it so. Asking does not wake it."""
+        return Activity.model_validate(await node.activity(caller_of(request), name))
+
+    @app.get("/v1/sprites/{name}/check", tags=TAGS, responses=errors(404, 503))
+    async def check_sprite(request: Request, name: SpriteOf) -> Check:
+        """Whether a sprite's agent and disk answer, asked now. Asking does not wake it."""
+        found = await node.check(caller_of(request), name)
+        return Check(
+            sprite_name=found.sprite.name,
+            sprite_id=found.sprite.id,
+            status=found.status,
+            reason=found.reason,
+            checked_at=found.checked_at,
+            elapsed=f"{found.elapsed:.6f}s",
+        )
 
     @app.get(
         "/v1/sprites/{name}/events",

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from ballpoint.core.clock import SYSTEM_CLOCK, rfc3339
 from ballpoint.core.errors import BallpointError
-from ballpoint.node.views import EventView, Progress
+from ballpoint.node.views import EventView, ListingLine, Progress
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +84,27 @@ async def event_lines(events: AsyncIterator[EventView]) -> AsyncGenerator[bytes]
     finally:
         if isinstance(events, AsyncGenerator):
             await events.aclose()
+
+
+async def listing_lines(lines: AsyncIterator[ListingLine], org: str) -> AsyncGenerator[bytes]:
+    """Each change of a listing as one line of JSON; closes `lines` when it is closed itself."""
+    try:
+        async for line in lines:
+            told: dict[str, Any] = {"type": line.kind}
+            if line.name is not None:
+                told["name"] = line.name
+            if line.sprite is not None:
+                told |= {"status": line.sprite.status, "health": line.sprite.health}
+                told["running_version"] = line.sprite.version
+                for name in ("last_running_at", "last_warming_at"):
+                    moment = getattr(line.sprite, name)
+                    told[name] = None if moment is None else rfc3339(moment)
+            told["timestamp"] = rfc3339(SYSTEM_CLOCK.now())
+            told["org"] = {"name": org, **msgspec.structs.asdict(line.counts)}
+            yield msgspec.json.encode(told) + b"\n"
+    finally:
+        if isinstance(lines, AsyncGenerator):
+            await lines.aclose()
 
 
 async def progress_lines(steps: AsyncIterator[Progress], request_id: str) -> AsyncGenerator[bytes]:

@@ -21,7 +21,7 @@ DEFAULT_ORG = "local"  # of the administrator's token, and of tokens made for no
 RUN_ROOT = Path("/run/ballpoint")
 _LOWEST = {
     "pool": 0, "pool_max": 1, "edges": 0, "connections_per_address": 1, "memory_mb": 64, "pids": 16, "reserve_mb": 0,
-    "journal_mb": 0, "disk_gb": 1, "wake_seconds": 1,
+    "journal_mb": 0, "disk_gb": 1, "wake_seconds": 1, "idle_seconds": 0, "cold_seconds": 0,
 }  # fmt: skip
 
 
@@ -55,6 +55,8 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         domain: what sprites' URLs end with (urls.md). Every name below it must lead here.
         front: what clients find there, `http[:PORT]` or `https[:PORT]`; None is `http` at the port of `listen`.
         trusted_proxies: CIDRs of proxies in front, whose word counts for whom they speak.
+        idle_seconds: a sprite that nobody uses for so long is frozen, unless it says otherwise; 0 is never.
+        cold_seconds: a sprite that was frozen for so long is stopped, and only its disk stays; 0 is never.
         wake_seconds: how long a request to a URL is held while its sprite is being started.
     """
 
@@ -83,6 +85,8 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     domain: str = "sprites.localhost"
     front: str | None = None
     trusted_proxies: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
+    idle_seconds: int = 30
+    cold_seconds: int = 3600
     wake_seconds: int = 30
 
     @property

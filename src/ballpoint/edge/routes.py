@@ -9,6 +9,7 @@ from typing import Any, cast
 from ballpoint.core import peer
 from ballpoint.core.errors import UnavailableError
 from ballpoint.core.peer import Peer
+from ballpoint.edge.holds import Holds
 
 # A sprite that must be started first takes this long at most.
 _ANSWER_SECONDS = 130.0
@@ -20,14 +21,18 @@ class Routes:
     """A connection to the node, made again when the node is; requests in the gap wait a little.
 
     Absence is only ever the node's word: when it cannot be asked, that is 503.
+
+    Attributes:
+        holds: what keeps sprites awake.
     """
 
     def __init__(self, run: Path) -> None:
         self._path = run / "route.sock"
+        self.holds = Holds(self._notify)
         self._peer: Peer | None = None
         self._connecting: asyncio.Task[Peer] | None = None
-        self._waiting = 0  # for it
         self._failure: str | None = None
+        self._closed = False
 
     async def ask(self, question: dict[str, Any]) -> dict[str, Any]:
         """The node's answer (see node.routing).
@@ -52,24 +57,20 @@ class Routes:
         if self._connecting is None or self._connecting.done():
             self._connecting = asyncio.get_running_loop().create_task(self._connect())
         connecting = self._connecting
-        self._waiting += 1
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):
                 return await asyncio.shield(connecting)
         except TimeoutError as error:
             raise UnavailableError(f"the node is not running: {self._failure}", hint="try again") from error
-        finally:
-            self._waiting -= 1
-            if not self._waiting:
-                connecting.cancel()
-                self._connecting = None
 
     async def _connect(self) -> Peer:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                self._peer = Peer(peer.connect(self._path))
-                return self._peer
+                made = Peer(peer.connect(self._path), on_close=self._lost)
+                made.notify(self.holds.held())
+                self._peer = made
+                return made
             except OSError as error:
                 self._failure = error.strerror
             # Nobody tells when a socket file appears, or a full backlog empties; the node takes a moment to start.
@@ -77,7 +78,19 @@ class Routes:
             loop.call_later(_RETRY_SECONDS, _settle, retry)
             await retry
 
+    def _notify(self, notice: dict[str, Any]) -> None:
+        if self._peer is not None:
+            self._peer.notify(notice)
+
+    def _lost(self) -> None:
+        """The node has gone. The next one must hear what is held, also where nobody asks it anything."""
+        if not self._closed and (self._connecting is None or self._connecting.done()):
+            self._connecting = asyncio.get_running_loop().create_task(self._connect())
+
     def close(self) -> None:
+        self._closed = True
+        if self._connecting is not None:
+            self._connecting.cancel()
         if self._peer is not None:
             self._peer.close()
 

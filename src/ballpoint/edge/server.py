@@ -177,6 +177,9 @@ class Edge:
                     )  # fmt: skip
                     return keep
                 exchange = Exchange(client, head, self._target(route, head, address), request_id, last=last)
+                held = route["socket"] if "lease" in route else None
+                if held is not None:
+                    self._routes.holds.take(held, route["lease"])
                 try:
                     status, keep = await exchange.run()
                     return keep
@@ -186,6 +189,9 @@ class Edge:
                         raise
                     if isinstance(error, RefusedError):
                         question["refused"] = route["socket"]
+                finally:
+                    if held is not None:
+                        self._routes.holds.release(held)
             raise AssertionError
         except FramingError as error:
             status = error.status

@@ -249,6 +249,38 @@ class Cgroup:
         """Stop or go on with all processes in it and below. Returns before they have all stopped."""
         (self.v2 / "cgroup.freeze").write_text("1" if frozen else "0")
 
+    def freeze_whole(self, timeout: float) -> bool:
+        """`freeze`, and wait until all have stopped. Where some do not, they all go on.
+
+        Args:
+            timeout: seconds.
+
+        Returns:
+            Whether they have. One that waits for a disk, which may be frozen itself, does not stop before that answers.
+        """
+        deadline = SYSTEM_CLOCK.monotonic() + timeout
+        events = os.open(self.v2 / "cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            poll = select.poll()
+            poll.register(events, select.POLLPRI)
+            self.freeze(True)
+            while b"frozen 1" not in os.pread(events, 4096, 0):
+                left = deadline - SYSTEM_CLOCK.monotonic()
+                if left <= 0:
+                    self.freeze(False)
+                    return False
+                poll.poll(1000 * left)
+            return True
+        except BaseException:
+            self.freeze(False)
+            raise
+        finally:
+            os.close(events)
+
+    def is_to_be_frozen(self) -> bool:
+        """Whether it was told to freeze, and not to go on since."""
+        return (self.v2 / "cgroup.freeze").read_text().strip() == "1"
+
     def kill(self, timeout: float) -> None:
         """SIGKILL all processes in it and below, and wait until none is left.
 

@@ -16,6 +16,7 @@ from urllib.parse import unquote
 from ballpoint.core.errors import UnavailableError
 from ballpoint.core.types import Caller
 from ballpoint.node.lifecycle.running import Running
+from ballpoint.node.views import Reason
 from ballpoint.registry.registry import Registry
 from ballpoint.runtime.container.questions import Question
 
@@ -45,6 +46,10 @@ class Inside:
     def open(self, app: Any) -> None:
         """Answer by `app`, the control API's ASGI application, from now on."""
         self._app = app
+
+    def reasons(self, running: Running) -> list[Reason]:
+        """See `Idling`: a sprite that asks something waits for the answer."""
+        return [Reason(kind="request", what="inside")] if self._busy[running.instance.id] else []
 
     async def answer(self, running: Running, question: Question) -> None:
         """Answer what code inside `running` asks.

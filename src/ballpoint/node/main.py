@@ -42,7 +42,9 @@ from ballpoint.node.durable.storage import Storage
 from ballpoint.node.durable.volumes import Volumes
 from ballpoint.node.gauges import measure
 from ballpoint.node.inside import Inside
+from ballpoint.node.lifecycle.idling import Idling
 from ballpoint.node.lifecycle.instances import Instances
+from ballpoint.node.lifecycle.leases import Leases
 from ballpoint.node.lifecycle.recovery import recover
 from ballpoint.node.lifecycle.running import Starter
 from ballpoint.node.logbook import Logbook
@@ -119,7 +121,8 @@ async def serve(config: NodeConfig, make_app: Any, port: int, edge_uid: int, rea
         instances = Instances(config.node_id, runtime, network, _limits(config), config.reserve_mb << 20)
 
         site = config.site(port)
-        node = Node(registry, disks, Logbook(config.data / "logs"), site=site)
+        leases = Leases()
+        node = Node(registry, disks, Logbook(config.data / "logs"), leases, site=site)
         stack.push_async_callback(node.close)
         pool = Pool(instances, config.pool, config.pool_max)
         stack.push_async_callback(pool.close)
@@ -136,6 +139,7 @@ async def serve(config: NodeConfig, make_app: Any, port: int, edge_uid: int, rea
             on_death=node.instance_died,
             on_inner_exit=node.inner_exited,
             on_question=inside.answer,
+            on_activity=node.activity_changed,
             before_stop=space.release,
             ensure_image=images.ensure,
         )
@@ -160,14 +164,23 @@ async def serve(config: NodeConfig, make_app: Any, port: int, edge_uid: int, rea
         collector = Collector(saver, storage, config.node_id, metrics)
         saver.on_trash, saver.on_garbage = collector.destroyed, collector.later
         saver.on_first = images.needed
-        node.use(starter, spares, volumes, saver)
+        idling = Idling(
+            node,
+            [inside],
+            idle_seconds=config.idle_seconds,
+            cold_seconds=config.cold_seconds,
+            short=instances.missing_memory,
+        )
+        stack.push_async_callback(idling.close)
+        health = Health(node)
+        node.use(starter, spares, volumes, saver, idling, health)
         await recover(node, instances, disks)
         pool.start()
         spares.start()
         forks.start()
         tasks = Tasks()
         stack.push_async_callback(tasks.close)
-        tasks.start(Health(node).run(), "health")
+        tasks.start(health.run(), "health")
         tasks.start(space.run(), "space")
         tasks.start(images.run(disks), "images")
         tasks.start(saver.run(), "saving")
@@ -177,12 +190,13 @@ async def serve(config: NodeConfig, make_app: Any, port: int, edge_uid: int, rea
         tasks.start(collector.run(), "collecting")
         tasks.start(images.keep(), "images for the store")
         tasks.start(Walls(node, network).run(), "walls")
+        tasks.start(idling.run(), "idling")
 
         resolver = Resolver(config.dns)
         await resolver.start(str(network.gateway))
         stack.push_async_callback(resolver.close)
         urls = Urls(node, config, site)
-        routing = Routing(node, config, urls)
+        routing = Routing(node, config, urls, leases)
         routing.start(edge_uid)
         stack.callback(routing.close)
         measure(metrics, node, pool, disk_pool, storage)

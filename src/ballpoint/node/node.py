@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Any, Protocol, TypeVar
@@ -20,18 +20,25 @@ from ballpoint.core.errors import (
     CorruptError,
     FencedError,
     InvalidError,
+    NotFoundError,
     UnavailableError,
 )
 from ballpoint.core.hosts import Site, sprite_label
 from ballpoint.core.tasks import Tasks
 from ballpoint.core.types import Caller
 from ballpoint.node.disks import Disks
-from ballpoint.node.lifecycle.running import Running, Starter
+from ballpoint.node.lifecycle.leases import Leases
+from ballpoint.node.lifecycle.running import IDLE_TIMEOUT, Running, Starter
 from ballpoint.node.logbook import Logbook
 from ballpoint.node.standby.spares import Spares
 from ballpoint.node.views import (
+    DEFAULT_IDLE_TIMEOUT,
+    ActivityView,
+    CheckStatus,
+    CheckView,
     Counts,
     EventView,
+    ListingLine,
     NewSprite,
     Privileges,
     SpriteChanges,
@@ -41,7 +48,7 @@ from ballpoint.node.views import (
     Status,
     UrlSettings,
 )
-from ballpoint.registry.records import Event, Sprite
+from ballpoint.registry.records import Event, Sprite, SpriteState
 from ballpoint.registry.registry import Registry
 from ballpoint.volume.pool import AttachedVolume
 from ballpoint.volume.superblock import DamagedDiskError
@@ -52,6 +59,10 @@ T = TypeVar("T")
 
 # An init gives its processes 5 s before it ends them, and the kernel then needs some time for what waits for a disk.
 _END_SECONDS = 15.0
+# An agent that is asked whether it is quiet.
+_QUIET_SECONDS = 2.0
+_HEARTBEAT_SECONDS = 15.0
+_LISTING_SECONDS = 0.1
 
 _BEGUN = steps.declare("create: the sprite runs")
 _RECORDED = steps.declare("create: the registry knows it")
@@ -100,6 +111,20 @@ class Volumes(Protocol):
         """A volume is about to be removed here. Idempotent."""
 
 
+class Idling(Protocol):
+    """What knows why sprites are awake."""
+
+    def activity(self, running: Running) -> ActivityView:
+        """Why one is, or for how long nothing has kept it so."""
+
+
+class Health(Protocol):
+    """What knows whether sprites are well."""
+
+    async def check(self, running: Running, *, now: bool = False) -> str | None:
+        """Why one is degraded, or None. With `now`, also its disk is asked where it was not used."""
+
+
 class Node:
     """The sprites of one host. Every verb runs to its end, even when its caller goes away.
 
@@ -107,10 +132,18 @@ class Node:
     """
 
     def __init__(
-        self, registry: Registry, disks: Disks, logbook: Logbook, clock: Clock = SYSTEM_CLOCK, *, site: Site
+        self,
+        registry: Registry,
+        disks: Disks,
+        logbook: Logbook,
+        leases: Leases,
+        clock: Clock = SYSTEM_CLOCK,
+        *,
+        site: Site,
     ) -> None:
         self.registry = registry
         self.logbook = logbook
+        self.leases = leases
         self.running: dict[str, Running] = {}
         self._disks = disks
         self._clock = clock
@@ -119,14 +152,20 @@ class Node:
         self._spares: Spares | None = None
         self._volumes: Volumes | None = None
         self._saving: Saving | None = None
+        self._idling: Idling | None = None
+        self._health: Health | None = None
         # Sprites whose disk is damaged or lost, and how: until they are started all the same.
         self._broken: dict[str, str] = {}
         # A lock lives as long as somebody holds it or waits for it.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._tasks = Tasks()
 
-    def use(self, starter: Starter, spares: Spares, volumes: Volumes, saving: Saving) -> None:
-        """Where starting goes, where disks come from, and who saves them; given once, as they in turn know this."""
+    def use(
+        self, starter: Starter, spares: Spares, volumes: Volumes, saving: Saving, idling: Idling, health: Health
+    ) -> None:
+        """Where starting goes, where disks come from, who saves and who watches; given once, as they know this."""
+        self._idling = idling
+        self._health = health
         self._starter = starter
         self._spares = spares
         self._volumes = volumes
@@ -170,6 +209,8 @@ class Node:
         await self.registry.require_free(caller.org_id, request.name)
         volume = await self.spares.take()
         config = {key: value for key, value in msgspec.to_builtins(request.config).items() if value is not None}
+        if request.idle_timeout is not None:
+            config[IDLE_TIMEOUT] = request.idle_timeout
         sprite = self.registry.new_sprite(
             caller,
             request.name,
@@ -212,9 +253,11 @@ class Node:
 
     async def list(self, caller: Caller, *, prefix: str, limit: int, after: str | None) -> SpritePage:
         sprites, token = await self.registry.list_sprites(caller.org_id, prefix=prefix, limit=limit, after=after)
-        degraded = [running.sprite_id for running in self.running.values() if running.trouble is not None]
-        counts = await self.registry.counts(caller.org_id, degraded)
-        return SpritePage(sprites=tuple(map(self._view, sprites)), next=token, counts=Counts(**counts))
+        return SpritePage(sprites=tuple(map(self._view, sprites)), next=token, counts=await self._counts(caller))
+
+    async def _counts(self, caller: Caller) -> Counts:
+        warm = [each.sprite_id for each in self.running.values() if each.warm or each.trouble is not None]
+        return Counts(**await self.registry.counts(caller.org_id, warm))
 
     async def update(self, caller: Caller, name: str, changes: SpriteChanges) -> SpriteView:
         sprite = await self.registry.sprite(caller.org_id, name)
@@ -224,6 +267,13 @@ class Node:
         if changes.url_settings is not None:
             settings = changes.url_settings.applied_to(_url_settings(sprite))
             values["url_settings"] = msgspec.to_builtins(settings)
+        if changes.idle_timeout is not None:
+            asked = None if changes.idle_timeout == DEFAULT_IDLE_TIMEOUT else changes.idle_timeout
+            values["config"] = {name: value for name, value in sprite.config.items() if name != IDLE_TIMEOUT}
+            if asked is not None:
+                values["config"][IDLE_TIMEOUT] = asked
+            if (running := self.running.get(sprite.id)) is not None:
+                running.idle_timeout = asked
         if values:
             sprite = await self.registry.update_sprite(sprite.id, **values)
             await self.saving.changed(sprite.id, sprite.volume_id)
@@ -253,7 +303,7 @@ class Node:
 
     async def _restart(self, sprite_id: str, cause: str) -> SpriteView:
         async with self.lock(sprite_id):
-            await self._stop(sprite_id, cause)
+            await self._stop(sprite_id, cause, gently=True)
             return self._view(await self._start(sprite_id, "restarted", cause))
 
     async def sleep(self, caller: Caller, name: str) -> SpriteView:
@@ -265,13 +315,68 @@ class Node:
         async with self.lock(sprite_id):
             sprite = await self.living(sprite_id)
             if sprite_id in self.running:
-                await self._stop(sprite_id, cause)
+                await self._stop(sprite_id, cause, gently=True)
                 sprite = await self.registry.set_state(sprite_id, "cold", kind="cold", cause=cause)
             return self._view(sprite)
 
     async def wake(self, caller: Caller, name: str) -> SpriteView:
         await self.touch(caller, name, f"woken with token {caller.token_id}")
         return await self.get(caller, name)
+
+    async def activity(self, caller: Caller, name: str) -> ActivityView:
+        sprite = await self.get(caller, name)
+        running = self.running.get(sprite.id)
+        if running is None or running.ending or running.warm:
+            return ActivityView(status=sprite.status)
+        assert self._idling is not None
+        return self._idling.activity(running)
+
+    async def check(self, caller: Caller, name: str) -> CheckView:
+        sprite = await self.get(caller, name)
+        running = self.running.get(sprite.id)
+        begun = self._clock.monotonic()
+        trouble: str | None = None
+        if running is not None and not running.ending:
+            assert self._health is not None
+            trouble = running.trouble if running.frozen else await self._health.check(running, now=not running.warm)
+            if self.running.get(sprite.id) is running and not running.frozen:
+                await self.report_trouble(running, trouble)
+        asleep = running is None or running.ending or running.warm
+        reason = trouble or (sprite.health_reason if asleep else None)
+        status: CheckStatus = "unhealthy" if reason else "hibernated" if asleep else "healthy"
+        elapsed = self._clock.monotonic() - begun
+        return CheckView(sprite=sprite, status=status, reason=reason, checked_at=self._clock.now(), elapsed=elapsed)
+
+    async def watch_list(self, caller: Caller, *, prefix: str) -> AsyncIterator[ListingLine]:
+        shown: dict[str, tuple[Any, ...]] = {}
+        async with self.registry.watch_all() as changed:
+            while True:
+                views = await self._all(caller, prefix)
+                counts = await self._counts(caller)
+                for view in views:
+                    facts = (view.status, view.health, view.last_running_at, view.last_warming_at)
+                    if shown.get(view.name) != facts:
+                        shown[view.name] = facts
+                        yield ListingLine(kind="sprite", sprite=view, name=view.name, counts=counts)
+                for name in shown.keys() - {view.name for view in views}:
+                    del shown[name]
+                    yield ListingLine(kind="removed", name=name, counts=counts)
+                try:
+                    async with asyncio.timeout(_HEARTBEAT_SECONDS):
+                        await changed()
+                except TimeoutError:
+                    yield ListingLine(kind="heartbeat", counts=counts)
+                # Of much that happens at once, the sum is told.
+                await self._clock.sleep(_LISTING_SECONDS)
+
+    async def _all(self, caller: Caller, prefix: str) -> Sequence[SpriteView]:
+        found: tuple[SpriteView, ...] = ()
+        after: str | None = None
+        while True:
+            sprites, after = await self.registry.list_sprites(caller.org_id, prefix=prefix, limit=500, after=after)
+            found += tuple(map(self._view, sprites))
+            if after is None:
+                return found
 
     async def events(self, caller: Caller, name: str, *, follow: bool) -> AsyncIterator[EventView]:
         sprite = await self.registry.sprite(caller.org_id, name)
@@ -368,7 +473,7 @@ class Node:
                 raise UnavailableError(
                     f"the sprite {name!r} is stopping and does not end", hint="restart it"
                 ) from error
-        if running is None or running.ending:
+        if running is None or not running.awake:
             running = await self.to_the_end(self._wake(sprite_id, cause), f"wake {name}")
         if running.trouble is not None:
             raise UnavailableError(
@@ -380,7 +485,74 @@ class Node:
         async with self.lock(sprite_id):
             if sprite_id not in self.running:
                 await self._start(sprite_id, "running", cause)
-            return self.running[sprite_id]
+            running = self.running[sprite_id]
+            if running.warm:
+                self._thaw(running, cause)
+            return running
+
+    # ---- between running and warm ----
+
+    async def pause(self, running: Running, cause: str, idle: Callable[[], bool]) -> bool:
+        """Freeze a sprite that is idle. Returns whether it is warm now.
+
+        Args:
+            idle: whether it still is; asked again whenever that might have changed.
+        """
+        async with self.lock(running.sprite_id):
+            if self.running.get(running.sprite_id) is not running or not running.awake or not idle():
+                return False
+            running.pausing = True
+            try:
+                # One that does not answer is not idle but in trouble, which is another's to find out.
+                await running.instance.runtime.ping(_QUIET_SECONDS)
+                if not idle() or not await running.instance.runtime.freeze():
+                    return False
+                if running.ending or not idle():
+                    running.instance.runtime.thaw()
+                    return False
+                running.warm = True
+                running.changed = self._clock.monotonic()
+            finally:
+                running.pausing = False
+            self._record(running.sprite_id, "warm", "warm", cause)
+        return True
+
+    def _thaw(self, running: Running, cause: str) -> None:
+        """Let a warm sprite go on. The caller holds its lock."""
+        running.instance.runtime.thaw()
+        running.warm = False
+        running.changed = self._clock.monotonic()
+        self._record(running.sprite_id, "running", "running", cause)
+
+    def _record(self, sprite_id: str, state: SpriteState, kind: str, cause: str) -> None:
+        """Record what has happened, and let nobody wait. What is recorded later comes later: it has one writer."""
+        self._tasks.start(self._recorded(sprite_id, state, kind, cause), f"{kind} {sprite_id}")
+
+    async def _recorded(self, sprite_id: str, state: SpriteState, kind: str, cause: str) -> None:
+        try:
+            await self.registry.set_state(sprite_id, state, kind=kind, cause=cause)
+        except NotFoundError:
+            return  # it has been destroyed since
+        await self.registry.refresh()
+
+    def activity_changed(self, running: Running) -> None:
+        """Its agent has something to do, or no more: one that is warm cannot do it."""
+        if running.instance.runtime.busy and not running.awake:
+            cause = "a command on a control socket"
+            self._tasks.start(self._wanted(running, cause), f"wake {running.sprite_id}")
+        running.changed = self._clock.monotonic()
+
+    async def _wanted(self, running: Running, cause: str) -> None:
+        async with self.lock(running.sprite_id):
+            if self.running.get(running.sprite_id) is running and running.warm:
+                self._thaw(running, cause)
+
+    async def cool(self, running: Running, cause: str) -> None:
+        """Let a warm sprite go cold, unless it is wanted meanwhile."""
+        async with self.lock(running.sprite_id):
+            if self.running.get(running.sprite_id) is running and running.warm:
+                await self._stop(running.sprite_id, cause, gently=True)
+                await self.registry.set_state(running.sprite_id, "cold", kind="cold", cause=cause)
 
     # ---- what instances report ----
 
@@ -486,12 +658,14 @@ class Node:
             self._broken[sprite_id] = trouble
             await self.registry.add_event(sprite_id, "degraded", trouble)
 
-    async def _stop(self, sprite_id: str, cause: str) -> None:
+    async def _stop(self, sprite_id: str, cause: str, *, gently: bool = False) -> None:
         running = self.running.get(sprite_id)
         if running is not None:
             running.ends.set()
             running.said = running.instance.runtime.logs() or running.said
-            await self.starter.stop(running)
+            # Of one in trouble nobody knows how long it would take to answer.
+            await self.starter.stop(running, gently=gently and running.trouble is None)
+            self.leases.forget(str(running.instance.runtime.socket))
             await asyncio.to_thread(self.logbook.add, sprite_id, running.said, cause)
             del self.running[sprite_id]
             await self.saving.changed(sprite_id, running.volume.id)
@@ -546,11 +720,9 @@ class Node:
         running = self.running.get(sprite.id)
         trouble = running.trouble if running is not None else self._broken.get(sprite.id)
         status: Status = "cold"
-        if sprite.state == "running" and running is not None:
+        if sprite.state != "deleting" and running is not None:
             # The contract's three values have none for trouble; `health` beside it says what is wrong.
-            status = "running" if trouble is None else "warm"
-        elif sprite.state == "warm":
-            status = "warm"
+            status = "running" if trouble is None and not running.warm else "warm"
         # One that is not saved works: only what it writes would be lost with its host.
         trouble = trouble or self.saving.trouble(sprite.volume_id)
         return SpriteView(
@@ -571,6 +743,7 @@ class Node:
             last_running_at=sprite.last_running_at,
             last_warming_at=sprite.last_warming_at,
             durable_at=self.saving.durable_at(sprite.volume_id),
+            idle_timeout=sprite.config.get(IDLE_TIMEOUT),
         )
 
 

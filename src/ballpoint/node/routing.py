@@ -2,15 +2,19 @@
 
 The wire is core.wire on RUN/route.sock:
     route {method, target, token, host, peer, refused?, log_ins?, origin?, site?, mode?, html?, upgrade?}
-      -> {to: "api", caller, target?}                 to RUN/api.sock
-      -> {to: "agent", socket, target, preamble}      to a sprite's own agent
-      -> {to: "sprite", socket, preamble, token}      to the port in a sprite that the preamble names, by its agent's
-                                                      help; `token`: the field Authorization is ours
-      -> {answer: {status, headers}}                  an answer without a body
+      -> {to: "api", caller, target?}                       to RUN/api.sock
+      -> {to: "agent", socket, target, preamble, lease?}    to a sprite's own agent
+      -> {to: "sprite", socket, preamble, token, lease}     to the port in a sprite that the preamble names, by its
+                                                            agent's help; `token`: the field Authorization is ours
+      -> {answer: {status, headers}}                        an answer without a body
       -> {refuse: {status, error, message, hint?, headers?}}
+and notices of an edge:
+    {notice: "released", socket, lease}     it has no connection to that agent any more, as far as it knew of grants
+    {notice: "held", sockets}               it has connections to these; said to a node that is new to it
 
-`refused` is the socket of an agent that has just declined the request. What follows it comes with requests to hosts
-below the domain only (urls/visitor.py).
+`lease` is the number of a grant: the sprite is kept awake while the edge has a connection to that socket. A control
+socket alone does not. `refused` is the socket of an agent that has just declined the request. What follows it comes
+with requests to hosts below the domain only (urls/visitor.py).
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ from ballpoint.core.addresses import is_within, networks
 from ballpoint.core.config import NodeConfig
 from ballpoint.core.errors import BallpointError, UnavailableError
 from ballpoint.core.peer import Peer
+from ballpoint.node.lifecycle.leases import Leases
 from ballpoint.node.node import Node
 from ballpoint.node.urls.urls import Urls
 
@@ -38,6 +43,8 @@ log = logging.getLogger(__name__)
 _PREFIX = "/v1/sprites/"
 # What a sprite's own agent serves, by the path segment after its name.
 _OF_THE_AGENT = frozenset({"control", "exec", "fs", "ports", "proxy"})
+# What a connection of keeps no sprite awake by itself.
+_IDLE = frozenset({"control"})
 _PUBLIC = frozenset({"/openapi.json", "/docs"})
 # What a proxy that makes certificates as they are asked for asks first (tls.md).
 _MAY_HAVE_CERTIFICATE = "/v1/tls/ask"
@@ -47,8 +54,9 @@ _RETRY_AFTER_SECONDS = 2
 class Routing:
     """Serves the edges of this host."""
 
-    def __init__(self, node: Node, config: NodeConfig, urls: Urls) -> None:
+    def __init__(self, node: Node, config: NodeConfig, urls: Urls, leases: Leases) -> None:
         self._node = node
+        self._leases = leases
         self._urls = urls
         self._proxies = networks(config.trusted_proxies)
         self._path = config.run / "route.sock"
@@ -74,12 +82,32 @@ class Routing:
             sock, _ = self._listener.accept()
         except BlockingIOError:
             return
-        connection = Peer(sock, serve=self._serve, on_close=lambda: self._peers.discard(connection))
+        connection = Peer(
+            sock,
+            serve=lambda message, _: self._serve(connection, message),
+            on_notice=lambda notice: self._noticed(connection, notice),
+            on_close=lambda: self._left(connection),
+        )
         self._peers.add(connection)
 
-    async def _serve(self, message: dict[str, Any], fds: list[int]) -> tuple[Any, Sequence[int]]:
+    def _left(self, edge: Peer) -> None:
+        self._peers.discard(edge)
+        self._leases.drop(edge)
+
+    def _noticed(self, edge: Peer, notice: dict[str, Any]) -> None:
+        if notice.get("notice") == "released":
+            self._leases.end(edge, str(notice["socket"]), int(notice["lease"]))
+        elif notice.get("notice") == "held":
+            self._leases.restate(edge, map(str, notice["sockets"]))
+
+    async def _serve(self, edge: Peer, message: dict[str, Any]) -> tuple[Any, Sequence[int]]:
         try:
-            return await self._route(message), ()
+            route = await self._route(message)
+            # No turn of the loop is between the look whether the sprite is awake and this.
+            what = route.pop("what", None)
+            if what is not None:
+                route["lease"] = self._leases.grant(edge, route["socket"], what)
+            return route, ()
         except BallpointError as error:
             return {"refuse": _refusal(error)}, ()
         except OSError as error:
@@ -108,6 +136,7 @@ class Routing:
             "socket": str(running.instance.runtime.socket),
             "target": f"{agent_path}?{query}" if query else agent_path,
             "preamble": {"v": 1, "org": caller.org_id, "token": caller.token_id},
+            "what": None if what in _IDLE else what,
         }
 
 

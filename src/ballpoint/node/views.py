@@ -14,7 +14,12 @@ PrivateAccess = Literal["admins", "org_users"]
 Profile = Literal["", "minimal", "standard", "privileged"]
 CheckpointHealth = Literal["", "mount_failed"]
 ProgressKind = Literal["info", "error", "complete"]
+CheckStatus = Literal["healthy", "hibernated", "unhealthy", "error"]
 DiskPlace = Literal["local", "partly", "store"]
+
+
+# In a `SpriteChanges`: as the node has it.
+DEFAULT_IDLE_TIMEOUT = -1.0
 
 
 class SpriteConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +70,7 @@ class NewSprite(msgspec.Struct, frozen=True, kw_only=True):
         name: already checked by `core.ids.check_name`.
         environment: variables of every command run in it.
         wait_for_capacity: wait while the host has nothing left for one more, instead of failing.
+        idle_timeout: seconds after which it is frozen when nobody uses it; 0 is never, None as the node has it.
     """
 
     name: str
@@ -73,13 +79,18 @@ class NewSprite(msgspec.Struct, frozen=True, kw_only=True):
     url_settings: UrlSettings = UrlSettings()
     labels: tuple[str, ...] = ()
     wait_for_capacity: bool = False
+    idle_timeout: float | None = None
 
 
 class SpriteChanges(msgspec.Struct, frozen=True, kw_only=True):
-    """A partial update: what is None stays as it is. Empty `labels` remove all labels."""
+    """A partial update: what is None stays as it is. Empty `labels` remove all labels.
+
+    `idle_timeout` is in seconds; 0 is never, DEFAULT_IDLE_TIMEOUT as the node has it.
+    """
 
     labels: tuple[str, ...] | None = None
     url_settings: UrlSettingsChange | None = None
+    idle_timeout: float | None = None
 
 
 class SpriteView(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,6 +105,7 @@ class SpriteView(msgspec.Struct, frozen=True, kw_only=True):
         version: digest of the standard image its volume belongs to.
         last_running_at, last_warming_at: when it last started and last fell asleep; None where it never did.
         durable_at: when the newest state of its disk was taken that the store has; None where it has none.
+        idle_timeout: seconds after which it is frozen when nobody uses it; 0 is never, None as the node has it.
     """
 
     id: str
@@ -113,6 +125,69 @@ class SpriteView(msgspec.Struct, frozen=True, kw_only=True):
     last_running_at: datetime | None = None
     last_warming_at: datetime | None = None
     durable_at: datetime | None = None
+    idle_timeout: float | None = None
+
+
+class Reason(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that keeps a sprite awake.
+
+    Attributes:
+        kind: `request`, a connection to it; `task`, a lease from inside; `change`, a verb of the API.
+        what: which, as a word.
+        since, until: when it began, and when it ends by itself; None where that is not known.
+    """
+
+    kind: Literal["request", "task", "change"]
+    what: str
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+class ActivityView(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a sprite is awake.
+
+    Attributes:
+        reasons: what keeps it so now.
+        idle_seconds: for how long nothing has; None where something does, or it sleeps.
+        sleeps_in: seconds until it is frozen if nobody comes; None where it is not going to be.
+        idle_timeout: how long it may be idle, in seconds; None for ever, or where it sleeps.
+    """
+
+    status: Status
+    reasons: tuple[Reason, ...] = ()
+    idle_seconds: float | None = None
+    sleeps_in: float | None = None
+    idle_timeout: float | None = None
+
+
+class CheckView(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether a sprite is well, as found out for whoever asks.
+
+    Attributes:
+        status: `hibernated` where it sleeps, warm or cold, and nothing is known to be wrong.
+        reason: what is wrong; None where nothing is.
+        elapsed: seconds that finding out took.
+    """
+
+    sprite: SpriteView
+    status: CheckStatus
+    reason: str | None
+    checked_at: datetime
+    elapsed: float
+
+
+class ListingLine(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that has changed in the listing of an organization's sprites, or that nothing has for a while.
+
+    Attributes:
+        kind: `sprite`, which is new or has changed; `removed`; `heartbeat`.
+        counts: of the whole organization, now.
+    """
+
+    kind: Literal["sprite", "removed", "heartbeat"]
+    counts: Counts
+    name: str | None = None
+    sprite: SpriteView | None = None
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):

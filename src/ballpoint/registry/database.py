@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,13 +27,14 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import DatabaseError, OperationalError
 
-from ballpoint.core.errors import ConflictError, CorruptError, UnavailableError
+from ballpoint.core.errors import BallpointError, ConflictError, CorruptError, UnavailableError
 from ballpoint.host.files import fsync_directory
 
 T = TypeVar("T")
 
 _BUSY_SECONDS = 10.0
 _REMEMBERED_MAX = 10_000
+_REFRESHED_MAX = 32
 _MIGRATIONS = Path(__file__).with_name("migrations")
 
 
@@ -43,6 +45,7 @@ class Database:
         self._engine = engine
         self._watch = watch
         self._remembered: dict[Hashable, Any] = {}
+        self._asked: OrderedDict[Hashable, Callable[[Connection], Any]] = OrderedDict()
         self._remembered_at: int | None = None
         self._reading = engine.execution_options(read_only=True)
         # One writer at a time is SQLite's rule anyway; one thread keeps the order of calls. Readers have their own, so
@@ -96,7 +99,17 @@ class Database:
             if len(self._remembered) >= _REMEMBERED_MAX:
                 self._remembered.clear()
             self._remembered[key] = found
+        self._asked.pop(key, None)
+        self._asked[key] = work
+        if len(self._asked) > _REFRESHED_MAX:
+            self._asked.popitem(last=False)
         return found
+
+    async def refresh(self) -> None:
+        """Recall what was looked up last, so that it need not be looked up once it is wanted."""
+        for key, work in list(self._asked.items()):
+            with suppress(BallpointError):  # whoever wants it is told
+                await self.recall(key, work)
 
     def _version(self) -> int | None:
         """A number that changes with every commit of any connection; None where it cannot be told now.

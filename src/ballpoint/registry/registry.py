@@ -9,7 +9,7 @@ import hmac
 import re
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
@@ -46,6 +46,8 @@ _EVENTS_KEPT = 10_000  # of one sprite; the oldest go first
 _EVENTS_KEPT_OF_ALL = 1_000_000  # those of deleted sprites included
 _CHANGEABLE = frozenset({"labels", "url_settings", "environment", "config", "privileges", "image_digest"})
 
+# In the place of a sprite's id: whoever watches all of them.
+_ALL = ""
 _TIMES = ("created_at", "updated_at", "last_running_at", "last_warming_at")
 
 
@@ -218,6 +220,10 @@ class Registry:
         connection.execute(insert(tokens).values(**row))
         return TokenInfo(token_id, org_id, org, description, _time(now), None)
 
+    async def refresh(self) -> None:
+        """Look up anew what was asked for lately: what is asked for next need not wait for it after a change."""
+        await self._database.refresh()
+
     # ---- sprites ----
 
     def new_sprite(
@@ -368,15 +374,18 @@ class Registry:
         more = _encode_page(found[limit - 1].name) if len(found) > limit else None
         return found[:limit], more
 
-    async def counts(self, org_id: str, degraded: Collection[str] = ()) -> dict[str, int]:
+    async def counts(self, org_id: str, warm: Collection[str] = ()) -> dict[str, int]:
         """How many of an organization's sprites are running, warm and cold.
 
         Args:
-            degraded: ids of sprites that count as warm where they are recorded as running: as their status says.
+            warm: ids of those that are warm of all that have an instance. What is recorded may be behind.
         """
         state: ColumnElement[str] = sprites.c.state
-        if degraded:
-            state = case((and_(state == "running", sprites.c.id.in_(degraded)), "warm"), else_=state)
+        state = case(
+            (and_(state.in_(("running", "warm")), sprites.c.id.in_(warm)), "warm"),
+            (state == "warm", "running"),
+            else_=state,
+        )
         # By its name: to Postgres, two expressions with parameters are never the same.
         query = select(state.label("shown"), func.count()).where(sprites.c.org_id == org_id).group_by("shown")
         found = await self._database.read(lambda connection: {row[0]: row[1] for row in connection.execute(query)})
@@ -515,9 +524,14 @@ class Registry:
             if not self._watchers[sprite_id]:
                 del self._watchers[sprite_id]
 
+    def watch_all(self) -> AbstractAsyncContextManager[Callable[[], Any]]:
+        """As `watch`, for all sprites."""
+        return self.watch(_ALL)
+
     def _notify(self, sprite_id: str) -> None:
-        for changed in self._watchers.get(sprite_id, ()):
-            changed.set()
+        for name in (sprite_id, _ALL):
+            for changed in self._watchers.get(name, ()):
+                changed.set()
 
     def _insert_event(
         self, connection: Connection, sprite_id: str, kind: str, cause: str, detail: dict[str, Any]

@@ -10,7 +10,7 @@ from ballpoint.agent.sessions.exec_request import attached_id, parse_command, pa
 from ballpoint.agent.sessions.frames import AttachedViewer, HttpViewer, WebSocketViewer
 from ballpoint.agent.sessions.journal import STREAMS
 from ballpoint.agent.sessions.kill import Kill
-from ballpoint.agent.sessions.multiplexed import MultiplexedSocket
+from ballpoint.agent.sessions.multiplexed import Activity, MultiplexedSocket
 from ballpoint.agent.sessions.session import Command, Session
 from ballpoint.agent.sessions.sessions import Sessions
 from ballpoint.agent.spawn_types import SpawnError
@@ -27,14 +27,20 @@ class ExecRoutes:
     Args:
         environment: the environment a process gets before the request adds to it.
         ports: tells clients over WebSocket what their command listens on.
+        activity: is told of commands on control sockets.
     """
 
     def __init__(
-        self, sessions: Sessions, environment: Callable[[], dict[str, str]], ports: Ports | None = None
+        self,
+        sessions: Sessions,
+        environment: Callable[[], dict[str, str]],
+        ports: Ports | None = None,
+        activity: Activity | None = None,
     ) -> None:
         self._sessions = sessions
         self._environment = environment
         self._ports = ports
+        self._activity = activity
 
     def add_to(self, routes: Routes) -> None:
         routes.add("GET", "/exec", self._get)
@@ -104,7 +110,8 @@ class ExecRoutes:
     def _control(self, connection: Connection, request: Request) -> Handler:
         if not request.is_websocket:
             raise InvalidError("this is a WebSocket's address", hint="RFC 6455, version 13")
-        control = MultiplexedSocket(connection, self, raw_input=request.headers.get("user-agent", "").startswith(_GO))
+        raw_input = request.headers.get("user-agent", "").startswith(_GO)
+        control = MultiplexedSocket(connection, self, self._activity, raw_input=raw_input)
         control.accept(request)
         return control.socket
 

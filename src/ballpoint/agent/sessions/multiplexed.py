@@ -32,14 +32,24 @@ class Execs(Protocol):
         ...
 
 
+class Activity(Protocol):
+    """Who is to know what keeps the sprite awake: a control socket alone does not, but a command on it."""
+
+    def began(self) -> None: ...
+
+    def ended(self) -> None: ...
+
+
 class MultiplexedSocket:
     """One control socket.
 
     Args:
+        activity: is told of each operation; None where nobody wants to know.
         raw_input: its client sends input without a first byte that says so, as one official client does.
     """
 
-    def __init__(self, connection: Connection, execs: Execs, *, raw_input: bool) -> None:
+    def __init__(self, connection: Connection, execs: Execs, activity: Activity | None, *, raw_input: bool) -> None:
+        self._activity = activity
         self._connection = connection
         self._execs = execs
         self._raw_input = raw_input
@@ -56,7 +66,7 @@ class MultiplexedSocket:
 
     def ended(self, code: int) -> None:
         """The operation has ended; the next may begin."""
-        self._operation = None
+        self._end()
         self._say("op.complete", exitCode=code)
 
     # ---- what comes from the client ----
@@ -93,22 +103,31 @@ class MultiplexedSocket:
         named = dict(reversed(fields))
         viewer = _Operation(self, self._connection, self.socket, raw_input=self._raw_input or "path" in named)
         self._operation = viewer
+        if self._activity is not None:
+            self._activity.began()
         try:
             if named.get("id") and not named.get("cmd"):
                 self._execs.attach(named["id"], urlencode(fields), viewer)
             else:
                 self._execs.start(command_of(fields, tty_allowed=True, stdin_default=False), viewer)
         except BallpointError as error:
-            self._operation = None
+            self._end()
             self._say("op.error", error=error.message)
+
+    def _end(self) -> None:
+        self._operation = None
+        if self._activity is not None:
+            self._activity.ended()
 
     def _writable(self) -> None:
         if self._operation is not None:
             self._operation.writable()
 
     def _lost(self) -> None:
-        if self._operation is not None:
-            self._operation.lost()
+        operation = self._operation
+        if operation is not None:
+            self._end()
+            operation.lost()
 
     def _say(self, kind: str, **arguments: Any) -> None:
         self.socket.send_text(_PREFIX + json.dumps({"type": kind, "args": arguments}))

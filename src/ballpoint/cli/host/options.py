@@ -43,6 +43,8 @@ _OPTIONS = [
     click.option("--domain", help="What sprites' URLs end with [sprites.localhost]."),
     click.option("--front", metavar="SCHEME[:PORT]", help="What clients of URLs find in front [http, at --listen]."),
     click.option("--trusted-proxies", multiple=True, metavar="CIDR", help="Proxies in front [loopback]."),
+    click.option("--idle-seconds", type=int, help="A sprite that nobody uses for so long is frozen; 0: never [30]."),
+    click.option("--cold-seconds", type=int, help="One that is frozen for so long is stopped; 0: never [3600]."),
     click.option("--wake-seconds", type=int, help="A request to a URL waits so long for its sprite to start [30]."),
 ]
 

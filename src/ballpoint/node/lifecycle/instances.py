@@ -48,13 +48,17 @@ class Instances:
         self._hierarchies = Hierarchies.detect()
         self.limits = limits
 
+    def missing_memory(self) -> int:
+        """Bytes that are missing of the memory that is to stay free; 0 where none are."""
+        return max(0, self._reserve - memory.available(self._hierarchies))
+
     async def make(self) -> Instance:
         """A new blank. A failure leaves nothing.
 
         Raises:
             UnavailableError: no slot or no memory is left (code NO_CAPACITY), or the zygote is being started again.
         """
-        if memory.available(self._hierarchies) < self._reserve:
+        if self.missing_memory() > 0:
             raise UnavailableError(
                 "the node has no memory left for another sprite",
                 hint=f"{self._reserve >> 20} MiB must stay free (reserve_mb): destroy sprites, or give it more memory",

@@ -10,8 +10,9 @@ from functools import partial
 from ballpoint.core.errors import BallpointError, CorruptError, NotFoundError
 from ballpoint.node.disks import Disks
 from ballpoint.node.lifecycle.instances import Instances
-from ballpoint.node.lifecycle.running import Running
+from ballpoint.node.lifecycle.running import IDLE_TIMEOUT, Running
 from ballpoint.node.node import Node
+from ballpoint.registry.records import SpriteState
 from ballpoint.volume.pool import VolumePool
 from ballpoint.volume.record import read_record
 
@@ -38,7 +39,7 @@ async def recover(node: Node, instances: Instances, disks: Disks) -> None:
             continue
         sprite = sprites.get(str(instance.runtime.note.get("sprite")))
         volume = None
-        if sprite is not None and sprite.state == "running" and instance.runtime.phase == "running":
+        if sprite is not None and sprite.state in ("running", "warm") and instance.runtime.phase == "running":
             try:
                 await asyncio.to_thread(disks.pool.meta, sprite.volume_id)  # one of a later version is left as it is
                 volume = await asyncio.to_thread(disks.pool.adopt, sprite.volume_id)
@@ -53,7 +54,12 @@ async def recover(node: Node, instances: Instances, disks: Disks) -> None:
                 said[sprite.id] = instance.runtime.logs()
             await _remove(instance_id, partial(instances.end, instance), disks.pool)
             continue
-        running = Running(sprite.id, instance, volume)
+        running = Running(sprite.id, instance, volume, idle_timeout=sprite.config.get(IDLE_TIMEOUT))
+        # What the kernel says: the node may have died before it had written down what it had done.
+        running.warm = instance.runtime.frozen
+        if running.warm != (sprite.state == "warm"):
+            state: SpriteState = "warm" if running.warm else "running"
+            await node.registry.set_state(sprite.id, state, kind=state, cause="found so when the node started again")
         node.running[sprite.id] = running
         node.starter.watch(running)
         log.info("adopted %s in instance %s", sprite.name, instance_id)

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 # A client waits 120 s for a create; a blank that does not come in this time is not coming.
 _BLANK_SECONDS = 100.0
+# In a sprite's `config`.
+IDLE_TIMEOUT = "idle_timeout"
 
 
 @dataclass
@@ -37,6 +39,10 @@ class Running:
         said: its log, once it is being stopped; the instance may be gone before its volume is.
         ends: set when it is being stopped, or has died: whoever wants the sprite waits for what comes next.
         since: when it was started, by the monotonic clock; long ago where an earlier process did it.
+        warm: its processes are frozen, and it keeps its memory.
+        pausing: it is about to be warm: whoever wants it waits for the sprite's lock.
+        changed: when it became warm or ceased to be, by the monotonic clock.
+        idle_timeout: seconds after which it is frozen when nobody uses it; 0 is never, None as the node has it.
     """
 
     sprite_id: str
@@ -47,6 +53,15 @@ class Running:
     said: bytes = b""
     ends: asyncio.Event = field(default_factory=asyncio.Event)
     since: float = -math.inf
+    warm: bool = False
+    pausing: bool = False
+    changed: float = field(default_factory=SYSTEM_CLOCK.monotonic)
+    idle_timeout: float | None = None
+
+    @property
+    def awake(self) -> bool:
+        """Whether what is sent to it is done now."""
+        return not (self.ending or self.warm or self.pausing)
 
     @property
     def ending(self) -> bool:
@@ -60,6 +75,7 @@ class Starter:
         on_death: called with a running sprite whose instance has died under it.
         on_inner_exit: called with a running sprite and how its inner container ended.
         on_question: answers what code inside a running sprite asks.
+        on_activity: called with a running sprite that has something to do of which no edge knows, or no more.
         before_stop: awaited with the volume's id before its processes are ended.
         ensure_image: awaited with the digest of an image before anything is started over it.
     """
@@ -74,6 +90,7 @@ class Starter:
         on_death: Callable[[Running], None],
         on_inner_exit: Callable[[Running, str], None],
         on_question: Callable[[Running, Question], Awaitable[None]],
+        on_activity: Callable[[Running], None],
         before_stop: Callable[[str], Awaitable[None]],
         ensure_image: Callable[[str], Awaitable[None]],
     ) -> None:
@@ -84,6 +101,7 @@ class Starter:
         self._on_death = on_death
         self._on_inner_exit = on_inner_exit
         self._on_question = on_question
+        self._on_activity = on_activity
         self._before_stop = before_stop
         self._ensure_image = ensure_image
 
@@ -133,7 +151,13 @@ class Starter:
                 )
             finally:
                 self._pool.claimed()
-            running = Running(sprite.id, blank, volume, since=SYSTEM_CLOCK.monotonic())
+            running = Running(
+                sprite.id,
+                blank,
+                volume,
+                since=SYSTEM_CLOCK.monotonic(),
+                idle_timeout=sprite.config.get(IDLE_TIMEOUT),
+            )
             self.watch(running)
             undo.pop_all()
             return running
@@ -144,17 +168,27 @@ class Starter:
         runtime.on_death = lambda: self._on_death(running)
         runtime.on_inner_exit = lambda how: self._on_inner_exit(running, how)
         runtime.on_question = lambda question: self._on_question(running, question)
+        runtime.on_activity = lambda: self._on_activity(running)
         if not runtime.alive:
             self._on_death(running)
 
-    async def stop(self, running: Running) -> None:
+    async def stop(self, running: Running, *, gently: bool = False) -> None:
         """End the instance, and let go of the volume when nobody else holds it.
+
+        Args:
+            gently: its processes are asked first, and have some seconds.
 
         Raises:
             UnavailableError: a process or the volume does not let go; call again.
         """
         running.instance.runtime.on_inner_exit = None
         await self._before_stop(running.volume.id)
+        if gently:
+            running.instance.runtime.thaw()
+            try:
+                await running.instance.runtime.halt()
+            except BallpointError as error:
+                log.warning("the processes of %s are ended unasked: %s", running.sprite_id, error)
         await self._instances.end(running.instance)
         await asyncio.to_thread(running.volume.detach)
 

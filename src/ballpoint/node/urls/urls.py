@@ -119,6 +119,7 @@ class Urls:
             "socket": str(running.instance.runtime.socket),
             "preamble": {"v": 1, "org": sprite.org_id, "token": token_id, "connect": connect},
             "token": stripped,
+            "what": "url",
         }
 
     # ---- logging in ----

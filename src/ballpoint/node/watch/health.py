@@ -44,20 +44,24 @@ class Health:
                     await self._node.report_trouble(running, trouble)
             await self._clock.sleep(_ROUND_SECONDS)
 
-    async def check(self, running: Running) -> str | None:
-        """Why `running` is degraded, or None."""
+    async def check(self, running: Running, *, now: bool = False) -> str | None:
+        """Why `running` is degraded, or None.
+
+        Args:
+            now: its disk is asked also where it was not used.
+        """
         try:
             await running.instance.runtime.ping(_AGENT_SECONDS)
         except BallpointError as error:
             return f"the agent does not answer ({error.message})"
-        return await self._check_disk(running)
+        return await self._check_disk(running, now)
 
-    async def _check_disk(self, running: Running) -> str | None:
+    async def _check_disk(self, running: Running, now: bool) -> str | None:
         volume = running.volume
         probe = self._hanging.get(volume.id)
         if probe is None:
             statistics = (Path("/sys/block") / Path(volume.device).name / "stat").read_text()
-            if self._written.get(volume.id) == statistics:
+            if self._written.get(volume.id) == statistics and not now:
                 return None
             probe = self._hanging[volume.id] = _in_thread(volume.mount)
         try:

@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 _FILL_SECONDS = 30.0
 _CLAIM_SECONDS = 20.0
 _KILL_SECONDS = 10.0
+_FREEZE_SECONDS = 2.0
+# Its init gives its processes 5 s.
+_HALT_SECONDS = 8.0
 
 # An agent's own limits: it serves sessions, and whoever took it over gets no more than this.
 _AGENT_LIMITS = Limits(memory=256 << 20, pids=64)
@@ -79,6 +82,8 @@ class ContainerInstance:
         on_death: called once when the anchor, and with it the instance, has died.
         on_inner_exit: called with how the inner container ended.
         on_question: answers what code inside asks; cancelled when the agent dies.
+        on_activity: called when the agent has something to do that no connection of an edge tells of, or no more.
+        busy: whether there is such a thing, as the agent said last: a command on a control socket.
     """
 
     def __init__(self, surroundings: Surroundings, instance_id: str, uid_base: int, nonce: str) -> None:
@@ -92,12 +97,15 @@ class ContainerInstance:
         self.on_death: Callable[[], None] | None = None
         self.on_inner_exit: Callable[[str], None] | None = None
         self.on_question: Callable[[Question], Awaitable[None]] | None = None
+        self.on_activity: Callable[[], None] | None = None
+        self.busy = False
         self._questions: dict[int, Question] = {}
         self._control: Peer | None = None
         self._directory = surroundings.instance_directory(instance_id)
         self._cgroup = surroundings.instance_cgroup(instance_id)
         self._reviving = asyncio.Lock()
         self._ending = False
+        self._inner_ended = asyncio.Event()
 
     @property
     def socket(self) -> Path:
@@ -232,6 +240,7 @@ class ContainerInstance:
     def _anchor_died(self) -> None:
         self._forget_anchor()
         self.phase = "dead"
+        self._inner_ended.set()
         if self._control is not None:
             self._control.close()
         if self.on_death is not None:
@@ -274,6 +283,7 @@ class ContainerInstance:
         self._control = control
         self._log, self.netns, self.userns = fds
         self.phase = str(hello["phase"])
+        self._active(hello)
         if self.phase == "dead":  # before there was somebody to tell
             self._inner_exited(hello)
 
@@ -394,6 +404,40 @@ class ContainerInstance:
                 raise
             return dict(await self._call("ping", seconds=seconds))  # it died; this asks its successor
 
+    async def freeze(self) -> bool:
+        """Stop all processes of the container, which keep their memory. Returns whether they have stopped.
+
+        Its agent and anchor go on: they are in a group beside it.
+        """
+        return await asyncio.to_thread(self._inner.freeze_whole, _FREEZE_SECONDS)
+
+    def thaw(self) -> None:
+        """Let the processes of the container go on. Idempotent."""
+        self._inner.freeze(False)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the container was stopped by `freeze`, also by an earlier process of the node."""
+        return self._inner.is_to_be_frozen()
+
+    async def halt(self) -> None:
+        """Ask all processes of the container to end, and wait until it has ended, or for as long as its init does.
+
+        Raises:
+            UnavailableError: it does not end.
+        """
+        if self.phase == "running":
+            await self._call("halt", seconds=_CLAIM_SECONDS)
+            try:
+                async with asyncio.timeout(_HALT_SECONDS):
+                    await self._inner_ended.wait()
+            except TimeoutError as error:
+                raise UnavailableError(f"instance {self.id} does not halt") from error
+
+    @property
+    def _inner(self) -> Cgroup:
+        return self._cgroup.child("inner")
+
     def logs(self) -> bytes:
         """What agent and container said last, as lines; works with a dead agent, too."""
         return ringlog.read(self._log) if self._log >= 0 else b""
@@ -404,7 +448,7 @@ class ContainerInstance:
 
     def limit(self, limits: Limits) -> None:
         """Change the limits of the inner container."""
-        self._cgroup.child("inner").limit(limits)
+        self._inner.limit(limits)
 
     async def revive(self) -> None:
         """Fork a new agent under the living anchor and connect to it. The container and its processes run on.
@@ -453,6 +497,8 @@ class ContainerInstance:
     def _noticed(self, notice: dict[str, Any]) -> None:
         if notice.get("notice") == "inner-exited":
             self._inner_exited(notice)
+        elif notice.get("notice") == "activity":
+            self._active(notice)
         elif notice.get("notice") == "gone":
             number = notice.get("question")
             if isinstance(number, int) and number in self._questions:
@@ -471,8 +517,16 @@ class ContainerInstance:
             del self._questions[question.number]
         return {}, ()
 
+    def _active(self, said: dict[str, Any]) -> None:
+        busy = said.get("busy") is True  # agents of earlier versions say nothing
+        if busy != self.busy:
+            self.busy = busy
+            if self.on_activity is not None:
+                self.on_activity()
+
     def _inner_exited(self, said: dict[str, Any]) -> None:
         self.phase = "dead"
+        self._inner_ended.set()
         if self.on_inner_exit is not None:
             self.on_inner_exit(str(said.get("how") or "unknown"))
 

@@ -278,6 +278,7 @@ static void stop_everything(int console, int how)
     prctl(PR_SET_NAME, STOPPING, 0, 0, 0);
     say(console, "init: %s: every process is asked to end\n", how == RB_AUTOBOOT ? "restarting" : "halting");
     kill(-1, SIGTERM);
+    kill(-1, SIGHUP); /* interactive shells do not hear the other */
     kill(-1, SIGCONT);
     for (;;) {
         pid_t pid;

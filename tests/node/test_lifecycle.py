@@ -1,0 +1,237 @@
+"""A sprite that nobody uses is frozen, then cold; whoever wants it has it at once, and nothing is lost on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx2
+import pytest
+from websockets.sync.client import connect
+
+from ballpoint.core import ids
+from tests.inside.conftest import agent_of, group_of, instance_of, next_agent
+from tests.support.nodes import TestNode, shell
+from tests.support.raw import ControlSocket, Cursors, watch
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.node
+
+
+@pytest.fixture(scope="module")
+def quick(root: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestNode]:
+    """A node that freezes after a second."""
+    made = TestNode(tmp_path_factory.mktemp("quick") / "data", ["--idle-seconds", "1", "--cold-seconds", "0"])
+    made.start()
+    yield made
+    made.down()
+
+
+@pytest.fixture
+def name(quick: TestNode) -> Iterator[str]:
+    made = f"t-{ids.new_instance_id()}"
+    quick.client().create_sprite(made)
+    yield made
+    quick.api("DELETE", f"/v1/sprites/{made}")
+
+
+def status(node: TestNode, name: str) -> str:
+    return str(node.api("GET", f"/v1/sprites/{name}").json()["status"])
+
+
+def becomes(node: TestNode, name: str, wanted: str) -> None:
+    eventually(lambda: status(node, name) == wanted)
+
+
+def events(node: TestNode, name: str) -> list[tuple[str, str]]:
+    lines = node.api("GET", f"/v1/sprites/{name}/events").text.splitlines()
+    return [(each["kind"], each["cause"]) for each in map(json.loads, lines)]
+
+
+def frozen(node: TestNode, name: str) -> bool:
+    """What the kernel says."""
+    group = group_of(node, instance_of(node, node.client().get_sprite(name))).child("inner")
+    return "frozen 1" in (group.v2 / "cgroup.events").read_text()
+
+
+def test_idle_then_warm_then_woken_with_its_memory(quick: TestNode, name: str) -> None:
+    sprite = quick.client().get_sprite(name)
+    assert shell(sprite, "(i=0; while :; do i=$((i+1)); echo $i > /tmp/count; done) & echo $! > /tmp/pid")[0] == 0
+    becomes(quick, name, "warm")
+    assert frozen(quick, name)
+    listed = quick.api("GET", "/v1/sprites", params={"prefix": name}).json()
+    assert [each["status"] for each in listed["sprites"]] == ["warm"]
+    assert (listed["running"], listed["warm"]) == (0, 1)
+    code, said = shell(sprite, "kill -0 $(cat /tmp/pid) && kill $(cat /tmp/pid) && echo same")
+    assert (code, said) == (0, "same\n")
+    eventually(lambda: [kind for kind, _ in events(quick, name)][:3] == ["created", "warm", "running"])
+    causes = dict(events(quick, name)[:3])
+    assert causes["warm"] == "idle for 1 s"
+    assert causes["running"].startswith("exec by token ")
+
+
+@pytest.mark.parametrize("way", ["exec", "http", "fs", "control", "proxy", "attach", "wake", "restart"])
+def test_every_touch_wakes_it(quick: TestNode, name: str, way: str) -> None:
+    sprite = quick.client().get_sprite(name)
+    cursors = Cursors()
+    with watch(quick, name, None, cursors, cmd=["sleep", "600"], max_run_after_disconnect="0") as begun:
+        cursors.take(begun.recv(timeout=60))
+    control = ControlSocket(quick, name)
+    assert control.run("true").terminal == [0]
+    becomes(quick, name, "warm")
+    if way == "exec":
+        assert shell(sprite, "echo hi") == (0, "hi\n")
+    elif way == "http":
+        assert quick.api("POST", f"/v1/sprites/{name}/exec?cmd=true").content == b"\3\0"
+    elif way == "fs":
+        assert (sprite.filesystem() / "/etc/hostname").read_text() == "sprite\n"
+    elif way == "control":
+        assert control.run("echo", "hi").stdout == b"hi\n"
+    elif way == "proxy":
+        with connect(
+            f"{quick.url.replace('http', 'ws', 1)}/v1/sprites/{name}/proxy",
+            additional_headers={"Authorization": f"Bearer {quick.token}"},
+            proxy=None,
+        ) as proxy:
+            proxy.send(json.dumps({"host": "localhost", "port": 1}))
+            proxy.recv(timeout=60)
+            assert status(quick, name) == "running"
+    elif way == "attach":
+        with watch(quick, name, str(cursors.info["session_id"]), Cursors()) as again:
+            again.recv(timeout=60)
+            assert status(quick, name) == "running"
+    else:
+        assert quick.api("POST", f"/v1/sprites/{name}/{way}").status_code == 200
+    wanted = "restarted" if way == "restart" else "running"
+    eventually(lambda: wanted in [kind for kind, _ in events(quick, name)])
+    control.close()
+    becomes(quick, name, "warm")
+
+
+def test_looking_at_it_wakes_nothing(quick: TestNode, name: str) -> None:
+    becomes(quick, name, "warm")
+    for path in ("", "/events", "/logs", "/activity", "/check", "/checkpoints", "/disk", "/policy/privileges"):
+        assert quick.api("GET", f"/v1/sprites/{name}{path}").status_code == 200
+    assert quick.api("POST", f"/v1/sprites/{name}/checkpoint").text.splitlines()[-1].find("complete") > 0
+    assert quick.api("GET", f"/v1/sprites/{name}/check").json()["status"] == "hibernated"
+    assert status(quick, name) == "warm"
+    assert frozen(quick, name)
+
+
+def test_what_is_attached_keeps_it_awake_and_says_so(quick: TestNode, name: str) -> None:
+    cursors = Cursors()
+    with watch(quick, name, None, cursors, cmd=["cat"], stdin="true") as connection:
+        cursors.take(connection.recv(timeout=60))
+        seen = []
+        for _ in range(30):
+            seen.append(quick.api("GET", f"/v1/sprites/{name}/activity").json())
+            _wait(0.1)
+        assert {each["status"] for each in seen} == {"running"}
+        assert {reason["what"] for each in seen for reason in each["reasons"]} == {"exec"}
+        assert all(each["reasons"] and each["sleeps_in"] is None for each in seen)
+        assert quick.api("GET", f"/v1/sprites/{name}/check").json()["status"] == "healthy"
+    eventually(lambda: quick.api("GET", f"/v1/sprites/{name}/activity").json()["sleeps_in"] is not None)
+    becomes(quick, name, "warm")
+    assert quick.api("GET", f"/v1/sprites/{name}/activity").json()["reasons"] == []
+
+
+def test_its_own_time(quick: TestNode, name: str) -> None:
+    answer = quick.api("PUT", f"/v1/sprites/{name}", json={"idle_timeout": "0"})
+    assert answer.json()["idle_timeout"] == 0
+    assert quick.api("GET", f"/v1/sprites/{name}/activity").json()["idle_timeout"] is None
+    _wait(2.5)
+    assert status(quick, name) == "running"
+    assert quick.api("PUT", f"/v1/sprites/{name}", json={"idle_timeout": "1s"}).json()["idle_timeout"] == 1
+    becomes(quick, name, "warm")
+    assert quick.api("PUT", f"/v1/sprites/{name}", json={"idle_timeout": "default"}).json()["idle_timeout"] is None
+    wrong: tuple[Any, ...] = (-1, "soon", True, [], 1e12)
+    for bad in wrong:
+        assert quick.api("PUT", f"/v1/sprites/{name}", json={"idle_timeout": bad}).status_code == 422
+
+
+def test_a_hundred_touches_while_it_falls_asleep(quick: TestNode, name: str) -> None:
+    """Whoever comes while it is being frozen waits for nothing and loses nothing."""
+    quick.api("PUT", f"/v1/sprites/{name}", json={"idle_timeout": 0.001})
+
+    def run(number: int) -> None:
+        sprite = quick.client().get_sprite(name)
+        for count in range(10):
+            _wait(0.37 * (number % 5))
+            assert shell(sprite, f"echo {number} {count}") == (0, f"{number} {count}\n")
+
+    with ThreadPoolExecutor(5) as threads:
+        list(threads.map(run, range(10)))
+    assert [kind for kind, _ in events(quick, name)].count("warm") > 1
+
+
+def test_a_killed_agent_does_not_keep_a_sprite_from_waking(quick: TestNode, name: str) -> None:
+    sprite = quick.client().get_sprite(name)
+    becomes(quick, name, "warm")
+    instance = instance_of(quick, sprite)
+    former = agent_of(quick, instance)
+    os.kill(former, signal.SIGKILL)
+    next_agent(quick, instance, former)
+    assert status(quick, name) == "warm"
+    assert shell(sprite, "echo on") == (0, "on\n")
+
+
+def test_the_next_node_knows_who_is_warm_and_who_is_held(own_node: TestNode) -> None:
+    own_node.options += ["--idle-seconds", "1"]
+    own_node.start()
+    for each in ("asleep", "held"):
+        own_node.client().create_sprite(each)
+    becomes(own_node, "asleep", "warm")
+    cursors = Cursors()
+    with watch(own_node, "held", None, cursors, cmd=["cat"], stdin="true") as connection:
+        cursors.take(connection.recv(timeout=60))
+        (node,) = own_node.processes("node")
+        os.kill(node, signal.SIGKILL)
+        eventually(lambda: own_node.processes("node") not in ([], [node]))
+        eventually(lambda: own_node.api("GET", "/v1/sprites/asleep").status_code == 200)
+        assert status(own_node, "asleep") == "warm"
+        assert frozen(own_node, "asleep")
+        _wait(3)
+        assert status(own_node, "held") == "running"
+        connection.send(b"\0still\n")
+        while not cursors.stdout:
+            cursors.take(connection.recv(timeout=60))
+    becomes(own_node, "held", "warm")
+    assert shell(own_node.client().get_sprite("asleep"), "echo on") == (0, "on\n")
+
+
+def test_from_warm_to_cold_and_back_with_the_disk(own_node: TestNode) -> None:
+    own_node.options += ["--idle-seconds", "1", "--cold-seconds", "1"]
+    own_node.start()
+    sprite = own_node.client().create_sprite("one")
+    script = "trap 'echo ended > ended; exit' TERM; echo $$ > pid; while :; do sleep 0.1; done"
+    shell(sprite, f"echo kept > file; sync; nohup bash -c {json.dumps(script)} > /dev/null 2>&1 &")
+    becomes(own_node, "one", "cold")
+    assert ("cold", "idle for 1 s more") in events(own_node, "one")
+    # Those that ran were asked first.
+    assert shell(sprite, "cat file ended") == (0, "kept\nended\n")
+
+
+def test_the_listing_is_watched(quick: TestNode, name: str) -> None:
+    lines: list[dict[str, Any]] = []
+    headers = {"Authorization": f"Bearer {quick.token}", "Accept": "application/x-ndjson"}
+    with httpx2.stream("GET", f"{quick.url}/v1/sprites?prefix={name}", headers=headers, timeout=60) as answer:
+        assert answer.headers["content-type"] == "application/x-ndjson"
+        for line in answer.iter_lines():
+            lines.append(json.loads(line))
+            kinds = [(each["type"], each.get("status")) for each in lines]
+            if kinds[-1] == ("sprite", "warm"):
+                quick.api("DELETE", f"/v1/sprites/{name}")
+            if kinds[-1][0] == "removed":
+                break
+    assert kinds[0][0] == "sprite"
+    assert {each["name"] for each in lines if each["type"] != "heartbeat"} == {name}
+    assert all(each["org"]["name"] == "acme" for each in lines)
+
+
+def _wait(seconds: float) -> None:
+    threading.Event().wait(seconds)
