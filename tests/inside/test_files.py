@@ -142,7 +142,8 @@ def test_a_helper_is_an_inner_process_of_its_user_and_no_other(files: Files) -> 
     shells = [status_of(init)]
     for user, as_root in (("sprite", "false"), ("root", "true")):
         base = int(shells[0]["Uid"].split()[0])
-        with BeginWrite(files, "/home/sprite/held", asRoot=as_root):
+        # So large that the helper has the client's socket.
+        with BeginWrite(files, "/home/sprite/held", 2_000_000, asRoot=as_root):
             eventually(lambda: len(helpers_of(files)) == 1)
             [pid] = helpers_of(files)
             status = status_of(pid)
@@ -156,7 +157,7 @@ def test_a_helper_is_an_inner_process_of_its_user_and_no_other(files: Files) -> 
             for kind in ("user", "mnt", "net", "ipc", "uts", "cgroup", "pid"):
                 assert os.readlink(f"/proc/{pid}/ns/{kind}") == os.readlink(f"/proc/{init}/ns/{kind}"), kind
             held = sorted(int(fd) for fd in os.listdir(f"/proc/{pid}/fd"))
-            assert held[:3] == [0, 1, 2] and len(held) <= 5, held
+            assert held[:3] == [0, 1, 2] and len(held) <= 7, held
             inner = status["NSpid"].split()[-1]
             for attempt in (f"cat /proc/{inner}/environ", f"ls /proc/{inner}/fd", f"cat /proc/{inner}/maps"):
                 code, said = shell(files.sprite, attempt, user="root")
@@ -173,15 +174,13 @@ def status_of(pid: int) -> dict[str, str]:
 class BeginWrite:
     """A write whose body does not come to its end."""
 
-    def __init__(self, files: Files, path: str, **query: str) -> None:
+    def __init__(self, files: Files, path: str, size: int = 1000, **query: str) -> None:
         where = urlsplit(files.node.url)
         assert where.hostname and where.port
         self.sock = socket.create_connection((where.hostname, where.port))
         target = f"/v1/sprites/{files.sprite.name}/fs/write?{urlencode({'path': path, **query})}"
-        head = (
-            f"PUT {target} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {files.node.token}\r\nContent-Length: 1000\r\n"
-        )
-        self.sock.sendall(head.encode() + b"\r\nthe beginning")
+        head = f"PUT {target} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {files.node.token}\r\n"
+        self.sock.sendall(f"{head}Content-Length: {size}\r\n\r\nthe beginning".encode())
 
     def __enter__(self) -> BeginWrite:
         return self
@@ -363,8 +362,8 @@ def test_an_agent_that_dies_in_the_middle_leaves_the_former_file(node: TestNode,
     files.write("/home/sprite/kept", b"the former")
     instance = instance_of(node, files.sprite)
     agent = agent_of(node, instance)
-    with BeginWrite(files, "/home/sprite/kept") as writing:
-        eventually(lambda: len(helpers_of(files)) == 1)
+    with BeginWrite(files, "/home/sprite/kept") as writing, BeginWrite(files, "/home/sprite/kept", 2_000_000):
+        eventually(lambda: len(helpers_of(files)) == 2)
         os.kill(agent, signal.SIGKILL)
         writing.sock.settimeout(60)
         assert b" 200 " not in writing.sock.recv(1000)

@@ -197,6 +197,14 @@ class Connection(asyncio.Protocol):
             self._unwatch()
             self._transport.resume_reading()
 
+    def lend(self) -> int:
+        """Descriptor of the client's socket, for a process that reads the rest of the body in this one's place.
+
+        What was read before is given to the handler. Who asks must know that it is not all of the body.
+        """
+        self.pause_reading(True)
+        return self._fd
+
     def _watch(self) -> None:
         """An event loop that reads nothing sees no end; epoll(7) reports a hang-up unasked."""
         if self._hangup is None:

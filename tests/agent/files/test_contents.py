@@ -199,7 +199,7 @@ async def test_an_agent_that_ends_cuts_its_writers_off(world: FilesWorld, tmp_pa
     read, write = os.pipe()
     word_read, word_write = os.pipe()
     out_read, out_write = os.pipe()
-    arguments = [b"write", world.path("file").encode(), b"0644", b"0", b"1"]
+    arguments = [b"write", world.path("file").encode(), b"0644", b"0", b"1", b"-"]
     pid, pidfd = world.files.start_files("sprite", arguments, (read, out_write, word_read))
     os.write(write, b"half of it")
     for fd in (write, word_write, read, word_read, out_write):

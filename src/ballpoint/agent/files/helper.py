@@ -110,6 +110,7 @@ class Helper:
 
     Args:
         body: it reads what `write` is given.
+        client: with a body, the client's socket, from which it reads what is missing once `end_body` was called.
         endless: once it has answered, it may be silent.
     """
 
@@ -121,6 +122,7 @@ class Helper:
         turns: Turns,
         *,
         body: bool = False,
+        client: int | None = None,
         endless: bool = False,
     ) -> None:
         self._spawner = spawner
@@ -128,6 +130,7 @@ class Helper:
         self._listener: Listener | None = listener
         self._turns = turns
         self._body = body
+        self._lent = client is not None
         self._endless = endless
         self._loop = asyncio.get_running_loop()
         self._buffer = b""
@@ -149,8 +152,11 @@ class Helper:
             if body:
                 stdin, self._input = os.pipe2(os.O_CLOEXEC)
                 given.append(stdin)
-                word, self._word = os.pipe2(os.O_CLOEXEC)
-                given.append(word)
+                if client is not None:
+                    word = client
+                else:
+                    word, self._word = os.pipe2(os.O_CLOEXEC)
+                    given.append(word)
                 os.set_blocking(self._input, False)
                 with suppress(OSError):
                     fcntl.fcntl(self._input, fcntl.F_SETPIPE_SZ, _PIPE)
@@ -181,10 +187,16 @@ class Helper:
         return not self._unwritten
 
     def end_body(self) -> None:
-        """It has all, and nothing of it waits."""
+        """It has all, or all that it does not get from the client itself, and nothing of it waits."""
         if self._input >= 0:
-            os.write(self._word, b"e")
+            if self._word >= 0:
+                os.write(self._word, b"e")
             self._close_input()
+        if not self._lent:
+            self._has_all()
+
+    def _has_all(self) -> None:
+        self._lent = False
         self._answer_by = self._loop.time() + _ANSWER_SECONDS
         self._touch()
 
@@ -209,7 +221,8 @@ class Helper:
     def _close_input(self) -> None:
         self._loop.remove_writer(self._input)
         os.close(self._input)
-        os.close(self._word)
+        if self._word >= 0:
+            os.close(self._word)
         self._input = self._word = -1
         self._unwritten = memoryview(b"")
 
@@ -252,6 +265,9 @@ class Helper:
                 self._buffer = rest
                 self._spoke = True
                 self._touch()
+            elif line == b"+":
+                self._buffer = rest
+                self._has_all()
             elif line[:1] not in (b"=", b"*"):
                 self._end(InternalError("the helper for files does not speak as agreed"))
                 return
@@ -340,7 +356,7 @@ class Helper:
         """Something has come or gone: from now on it has its time again."""
         if self._held:
             self._patience = _CLIENT_SECONDS
-        elif not self._body or not self._spoke or self._answered or self._unwritten:
+        elif not self._body or not self._spoke or self._answered or self._unwritten or self._lent:
             self._patience = SILENT_SECONDS
         elif self._input >= 0:
             self._patience = _CLIENT_SECONDS

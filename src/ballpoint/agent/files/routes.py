@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from ballpoint.agent.files.helper import Turns
 from ballpoint.agent.files.request import (
@@ -27,6 +28,8 @@ from ballpoint.agent.spawn_types import FileSpawner
 from ballpoint.core.errors import BallpointError, InvalidError
 
 _WATCHES_MAX = 16
+# A body that a helper reads from the client itself: more than a connection can have read with the head.
+_LARGE = 1 << 20
 
 
 class FileRoutes:
@@ -53,7 +56,10 @@ class FileRoutes:
         return self._by_query(connection, request, lambda fields: read_operation(fields, wanted), Reading)
 
     def _write(self, connection: Connection, request: Request) -> Handler | None:
-        return self._by_query(connection, request, write_operation, Writing)
+        text = request.headers.get("content-length", "")
+        length = int(text) if text.isascii() and text.isdigit() and int(text) >= _LARGE else None
+        kind = partial(Writing, length=length)
+        return self._by_query(connection, request, write_operation, kind)
 
     def _list(self, connection: Connection, request: Request) -> Handler | None:
         return self._by_query(connection, request, list_operation, Transfer)
@@ -74,7 +80,7 @@ class FileRoutes:
         connection: Connection,
         request: Request,
         read: Callable[[Fields], Operation],
-        kind: type[Transfer],
+        kind: Callable[..., Transfer],
     ) -> Handler | None:
         about = ""
         try:
@@ -85,7 +91,7 @@ class FileRoutes:
             respond_error(connection, error, about)
             return None
 
-    def _run(self, connection: Connection, operation: Operation, kind: type[Transfer] = Transfer) -> Transfer:
+    def _run(self, connection: Connection, operation: Operation, kind: Callable[..., Transfer] = Transfer) -> Transfer:
         transfer = kind(connection, self._spawner, self._turns, operation)
         transfer.begin()
         return transfer

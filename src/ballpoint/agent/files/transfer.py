@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+from dataclasses import replace
 
 from ballpoint.agent.files.errors import FileError, error_body
 from ballpoint.agent.files.helper import Helper, Turns
@@ -31,8 +33,6 @@ class Transfer:
     It is the connection's handler and the helper's listener. Its result is JSON.
     """
 
-    takes_body = False
-
     def __init__(self, connection: Connection, spawner: FileSpawner, turns: Turns, operation: Operation) -> None:
         self._connection = connection
         self._spawner = spawner
@@ -51,10 +51,13 @@ class Transfer:
 
     def _start(self) -> None:
         try:
-            self._helper = Helper(self._spawner, self._operation, self, self._turns, body=self.takes_body)
+            self._helper = self._make_helper()
         except UnavailableError as error:
             self._turns.release()
             self.answer_ends(error)
+
+    def _make_helper(self) -> Helper:
+        return Helper(self._spawner, self._operation, self, self._turns)
 
     # ---- Handler ----
 
@@ -174,37 +177,68 @@ class Reading(Transfer):
 
 
 class Writing(Transfer):
-    """A file's new content, from the request's body."""
+    """A file's new content, from the request's body.
 
-    takes_body = True
+    Args:
+        length: of the body, where it is so large that the helper shall read it from the client itself.
+    """
 
-    def __init__(self, connection: Connection, spawner: FileSpawner, turns: Turns, operation: Operation) -> None:
-        super().__init__(connection, spawner, turns, operation)
+    def __init__(
+        self,
+        connection: Connection,
+        spawner: FileSpawner,
+        turns: Turns,
+        operation: Operation,
+        length: int | None = None,
+    ) -> None:
+        arguments = (*operation.arguments, b"-" if length is None else str(length).encode())
+        super().__init__(connection, spawner, turns, replace(operation, arguments=arguments))
+        self._lends = length is not None
         self._early: list[bytes] = []
         self._held = False
         self._whole_body = False
 
     def begin(self) -> None:
+        if self._lends:
+            # What the connection has read with the head comes right after this.
+            self._hold()
+            asyncio.get_running_loop().call_soon(self._begin_late)
+            return
         super().begin()
         if self._helper is None and not self._over:
             self._hold()
 
+    def _begin_late(self) -> None:
+        if self._over:
+            return
+        try:
+            super().begin()
+        except UnavailableError as error:
+            self.answer_ends(error)
+
+    def _make_helper(self) -> Helper:
+        client = self._connection.lend() if self._lends else None
+        return Helper(self._spawner, self._operation, self, self._turns, body=True, client=client)
+
     def _start(self) -> None:
         super()._start()
-        helper = self._helper
-        if helper is None:
-            return
-        early, self._early = b"".join(self._early), []
-        if not early or helper.write(early):
+        if self._helper is not None and (not self._early or self._give_early()):
             self.body_taken()
-        else:
+
+    def _give_early(self) -> bool:
+        """What was read before the helper was there, or while it took no more."""
+        assert self._helper is not None
+        early, self._early = b"".join(self._early), []
+        if not self._helper.write(early):
             self._hold()
+            return False
+        return True
 
     def data(self, data: bytes) -> None:
         if self._over:
             return
         if self._helper is None or self._held:
-            self._early.append(data)  # what the connection had read before it was told to wait
+            self._early.append(data)
         elif not self._helper.write(data):
             self._hold()
 
@@ -215,10 +249,11 @@ class Writing(Transfer):
 
     def body_taken(self) -> None:
         assert self._helper is not None
-        if self._early:
-            early, self._early = b"".join(self._early), []
-            if not self._helper.write(early):
-                return
+        if self._early and not self._give_early():
+            return
+        if self._lends:
+            self._helper.end_body()
+            return
         if self._held:
             self._held = False
             self._connection.pause_reading(False)

@@ -5,11 +5,12 @@
  *   <profile>     whose capabilities root inside keeps; any other user has none
  *   fd 0          write: what the file shall hold
  *   fd 1          the answer
- *   fd 2          write: one byte, once all has been written to fd 0; without it, the end of fd 0 is no end of the file
+ *   fd 2          write: one byte, once all has been written to fd 0; without it, the end of fd 0 is no end of the file.
+ *                 With LENGTH, the client's socket instead, from which comes what is missing of so many bytes after fd 0
  *   fd 3, 4...    as nsexec's
  *
  *   read PATH FIRST LAST        FIRST, LAST: of the bytes wanted, `-` where open; `- N` are the last N
- *   write PATH MODE PARENTS SYNC
+ *   write PATH MODE PARENTS SYNC LENGTH      LENGTH: `-` where fd 0 has all
  *   list PATH RECURSIVE PATTERN
  *   delete PATH RECURSIVE
  *   rename SOURCE DEST
@@ -21,6 +22,7 @@
  *
  * The answer is lines, of which the last begins what follows to the end:
  *   `.`                         it is getting on, once a second at most; the first of `write`: the file is open
+ *   `+`                         write with LENGTH: all has come
  *   `! ERRNO PATH`              it failed; the path is all that follows
  *   `* SIZE`                    read: no such bytes; the file's size
  *   `= LENGTH FIRST SIZE`       read: the bytes follow; -1 where their number is not known
@@ -171,46 +173,107 @@ static int make_parents(const char *path, int all)
     return 0;
 }
 
-/* Takes what comes by fd 0 into a file; the bytes of it, or -1. */
-static long long take_body(int fd, int sync)
+#define CLIENT_WAIT_MS 10000
+#define CLIENT_WAITS 60
+
+/* While the rest comes, the disk has something to do. */
+static void write_ahead(int fd, long long size, int sync)
+{
+    static long long ahead;
+    if (sync && size - ahead >= WRITTEN_AHEAD) {
+        sync_file_range(fd, ahead, size - ahead, SYNC_FILE_RANGE_WRITE);
+        ahead = size;
+    }
+    progress();
+}
+
+/* Takes up to `most` bytes from a pipe into a file; 0 at its end, -1 with errno. */
+static ssize_t take_piece(int from, int fd, size_t most)
 {
     static char buffer[SPLICED];
-    long long size = 0, ahead = 0;
-    int plain = 0;
+    static int plain;
     for (;;) {
-        ssize_t n = plain ? read(0, buffer, sizeof buffer) : splice(0, NULL, fd, NULL, SPLICED, SPLICE_F_MORE);
+        ssize_t n = plain ? read(from, buffer, most) : splice(from, NULL, fd, NULL, most, SPLICE_F_MORE);
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0 && !plain && (errno == EINVAL || errno == EOPNOTSUPP)) {
             plain = 1;
             continue;
         }
-        if (n < 0)
-            return -1;
-        if (n == 0)
-            return size;
         for (ssize_t done = 0; plain && done < n;) {
             ssize_t wrote = write(fd, buffer + done, n - done);
             if (wrote < 0)
                 return -1;
             done += wrote;
         }
-        size += n;
-        /* While the rest comes, the disk has something to do. */
-        if (sync && size - ahead >= WRITTEN_AHEAD) {
-            sync_file_range(fd, ahead, size - ahead, SYNC_FILE_RANGE_WRITE);
-            ahead = size;
-        }
-        progress();
+        return n;
     }
 }
 
-static int do_write(const char *path, const char *mode, int parents, int sync)
+/* Takes `length` bytes from the client's socket, which does not block, into a file that has `size`. Returns as take_body. */
+static long long take_from_client(int fd, int sync, long long size, long long length)
+{
+    int through[2], waits = 0;
+    if (pipe2(through, O_CLOEXEC) != 0)
+        return -1;
+    fcntl(through[1], F_SETPIPE_SZ, SPLICED);
+    while (size < length) {
+        size_t piece = length - size < SPLICED ? (size_t)(length - size) : SPLICED;
+        ssize_t n = splice(2, NULL, through[1], NULL, piece, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
+        if (n < 0 && errno == EAGAIN) {
+            struct pollfd poll_for = {2, POLLIN, 0};
+            int ready = poll(&poll_for, 1, CLIENT_WAIT_MS);
+            if (ready == 0)
+                write_all(1, ".\n", 2); /* it is the client who is waited for */
+            if (ready == 0 && ++waits == CLIENT_WAITS) {
+                errno = ECONNRESET;
+                return -1;
+            }
+            continue;
+        }
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0) {
+            errno = ECONNRESET;
+            return -1;
+        }
+        waits = 0;
+        for (ssize_t done = 0, took; done < n; done += took)
+            if ((took = take_piece(through[0], fd, n - done)) <= 0)
+                return -1;
+        size += n;
+        write_ahead(fd, size, sync);
+    }
+    write_all(1, "+\n", 2);
+    return size;
+}
+
+/* Takes what comes into a file; the bytes of it, or -1 with errno. */
+static long long take_body(int fd, int sync, const char *length)
+{
+    long long size = 0;
+    char byte;
+    ssize_t n;
+    while ((n = take_piece(0, fd, SPLICED)) > 0) {
+        size += n;
+        write_ahead(fd, size, sync);
+    }
+    if (n < 0)
+        return -1;
+    if (*length != '-')
+        return take_from_client(fd, sync, size, strtoll(length, NULL, 10));
+    if (read(2, &byte, 1) != 1) {
+        errno = ECONNRESET; /* it was cut off */
+        return -1;
+    }
+    return size;
+}
+
+static int do_write(const char *path, const char *mode, int parents, int sync, const char *length)
 {
     const char *name;
     struct target target = {.fd = -1};
     struct stat st;
-    char byte;
     int directory = open_parent(path, &name);
     if (directory < 0 && errno == ENOENT) {
         if (make_parents(path, parents) != 0)
@@ -224,12 +287,8 @@ static int do_write(const char *path, const char *mode, int parents, int sync)
     if (open_target(&target, directory, name, (mode_t)strtol(mode, NULL, 8)) != 0)
         return fail(errno, path);
     write_all(1, ".\n", 2);
-    long long size = begin_target(&target) == 0 ? take_body(target.fd, sync) : -1;
+    long long size = begin_target(&target) == 0 ? take_body(target.fd, sync, length) : -1;
     int error = errno;
-    if (size >= 0 && read(2, &byte, 1) != 1) {
-        error = ECONNRESET; /* it was cut off */
-        size = -1;
-    }
     if (size < 0 || commit_target(&target, sync) != 0 || fstat(target.fd, &st) != 0) {
         error = size < 0 ? error : errno;
         close_target(&target, 0);
@@ -736,8 +795,8 @@ int main(int argc, char **argv)
     int count = argc - 5;
     if (strcmp(verb, "read") == 0 && count == 3)
         return do_read(a[0], a[1], a[2]);
-    if (strcmp(verb, "write") == 0 && count == 4)
-        return do_write(a[0], a[1], is(a[2]), is(a[3]));
+    if (strcmp(verb, "write") == 0 && count == 5)
+        return do_write(a[0], a[1], is(a[2]), is(a[3]), a[4]);
     if (strcmp(verb, "list") == 0 && count == 3)
         return do_list(a[0], is(a[1]), a[2]);
     if (strcmp(verb, "delete") == 0 && count == 2)
