@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import dataclass
+from http.client import HTTPConnection
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -91,6 +93,34 @@ class Client:
         last = (await self.request("POST", path))[-1]
         if last["type"] != "complete":
             raise RuntimeError(f"{path}: {last}")
+
+    async def download(self, path: str) -> int:
+        """Read a response to its end, by a thread of its own. Returns the bytes of its body."""
+        return await asyncio.to_thread(self._transfer, "GET", path, None, 0)
+
+    async def upload(self, path: str, source: Path) -> None:
+        """Send a file as the body of a PUT, by a thread of its own; returns with the answer."""
+        await asyncio.to_thread(self._transfer, "PUT", path, source, source.stat().st_size)
+
+    def _transfer(self, method: str, path: str, source: Path | None, size: int) -> int:
+        connection = HTTPConnection(self.host, self.port, timeout=_SECONDS)
+        try:
+            connection.putrequest(method, path)
+            connection.putheader("Authorization", f"Bearer {self._token}")
+            connection.putheader("Content-Length", str(size))
+            connection.endheaders()
+            if source is not None:
+                with source.open("rb") as file:
+                    connection.sock.sendfile(file)
+            answer = connection.getresponse()
+            buffer, received = bytearray(1 << 20), 0
+            while count := answer.readinto(buffer):
+                received += count
+            if answer.status != 200:
+                raise RuntimeError(f"{method} {path}: {answer.status}: {bytes(buffer[:300]).decode(errors='replace')}")
+            return received
+        finally:
+            connection.close()
 
     async def run(self, name: str, *command: str) -> Exec:
         """A command that must succeed."""

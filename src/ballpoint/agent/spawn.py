@@ -13,6 +13,7 @@ import signal
 import struct
 import termios
 from collections.abc import Sequence
+from pathlib import Path
 
 from ballpoint.agent.anchor import Anchor
 from ballpoint.agent.inner import Inner
@@ -93,6 +94,8 @@ class ContainerSpawner:
 
     def start_files(self, user: str, arguments: Sequence[bytes], streams: tuple[int, int, int]) -> tuple[int, int]:
         """Start a helper for an operation on files, as `FileSpawner` says."""
+        if not Path(FILES).exists():
+            raise SpawnError(127, "the sprite was started by an earlier version; restart it")
         command: list[str | bytes] = ["files", str(len(self._procs)), str(PROFILES[self.profile]), user, *arguments]
         return self._start(FILES, command, {}, streams)
 
