@@ -197,6 +197,10 @@ class Connection(asyncio.Protocol):
             self._unwatch()
             self._transport.resume_reading()
 
+    def fileno(self) -> int:
+        """Descriptor of the client's socket, for a process that writes the rest of a response in this one's place."""
+        return self._fd
+
     def lend(self) -> int:
         """Descriptor of the client's socket, for a process that reads the rest of the body in this one's place.
 

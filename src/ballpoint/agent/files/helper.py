@@ -35,7 +35,7 @@ class Listener(Protocol):
     """Whom a helper tells what it says."""
 
     def answer_begins(self, words: list[bytes]) -> None:
-        """Its head: `=` or `*`, and the numbers behind it."""
+        """Its head: `=`, `*` or `@`, and the numbers behind it."""
         ...
 
     def answer(self, data: bytes) -> bool:
@@ -110,7 +110,8 @@ class Helper:
 
     Args:
         body: it reads what `write` is given.
-        client: with a body, the client's socket, from which it reads what is missing once `end_body` was called.
+        client: the client's socket. With a body it reads from it what is missing once `end_body` was called; without
+            one it may write its answer there, once `Listener.answer_begins` has sent what comes before that.
         endless: once it has answered, it may be silent.
     """
 
@@ -130,7 +131,7 @@ class Helper:
         self._listener: Listener | None = listener
         self._turns = turns
         self._body = body
-        self._lent = client is not None
+        self._lent = body and client is not None
         self._endless = endless
         self._loop = asyncio.get_running_loop()
         self._buffer = b""
@@ -149,7 +150,7 @@ class Helper:
             with suppress(OSError):  # pipe(7): pipe-user-pages-soft
                 fcntl.fcntl(theirs, fcntl.F_SETPIPE_SZ, _PIPE)
             stdin = word = 0  # /dev/null
-            if body:
+            if body or client is not None:
                 stdin, self._input = os.pipe2(os.O_CLOEXEC)
                 given.append(stdin)
                 if client is not None:
@@ -268,20 +269,26 @@ class Helper:
             elif line == b"+":
                 self._buffer = rest
                 self._has_all()
-            elif line[:1] not in (b"=", b"*"):
+            elif line[:1] not in (b"=", b"*", b"@"):
                 self._end(InternalError("the helper for files does not speak as agreed"))
                 return
             else:
                 self._buffer = b""
                 self._answered = True
-                if self._input >= 0:
-                    self._close_input()
-                self._touch()
                 if self._listener is not None:
                     self._listener.answer_begins(line.split(b" "))
+                if self._input >= 0:
+                    if not self._body:
+                        self._try_go()
+                    self._close_input()
+                self._touch()
                 if rest:
                     self._pass(rest)
                 return
+
+    def _try_go(self) -> None:
+        with suppress(BrokenPipeError):  # it has ended, or writes nothing there
+            os.write(self._input, b"g")
 
     def _pass(self, data: bytes) -> None:
         if self._listener is None or self._listener.answer(data) or self._held or self._output < 0:

@@ -138,12 +138,19 @@ class Reading(Transfer):
     """The bytes of a file."""
 
     _left = 0
+    _direct = False
+
+    def _make_helper(self) -> Helper:
+        client = self._connection.fileno()
+        operation = replace(self._operation, arguments=(*self._operation.arguments, b"1"))
+        return Helper(self._spawner, operation, self, self._turns, client=client)
 
     def answer_begins(self, words: list[bytes]) -> None:
         fields = {"content-type": "application/octet-stream", "accept-ranges": "bytes"}
         if words[0] == b"*":
             self._unsatisfiable(int(words[1]))
             return
+        self._direct = words[0] == b"@"
         length, first, size = map(int, words[1:])
         status = 200
         if self._operation.arguments[2:] != (b"-", b"-"):
@@ -153,10 +160,12 @@ class Reading(Transfer):
             fields["transfer-encoding"] = "chunked"
         else:
             fields["content-length"] = str(length)
-            self._left = length
+            self._left = 0 if self._direct else length
         self._respond(status, fields)
 
     def answer(self, data: bytes) -> bool:
+        if self._direct:
+            return True  # only that it gets on
         if self._chunked:
             return self._send_chunk(data)
         self._left -= len(data)

@@ -9,7 +9,7 @@
  *                 With LENGTH, the client's socket instead, from which comes what is missing of so many bytes after fd 0
  *   fd 3, 4...    as nsexec's
  *
- *   read PATH FIRST LAST        FIRST, LAST: of the bytes wanted, `-` where open; `- N` are the last N
+ *   read PATH FIRST LAST DIRECT    FIRST, LAST: of the bytes wanted, `-` where open; `- N` are the last N
  *   write PATH MODE PARENTS SYNC LENGTH      LENGTH: `-` where fd 0 has all
  *   list PATH RECURSIVE PATTERN
  *   delete PATH RECURSIVE
@@ -18,6 +18,7 @@
  *   chmod PATH MODE RECURSIVE
  *   chown PATH UID GID RECURSIVE     names or numbers, `-` leaves it
  *   watch RECURSIVE PATH...
+ * DIRECT: fd 2 is the client's socket, and fd 0 says by one byte that the head of the response is in it.
  * Paths are absolute; MODE is octal; the others are 0 or 1.
  *
  * The answer is lines, of which the last begins what follows to the end:
@@ -26,6 +27,7 @@
  *   `! ERRNO PATH`              it failed; the path is all that follows
  *   `* SIZE`                    read: no such bytes; the file's size
  *   `= LENGTH FIRST SIZE`       read: the bytes follow; -1 where their number is not known
+ *   `@ LENGTH FIRST SIZE`       read, DIRECT: the bytes go to the client itself; then only `.` follows
  *   `=`                         any other: JSON follows; of `watch`, an object a line
  * The exit status is 0 where all is well. After a `=` it alone tells of a failure. SIGKILL at any moment is safe.
  *
@@ -35,6 +37,7 @@
 #include "copying.h"
 #include "enter.h"
 #include "watching.h"
+#include <sys/sendfile.h>
 
 #define HEAD_MAX (1 << 20)
 #define SPLICED (1 << 20)
@@ -114,7 +117,56 @@ static int give(int fd, off_t length)
     return 0;
 }
 
-static int do_read(const char *path, const char *first, const char *last)
+#define CLIENT_WAIT_MS 10000
+#define CLIENT_WAITS 60
+
+/* Waits until the client's socket can go on; says meanwhile that it is the client who is waited for. */
+static int wait_for_client(short events, int *waits)
+{
+    struct pollfd poll_for = {2, events, 0};
+    int ready = poll(&poll_for, 1, CLIENT_WAIT_MS);
+    if (ready == 0)
+        write_all(1, ".\n", 2);
+    if (ready == 0 && ++*waits == CLIENT_WAITS) {
+        errno = ECONNRESET;
+        return -1;
+    }
+    return 0;
+}
+
+/* Sends `length` bytes from where a file stands to the client's socket, which does not block. */
+static int give_to_client(int fd, off_t length)
+{
+    int waits = 0;
+    char byte;
+    if (read(0, &byte, 1) != 1)
+        return 1; /* there is no agent any more */
+    begun = 0; /* for progress: what follows is lines again */
+    for (off_t given = 0; given < length;) {
+        ssize_t n = sendfile(2, fd, NULL, length - given < SPLICED ? (size_t)(length - given) : SPLICED);
+        if (n < 0 && errno == EAGAIN && wait_for_client(POLLOUT, &waits) == 0)
+            continue;
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return 1;
+        given += n;
+        waits = 0;
+        progress();
+    }
+    return 0;
+}
+
+static int begin_direct(int fd, off_t length, off_t first, off_t size)
+{
+    char head[96];
+    snprintf(head, sizeof head, "@ %lld %lld %lld\n", (long long)length, (long long)first, (long long)size);
+    begin(head);
+    flush_out();
+    return give_to_client(fd, length);
+}
+
+static int do_read(const char *path, const char *first, const char *last, int direct)
 {
     struct stat st;
     int fd = open_regular(AT_FDCWD, path, O_RDONLY, 0, &st);
@@ -132,10 +184,14 @@ static int do_read(const char *path, const char *first, const char *last)
         }
         if (lseek(fd, at, SEEK_SET) < 0)
             return fail(errno, path);
+        if (direct && length > HEAD_MAX)
+            return begin_direct(fd, length, at, st.st_size);
         begin_read(length, at, st.st_size);
         flush_out();
         return give(fd, length);
     }
+    if (direct && st.st_size > HEAD_MAX)
+        return begin_direct(fd, st.st_size, 0, st.st_size);
     /* What fits is read before its size is told: the size that the kernel tells of its own files is not theirs. */
     char *head = malloc(HEAD_MAX);
     size_t got = 0;
@@ -172,9 +228,6 @@ static int make_parents(const char *path, int all)
     }
     return 0;
 }
-
-#define CLIENT_WAIT_MS 10000
-#define CLIENT_WAITS 60
 
 /* While the rest comes, the disk has something to do. */
 static void write_ahead(int fd, long long size, int sync)
@@ -221,14 +274,8 @@ static long long take_from_client(int fd, int sync, long long size, long long le
         size_t piece = length - size < SPLICED ? (size_t)(length - size) : SPLICED;
         ssize_t n = splice(2, NULL, through[1], NULL, piece, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
         if (n < 0 && errno == EAGAIN) {
-            struct pollfd poll_for = {2, POLLIN, 0};
-            int ready = poll(&poll_for, 1, CLIENT_WAIT_MS);
-            if (ready == 0)
-                write_all(1, ".\n", 2); /* it is the client who is waited for */
-            if (ready == 0 && ++waits == CLIENT_WAITS) {
-                errno = ECONNRESET;
+            if (wait_for_client(POLLIN, &waits) != 0)
                 return -1;
-            }
             continue;
         }
         if (n < 0 && errno == EINTR)
@@ -793,8 +840,8 @@ int main(int argc, char **argv)
     const char *verb = argv[4];
     char **a = argv + 5;
     int count = argc - 5;
-    if (strcmp(verb, "read") == 0 && count == 3)
-        return do_read(a[0], a[1], a[2]);
+    if (strcmp(verb, "read") == 0 && count == 4)
+        return do_read(a[0], a[1], a[2], is(a[3]));
     if (strcmp(verb, "write") == 0 && count == 5)
         return do_write(a[0], a[1], is(a[2]), is(a[3]), a[4]);
     if (strcmp(verb, "list") == 0 && count == 3)
