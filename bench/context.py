@@ -143,7 +143,7 @@ class Bench:
 
     async def root(self, sprite: str) -> Path:
         """A running sprite's root directory, as its processes see it."""
-        return Path(f"/proc/{await self._process(sprite, 'inner', 'init')}/root")
+        return Path(f"/proc/{await self.process(sprite, 'inner', 'init')}/root")
 
     def name(self) -> str:
         """A name no sprite of this node had."""
@@ -176,9 +176,9 @@ class Bench:
 
     async def agent(self, sprite: str) -> int:
         """Pid of a sprite's agent."""
-        return await self._process(sprite, "agent", "agent")
+        return await self.process(sprite, "agent", "agent")
 
-    async def _process(self, sprite: str, group: str, name: str) -> int:
+    async def process(self, sprite: str, group: str, name: str) -> int:
         """Pid of the first process called `name` in a part of a sprite's cgroup."""
         sprite_id = (await self.client.request("GET", f"/v1/sprites/{sprite}"))["id"]
         for record in self.records():

@@ -145,3 +145,31 @@ def python(program: str, *arguments: object) -> tuple[str, ...]:
 def background(*command: str) -> tuple[str, ...]:
     """The command that starts another and leaves it running."""
     return ("bash", "-c", 'setsid "$@" </dev/null >/dev/null 2>&1 &', "background", *command)
+
+
+# argv: bytes, and two ports of localhost. Of each connection to the first it reads so many bytes, then sends `k`; to
+# each on the second it sends so many.
+ENDS = """
+import socket, sys, threading
+total, sink, source = map(int, sys.argv[1:])
+def take(connection):
+    buffer, left = bytearray(1 << 20), total
+    with connection:
+        while left > 0 and (count := connection.recv_into(buffer)):
+            left -= count
+        if left <= 0:
+            connection.sendall(b"k")
+            connection.recv(1)
+def give(connection):
+    block = bytes(1 << 20)
+    with connection:
+        for _ in range(total >> 20):
+            connection.sendall(block)
+def serve(listener, work):
+    while True:
+        threading.Thread(target=work, args=(listener.accept()[0],), daemon=True).start()
+listeners = [socket.create_server(("127.0.0.1", port)) for port in (sink, source)]
+print("ready", flush=True)
+threading.Thread(target=serve, args=(listeners[0], take), daemon=True).start()
+serve(listeners[1], give)
+"""
