@@ -251,6 +251,16 @@ def test_a_sprite_that_restarts_ends_its_connections(node: TestNode, make_sprite
         assert client.first["error"] == "refused"
 
 
+def test_a_sprite_that_sleeps_is_woken(node: TestNode, make_sprite: Make) -> None:
+    for below in ("proxy", "ports/watch"):
+        sprite = make_sprite()
+        path = f"/v1/sprites/{sprite.name}"
+        assert node.api("POST", f"{path}/sleep").status_code < 300
+        assert node.api("GET", path).json()["status"] == "cold"
+        with websocket(node, sprite, below):
+            assert node.api("GET", path).json()["status"] == "running"
+
+
 def test_a_connection_is_only_for_who_may(node: TestNode, sprite: Any) -> None:
     url = f"{node.url.replace('http', 'ws', 1)}/v1/sprites/{sprite.name}/proxy"
     fields = {"Authorization": "Bearer nonsense"}
