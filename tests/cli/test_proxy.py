@@ -204,6 +204,36 @@ def test_where_its_port_is_taken_another_serves(home: Path, sprite: str) -> None
         assert terminal.end() == 0
 
 
+# Serves one client, after it has stopped to listen.
+ONE = r"""
+import socket, sys
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+print("listening", flush=True)
+connection, _ = listener.accept()
+listener.close()
+print("closed", flush=True)
+connection.sendall(connection.recv(100).upper())
+connection.recv(100)
+"""
+
+
+def test_a_server_that_listens_no_more_still_serves(home: Path, sprite: str) -> None:
+    port = free_port()
+    terminal = Terminal(home, "-s", sprite, "exec", "--", "python3", "-c", ONE, str(port))
+    assert until_forwarded(terminal, port, sprite) == port
+    with socket.create_connection(("127.0.0.1", port), timeout=DEADLINE) as sock:
+        terminal.expect(b"closed")
+        refused = False
+        while not refused:  # until the command has been told that the port was closed
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+            except ConnectionRefusedError:
+                refused = True
+        sock.sendall(b"hello")
+        assert sock.recv(100) == b"HELLO"
+    assert terminal.end() == 0
+
+
 @pytest.mark.parametrize("flags", [["--no-port-forward"], []])
 def test_a_script_is_told_nothing_and_may_refuse(home: Path, sprite: str, flags: list[str]) -> None:
     """Standard error is the command's alone where it is no terminal."""

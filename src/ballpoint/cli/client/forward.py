@@ -129,6 +129,11 @@ class Listener:
         self._connections: set[asyncio.Task[Any]] = set()
         self.local = 0
 
+    @property
+    def busy(self) -> bool:
+        """Whether there are connections."""
+        return bool(self._connections)
+
     async def start(self, local: int) -> None:
         """Listen on `local`, 0 for any that is free. OSError where it is taken."""
         first = await asyncio.start_server(self._accept, LOOPBACK[0], local, limit=READ)
@@ -137,10 +142,14 @@ class Listener:
         with suppress(OSError):  # this machine has no IPv6, or somebody else has it there
             self._servers.append(await asyncio.start_server(self._accept, LOOPBACK[1], self.local, limit=READ))
 
-    async def close(self) -> None:
-        """Listen no more, and end the connections."""
+    def stop(self) -> None:
+        """Listen no more; the connections go on."""
         for server in self._servers:
             server.close()
+
+    async def close(self) -> None:
+        """Listen no more, and end the connections."""
+        self.stop()
         tasks = list(self._connections)
         for task in tasks:
             task.cancel()
@@ -196,22 +205,22 @@ class Forwards:
         self._say = say
         self._addresses: dict[int, set[str]] = {}
         self._listeners: dict[int, Listener] = {}
+        self._stopped: list[Listener] = []  # whose connections may go on
 
     async def told(self, message: dict[str, Any]) -> None:
-        """Take a text of the exec socket; what is none of a port is ignored."""
+        """Take a text of the exec socket; what tells of no port is ignored."""
         kind, port, address = message.get("type"), message.get("port"), message.get("address")
         if not isinstance(port, int) or not 0 < port < 1 << 16 or not isinstance(address, str):
             return
         if kind == "port_opened":
             await self._opened(port, address)
         elif kind == "port_closed":
-            await self._closed(port, address)
+            self._closed(port, address)
 
     async def close(self) -> None:
         """Forward no more."""
-        for listener in self._listeners.values():
-            await listener.close()
-        self._listeners.clear()
+        listeners = [*self._listeners.values(), *self._stopped]
+        await asyncio.gather(*(each.close() for each in listeners), return_exceptions=True)
 
     async def _opened(self, port: int, address: str) -> None:
         addresses = self._addresses.setdefault(port, set())
@@ -231,11 +240,12 @@ class Forwards:
             self._say(f"port {port} of {self._name} is at {LOOPBACK[0]}:{listener.local}")
             return
 
-    async def _closed(self, port: int, address: str) -> None:
+    def _closed(self, port: int, address: str) -> None:
         addresses = self._addresses.get(port, set())
         addresses.discard(address)
         if not addresses:
             self._addresses.pop(port, None)
             listener = self._listeners.pop(port, None)
-            if listener is not None:
-                await listener.close()
+            if listener is not None:  # a server may well listen no more and still serve who is there
+                listener.stop()
+                self._stopped = [each for each in self._stopped if each.busy] + [listener]
