@@ -210,7 +210,7 @@ class Forwards:
     async def told(self, message: dict[str, Any]) -> None:
         """Take a text of the exec socket; what tells of no port is ignored."""
         kind, port, address = message.get("type"), message.get("port"), message.get("address")
-        if not isinstance(port, int) or not 0 < port < 1 << 16 or not isinstance(address, str):
+        if type(port) is not int or not 0 < port < 1 << 16 or not isinstance(address, str):
             return
         if kind == "port_opened":
             await self._opened(port, address)
