@@ -15,7 +15,7 @@ from tests.edge.wires import EndedError, Wire, get, post
 from tests.edge.world import World
 from tests.support.waiting import eventually
 
-TARGETS = ["/", "/agent/exec"]
+TARGETS = ["/", "/agent/exec", "/sprite/x"]
 TCP_REPAIR = 19  # include/uapi/linux/tcp.h
 
 
@@ -43,7 +43,7 @@ class Watched:
 
 
 def server(world: World, target: str, handler: Watched) -> Watched:
-    (world.agent if target.startswith("/agent") else world.api).handler = handler
+    world.server_of(target).handler = handler
     return handler
 
 
@@ -95,7 +95,7 @@ def test_a_client_that_goes_while_its_body_is_not_taken_takes_its_request_along(
             if epoll.poll(30):
                 ended.set()
 
-    (world.agent if target.startswith("/agent") else world.api).handler = hold
+    world.server_of(target).handler = hold
     client = world.connect().send(get(target, "Content-Length: 1000000000", method="POST"))
     if reset:
         client.sock.settimeout(0.5)
@@ -170,7 +170,7 @@ def test_a_server_that_is_not_there_is_unavailable(world: World) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("body", [b"", b"hello"])
 def test_a_server_that_goes_without_an_answer_is_unavailable(world: World, target: str, body: bytes) -> None:
-    (world.agent if target.startswith("/agent") else world.api).answer(b"", close=True)
+    world.server_of(target).answer(b"", close=True)
     with world.connect() as client:
         answer = client.send(post(target, body)).response()
         assert (answer.status, json.loads(answer.body)["error"]) == (503, "unavailable")
@@ -188,7 +188,7 @@ def test_a_server_that_goes_without_an_answer_is_unavailable(world: World, targe
     ],
 )
 def test_a_response_that_is_cut_never_looks_whole(world: World, target: str, answer: bytes) -> None:
-    (world.agent if target.startswith("/agent") else world.api).answer(answer, close=True)
+    world.server_of(target).answer(answer, close=True)
     with world.connect() as client:
         client.send(get(target))
         head = client.head()

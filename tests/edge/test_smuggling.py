@@ -143,7 +143,7 @@ def test_another_version_of_http_is_refused(world: World, version: bytes) -> Non
         b"5" * 100,
     ],
 )
-@pytest.mark.parametrize("target", ["/", "/agent/exec"])
+@pytest.mark.parametrize("target", ["/", "/agent/exec", "/sprite/x"])
 def test_a_malformed_chunk_is_refused(world: World, target: str, raw: bytes) -> None:
     with world.connect() as client:
         client.send(get(target, "Transfer-Encoding: chunked", method="POST") + raw)
@@ -207,9 +207,9 @@ AMBIGUOUS_RESPONSES = {
 
 
 @pytest.mark.parametrize("data", AMBIGUOUS_RESPONSES.values(), ids=AMBIGUOUS_RESPONSES.keys())
-@pytest.mark.parametrize("target", ["/", "/agent/exec"])
+@pytest.mark.parametrize("target", ["/", "/agent/exec", "/sprite/x"])
 def test_an_ambiguous_response_does_not_pass(world: World, target: str, data: bytes) -> None:
-    server = world.agent if target.startswith("/agent") else world.api
+    server = world.server_of(target)
     server.answer(data, close=True)
     with world.connect() as client:
         answer = client.send(get(target, method="POST")).response()

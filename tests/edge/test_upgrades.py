@@ -15,11 +15,15 @@ from tests.support.waiting import eventually
 
 UPGRADE = ("Connection: keep-alive, Upgrade", "Upgrade: websocket", "Sec-WebSocket-Key: abc")
 SWITCH = b"HTTP/1.1 101 Whatever\r\nUpgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Accept: def\r\n\r\n"
-TARGETS = ["/", "/agent/exec"]
+TARGETS = ["/", "/agent/exec", "/sprite/x"]
+STREAMS = TARGETS[1:]
+# A TCP connection is reset where its server closes with input unread, and what was not sent by then is lost; its end
+# comes behind all that it has sent.
+UNIX = TARGETS[1:2]
 
 
 def serve(world: World, target: str, handler: Handler) -> None:
-    (world.agent if target.startswith("/agent") else world.api).handler = handler
+    world.server_of(target).handler = handler
 
 
 def pattern(size: int) -> bytes:
@@ -55,9 +59,10 @@ def test_after_the_switch_bytes_pass_both_ways(world: World, target: str) -> Non
     assert len(world.questions) == 1
 
 
-def test_the_server_is_asked_for_the_upgrade_and_nothing_else_of_the_connection(world: World) -> None:
+@pytest.mark.parametrize("target", STREAMS)
+def test_the_server_is_asked_for_the_upgrade_and_nothing_else_of_the_connection(world: World, target: str) -> None:
     with world.connect() as client:
-        answer = client.send(get("/agent/exec", *UPGRADE)).response()
+        answer = client.send(get(target, *UPGRADE)).response()
     request = parse(answer.body)
     assert (request.get("connection"), request.get("upgrade")) == ("Upgrade", "websocket")
     assert request.get("sec-websocket-key") == "abc"
@@ -73,7 +78,10 @@ def test_an_upgrade_that_is_declined_is_an_ordinary_response(world: World, targe
 
 @pytest.mark.parametrize("size", [64, 60_000, 100_000, 4 << 20])
 @pytest.mark.parametrize("pieces", [1, 50])
-def test_nothing_is_lost_that_comes_with_the_switch_or_right_behind_it(world: World, size: int, pieces: int) -> None:
+@pytest.mark.parametrize("target", STREAMS)
+def test_nothing_is_lost_that_comes_with_the_switch_or_right_behind_it(
+    world: World, target: str, size: int, pieces: int
+) -> None:
     data = pattern(size)
 
     def burst(connection: Wire) -> None:
@@ -83,16 +91,17 @@ def test_nothing_is_lost_that_comes_with_the_switch_or_right_behind_it(world: Wo
         for at in range(step, len(data), step):
             connection.send(data[at : at + step])
 
-    serve(world, "/agent/exec", burst)
+    serve(world, target, burst)
     for _ in range(10):
         with world.connect() as client:
-            client.send(get("/agent/exec", *UPGRADE))
+            client.send(get(target, *UPGRADE))
             assert client.head().status == 101
             assert client.rest() == data
 
 
 @pytest.mark.parametrize("size", [64, 60_000, 100_000, 4 << 20])
-def test_nothing_is_lost_that_a_client_sends_ahead_of_the_switch(world: World, size: int) -> None:
+@pytest.mark.parametrize("target", STREAMS)
+def test_nothing_is_lost_that_a_client_sends_ahead_of_the_switch(world: World, target: str, size: int) -> None:
     data = pattern(size)
     sent = threading.Event()
     got: list[bytes] = []
@@ -105,9 +114,9 @@ def test_nothing_is_lost_that_a_client_sends_ahead_of_the_switch(world: World, s
         got.append(connection.exactly(len(data)))
         connection.send(b"thanks")
 
-    serve(world, "/agent/exec", late)
+    serve(world, target, late)
     with world.connect() as client:
-        client.send(get("/agent/exec", *UPGRADE))
+        client.send(get(target, *UPGRADE))
 
         def send() -> None:
             client.send(data)
@@ -121,7 +130,8 @@ def test_nothing_is_lost_that_a_client_sends_ahead_of_the_switch(world: World, s
     assert got == [data]
 
 
-def test_a_half_closed_connection_still_carries_the_other_half(world: World) -> None:
+@pytest.mark.parametrize("target", STREAMS)
+def test_a_half_closed_connection_still_carries_the_other_half(world: World, target: str) -> None:
     data = pattern(1 << 20)
 
     def sort(connection: Wire) -> None:
@@ -129,16 +139,17 @@ def test_a_half_closed_connection_still_carries_the_other_half(world: World) -> 
         connection.send(SWITCH)
         connection.send(hashlib.sha256(connection.rest()).digest())
 
-    serve(world, "/agent/exec", sort)
+    serve(world, target, sort)
     with world.connect() as client:
-        client.send(get("/agent/exec", *UPGRADE))
+        client.send(get(target, *UPGRADE))
         assert client.head().status == 101
         client.send(data)
         client.finish()
         assert client.rest() == hashlib.sha256(data).digest()
 
 
-def test_a_server_may_finish_first(world: World) -> None:
+@pytest.mark.parametrize("target", STREAMS)
+def test_a_server_may_finish_first(world: World, target: str) -> None:
     got: list[bytes] = []
     done = threading.Event()
 
@@ -149,9 +160,9 @@ def test_a_server_may_finish_first(world: World) -> None:
         got.append(connection.rest())
         done.set()
 
-    serve(world, "/agent/exec", finish)
+    serve(world, target, finish)
     with world.connect() as client:
-        client.send(get("/agent/exec", *UPGRADE))
+        client.send(get(target, *UPGRADE))
         assert client.head().status == 101
         assert client.rest() == b"all there is"
         client.send(b"an afterthought")
@@ -161,7 +172,8 @@ def test_a_server_may_finish_first(world: World) -> None:
 
 
 @pytest.mark.parametrize("first", ["client", "server", "reset"])
-def test_both_connections_end_with_either(world: World, first: str) -> None:
+@pytest.mark.parametrize("target", STREAMS)
+def test_both_connections_end_with_either(world: World, target: str, first: str) -> None:
     ended = threading.Event()
 
     def wait(connection: Wire) -> None:
@@ -173,12 +185,12 @@ def test_both_connections_end_with_either(world: World, first: str) -> None:
             connection.rest()
         ended.set()
 
-    serve(world, "/agent/exec", wait)
+    serve(world, target, wait)
     before = world.edge.connections()
     for _ in range(5):
         ended.clear()
         with world.connect() as client:
-            client.send(get("/agent/exec", *UPGRADE))
+            client.send(get(target, *UPGRADE))
             assert client.head().status == 101
             if first == "server":
                 assert client.send(b"go").rest() == b""
@@ -190,7 +202,8 @@ def test_both_connections_end_with_either(world: World, first: str) -> None:
     eventually(lambda: world.edge.connections() <= before)
 
 
-def test_a_client_that_reads_nothing_holds_its_server_back(world: World) -> None:
+@pytest.mark.parametrize("target", STREAMS)
+def test_a_client_that_reads_nothing_holds_its_server_back(world: World, target: str) -> None:
     """And loses nothing by it."""
     data = pattern(32 << 20)
     blocked = threading.Event()
@@ -206,15 +219,16 @@ def test_a_client_that_reads_nothing_holds_its_server_back(world: World) -> None
             except TimeoutError:
                 blocked.set()
 
-    serve(world, "/agent/exec", pour)
+    serve(world, target, pour)
     with world.connect() as client:
-        client.send(get("/agent/exec", *UPGRADE))
+        client.send(get(target, *UPGRADE))
         assert client.head().status == 101
         assert blocked.wait(60)
         assert client.exactly(len(data)) == data
 
 
-def test_a_server_that_reads_nothing_holds_its_client_back(world: World) -> None:
+@pytest.mark.parametrize("target", STREAMS)
+def test_a_server_that_reads_nothing_holds_its_client_back(world: World, target: str) -> None:
     data = pattern(32 << 20)
     blocked = threading.Event()
     got: list[bytes] = []
@@ -225,9 +239,9 @@ def test_a_server_that_reads_nothing_holds_its_client_back(world: World) -> None
         blocked.wait(60)
         got.append(connection.exactly(len(data)))
 
-    serve(world, "/agent/exec", wait)
+    serve(world, target, wait)
     with world.connect() as client:
-        client.send(get("/agent/exec", *UPGRADE))
+        client.send(get(target, *UPGRADE))
         assert client.head().status == 101
         client.sock.settimeout(1)
         left = memoryview(data)
@@ -243,7 +257,8 @@ def test_a_server_that_reads_nothing_holds_its_client_back(world: World) -> None
 
 
 @pytest.mark.parametrize("size", [10, 150_000, 4 << 20])
-def test_the_last_of_the_output_reaches_a_client_that_still_sends(world: World, size: int) -> None:
+@pytest.mark.parametrize("target", UNIX)
+def test_the_last_of_the_output_reaches_a_client_that_still_sends(world: World, target: str, size: int) -> None:
     """As with a command that ends before it has read all its input."""
     data = pattern(size) + b"the end"
 
@@ -253,10 +268,10 @@ def test_the_last_of_the_output_reaches_a_client_that_still_sends(world: World, 
         connection.exactly(100_000)
         connection.send(data)
 
-    serve(world, "/agent/exec", end)
+    serve(world, target, end)
     for _ in range(20):
         with world.connect() as client:
-            client.send(get("/agent/exec", *UPGRADE))
+            client.send(get(target, *UPGRADE))
             assert client.head().status == 101
             done = threading.Event()
 
@@ -292,7 +307,10 @@ def silenced(client: Wire) -> None:
 
 
 @pytest.mark.parametrize("finishes", [True, False])
-def test_a_client_that_vanishes_takes_along_a_server_that_reads_nothing(world: World, finishes: bool) -> None:
+@pytest.mark.parametrize("target", STREAMS)
+def test_a_client_that_vanishes_takes_along_a_server_that_reads_nothing(
+    world: World, target: str, finishes: bool
+) -> None:
     """What the server has not taken is for nobody, and must not be waited for."""
     ended = threading.Event()
 
@@ -305,8 +323,8 @@ def test_a_client_that_vanishes_takes_along_a_server_that_reads_nothing(world: W
                 ended.set()
 
     before = idle_connections(world.edge)
-    serve(world, "/agent/exec", hold)
-    client = world.connect().send(get("/agent/exec", *UPGRADE))
+    serve(world, target, hold)
+    client = world.connect().send(get(target, *UPGRADE))
     assert client.head().status == 101
     if finishes:
         client.send(b"input")
@@ -318,7 +336,8 @@ def test_a_client_that_vanishes_takes_along_a_server_that_reads_nothing(world: W
     eventually(lambda: world.edge.connections() <= before)
 
 
-def test_a_server_that_vanishes_leaves_its_client_all_it_said(world: World) -> None:
+@pytest.mark.parametrize("target", UNIX)
+def test_a_server_that_vanishes_leaves_its_client_all_it_said(world: World, target: str) -> None:
     """It ends with input unread, as one that is killed does, while its client reads nothing yet."""
     data = pattern(3 << 20)
 
@@ -328,15 +347,16 @@ def test_a_server_that_vanishes_leaves_its_client_all_it_said(world: World) -> N
         connection.exactly(1)
         connection.send(data)
 
-    serve(world, "/agent/exec", die)
+    serve(world, target, die)
     with world.connect() as client:
-        client.send(get("/agent/exec", *UPGRADE))
+        client.send(get(target, *UPGRADE))
         assert client.head().status == 101
         client.send(bytes(1_000_000))
         assert client.rest() == data
 
 
-def test_a_client_that_takes_nothing_after_its_servers_end_is_not_kept_for_ever(world: World) -> None:
+@pytest.mark.parametrize("target", UNIX)
+def test_a_client_that_takes_nothing_after_its_servers_end_is_not_kept_for_ever(world: World, target: str) -> None:
     edge = world.start_edge({"splice._LINGER_SECONDS": 0.1})
     before = idle_connections(edge)
 
@@ -345,14 +365,15 @@ def test_a_client_that_takes_nothing_after_its_servers_end_is_not_kept_for_ever(
         connection.send(SWITCH)
         silenced(connection)
 
-    serve(world, "/agent/exec", pour)
+    serve(world, target, pour)
     with edge.connect() as client:
-        client.send(get("/agent/exec", *UPGRADE))
+        client.send(get(target, *UPGRADE))
         assert client.head().status == 101
         eventually(lambda: edge.connections() <= before)
 
 
-def test_what_a_client_says_after_its_servers_last_word_arrives(world: World) -> None:
+@pytest.mark.parametrize("target", STREAMS)
+def test_what_a_client_says_after_its_servers_last_word_arrives(world: World, target: str) -> None:
     data = pattern(4 << 20)
     got: list[bytes] = []
     done = threading.Event()
@@ -366,9 +387,9 @@ def test_what_a_client_says_after_its_servers_last_word_arrives(world: World) ->
         done.set()
 
     go_on = threading.Event()
-    serve(world, "/agent/exec", listen)
+    serve(world, target, listen)
     with world.connect() as client:
-        client.send(get("/agent/exec", *UPGRADE))
+        client.send(get(target, *UPGRADE))
         assert client.head().status == 101
         assert client.rest() == b""
         sending = threading.Thread(target=lambda: client.send(data).finish())

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import socket
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ballpoint.edge.visitor import OWN_COOKIES, without_own_cookies
+from tests.edge.test_upgrades import idle_connections
 from tests.edge.wires import Wire, get, parse, post
 from tests.edge.world import TOKEN, World
+from tests.support.waiting import eventually
 
 HOST = "web-acme.sprites.localhost"
 _ID = re.compile(rb"X-Request-Id: [0-9a-f]{8}\r\n")
@@ -516,6 +519,30 @@ def test_an_ambiguous_answer_is_not_passed_on(world: World, answer: bytes) -> No
     world.web.answer(answer, close=True)
     with world.connect() as client:
         assert client.send(ask("/")).response().status == 502
+
+
+def test_a_server_that_answers_and_takes_no_more_holds_nothing(world: World) -> None:
+    full, over = threading.Event(), threading.Event()
+
+    def early(connection: Wire) -> None:
+        connection.head()
+        full.wait(60)
+        connection.send(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\n\r\n")
+        over.wait(60)
+
+    edge = world.start_edge()
+    before = idle_connections(edge)
+    world.web.handler = early
+    with edge.connect() as client:
+        client.send(ask("/", f"Content-Length: {64 << 20}", method="POST"))
+        client.sock.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            client.send(bytes(64 << 20))
+        full.set()
+        client.sock.settimeout(30)
+        assert client.response().status == 413
+    eventually(lambda: edge.connections() <= before)
+    over.set()
 
 
 # ---- there is no server ----

@@ -292,10 +292,11 @@ class World:
     def default_route(self, question: dict[str, Any]) -> dict[str, Any]:
         """`/agent/...` is the agent's, `/refuse` nobody's, and everything else the control API's.
 
-        What is asked of a host below the domain is a sprite's.
+        What is asked of a host below the domain is a sprite's, and so is `/sprite/...`.
         """
         target = question["target"]
-        if hosts.place(question["host"], "sprites.localhost").kind == "sprite" and target != "/refuse":
+        kind = hosts.place(question["host"], "sprites.localhost").kind
+        if target.startswith("/sprite/") or (kind == "sprite" and target != "/refuse"):
             connect = {"port": self.port, "retry_seconds": self.retry_seconds}
             answer = {"to": "sprite", "socket": str(self.sprite.path), "token": self.token_is_ours}
             return {"ok": {**answer, "preamble": {"v": 1, "org": "acme", "connect": connect}}}
@@ -312,6 +313,10 @@ class World:
             refusal = {"status": 401, "error": "unauthorized", "message": "no", "hint": "log in"}
             return {"ok": {"refuse": {**refusal, "headers": {"WWW-Authenticate": "Bearer"}}}}
         return {"ok": {"to": "api", "caller": {"token": question["token"]}}}
+
+    def server_of(self, target: str) -> Server:
+        """The server that `default_route` names."""
+        return {"agent": self.agent, "sprite": self.web}.get(target.split("/")[1], self.api)
 
     def configure(self, **settings: Any) -> None:
         """What the edges that are started from now on find the node's settings to be."""

@@ -73,7 +73,11 @@ class Exchange:
                 request.stop()
             if not kept:
                 upstream.limit(None)
-                upstream.close()
+                # Closing flushes first, for ever if need be, and what was not taken until now is for nobody.
+                if upstream.transport.get_write_buffer_size():
+                    upstream.abort()
+                else:
+                    upstream.close()
 
     # ---- the request ----
 

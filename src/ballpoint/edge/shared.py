@@ -17,6 +17,8 @@ from typing import Any
 # As much as uvloop reads at once.
 _READ = 256_000
 _buffer = memoryview(bytearray(_READ))  # of the one event loop; what was read is copied out of it at once
+# struct linger: whether close(2) waits until all is sent, and how many seconds; a wait of none is a reset.
+_AS_USUAL, _AT_ONCE = struct.pack("ii", 0, 0), struct.pack("ii", 1, 0)
 _NOT_WAITING = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
 
@@ -33,11 +35,13 @@ class SharedTransport(asyncio.Transport):
         self._size = 0
         self._high, self._low = 1 << 16, 1 << 14
         self._held = False  # the protocol
+        self._much = False  # was read last: then it is worth an allocation of all that may come, and no copy
         self._reading = False
         self._writing = False  # what could not be sent at once
         self._closing = False
         self._ends = False  # no more is to be written
         self._lost = False
+        self._linger = _AS_USUAL
         protocol.connection_made(self)
         self.resume_reading()
 
@@ -116,21 +120,27 @@ class SharedTransport(asyncio.Transport):
                 self._loop.call_soon(self._lose, None)
 
     def abort(self) -> None:
+        # What was not taken would hold back the end behind it; a reset goes at once (tcp(7), SO_LINGER of zero).
+        self._linger = _AT_ONCE
         self._fail(None)
 
     # ---- told by the event loop ----
 
     def _readable(self) -> None:
         try:
-            count = self._sock.recv_into(_buffer, _READ, socket.MSG_DONTWAIT)
+            if self._much:
+                data = self._sock.recv(_READ, socket.MSG_DONTWAIT)
+            else:
+                data = bytes(_buffer[: self._sock.recv_into(_buffer, _READ, socket.MSG_DONTWAIT)])
         except BlockingIOError:
             self._woken_for_nothing()
             return
         except OSError as error:
             self._fail(error)
             return
-        if count:
-            self._protocol.data_received(bytes(_buffer[:count]))
+        if data:
+            self._much = len(data) > _READ // 2
+            self._protocol.data_received(data)
             return
         self.pause_reading()
         if not self._protocol.eof_received():
@@ -204,6 +214,6 @@ class SharedTransport(asyncio.Transport):
         finally:
             # socket(7): with SO_LINGER, which its other holder may have set, close(2) waits.
             try:
-                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 0, 0))
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, self._linger)
             finally:
                 self._sock.close()
