@@ -308,6 +308,10 @@ class NodeDouble:
             raise ConflictError("the name is taken", hint="choose another", code="sprite_exists")
         return self.put(request.name, caller)
 
+    async def upgrade(self, caller: Caller, name: str) -> None:
+        self._meet("upgrade")
+        self._find(caller, name)
+
     async def sync(self, caller: Caller, name: str) -> DiskView:
         self._meet("sync")
         return self._disk(caller, name, lag_seconds=None)

@@ -84,6 +84,15 @@ def add_checkpoint_routes(app: FastAPI, disks: DiskService) -> None:
         steps = disks.restore(caller_of(request), name, checkpoint)
         return LineStream(progress_lines(steps, request.scope["ballpoint.request_id"]))
 
+    @app.post("/v1/sprites/{name}/upgrade", status_code=204, tags=TAGS, responses=errors(404, 409, 503))
+    async def upgrade_sprite(request: Request, name: SpriteOf) -> Response:
+        """Put a sprite on the node's present standard image, where it is on an older one.
+
+        Its processes end. What it was is kept in an automatic checkpoint, to which it can be restored, image and all.
+        """
+        await disks.upgrade(caller_of(request), name)
+        return Response(status_code=204)
+
     @app.post("/v1/sprites/{name}/fork", status_code=201, tags=TAGS, responses=errors(400, 404, 409, 413, 422, 503))
     async def fork_sprite(request: Request, name: SpriteOf, body: NewFork) -> Sprite:
         """Make a sprite whose disk begins as this one's. No data is copied."""

@@ -168,6 +168,13 @@ class DiskService(Protocol):
             ConflictError: the disk came from it last.
         """
 
+    async def upgrade(self, caller: Caller, name: str) -> None:
+        """Put the sprite on the node's present standard image, and start it. Idempotent: one that is on it stays so.
+
+        What it was is kept in an automatic checkpoint, which is on the image of before. After a failure or a crash
+        half-way the sprite is on either, whole.
+        """
+
     async def fork(self, caller: Caller, name: str, request: NewFork) -> SpriteView:
         """Make a sprite whose disk begins as that of `name`, and return it ready for its first command.
 

@@ -97,7 +97,6 @@ async def serve(config: NodeConfig, make_app: Any, port: int, edge_uid: int, rea
         catalogue = Catalogue(config.cache)
         images = Images(config, registry, storage)
         image = await images.current()
-        stack.push_async_callback(images.close)
         disk_pool = await asyncio.to_thread(VolumePool.open, config.data, pool_gb=config.pool_gb)
         if missing := disk_pool.shortfall():
             log.warning(
@@ -107,6 +106,8 @@ async def serve(config: NodeConfig, make_app: Any, port: int, edge_uid: int, rea
             )
         disks = Disks(config, catalogue, image, disk_pool)
         stack.callback(disks.close)
+        images.of_checkpoints = disk_pool.images
+        stack.push_async_callback(images.close)  # while the pool can be read
         await asyncio.to_thread(disks.prepare)
 
         network = Network(config.node_id, subnet=config.subnet, egress_allow=config.egress_allow, dns=config.dns)

@@ -440,6 +440,12 @@ class Node:
             log.error("the former instance of %s stays until the next start: %s", sprite.name, error)
         await asyncio.to_thread(self.logbook.add, sprite.id, old.said, cause)
 
+    async def stop(self, sprite: Sprite, cause: str) -> None:
+        """End what runs of a sprite, gently. Idempotent."""
+        if sprite.id in self.running:
+            await self._stop(sprite.id, cause, gently=True)
+            await self.registry.set_state(sprite.id, "cold", kind="cold", cause=cause)
+
     async def evict(self, sprite: Sprite, how: Callable[[Sprite], Awaitable[bool]]) -> bool:
         """Let `how` remove the disk of a sprite that does not run, unless somebody else is changing the sprite."""
         lock = self.lock(sprite.id)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from ballpoint.core.errors import (
     DISK_FULL,
+    BallpointError,
     ConflictError,
     CorruptError,
     InvalidError,
@@ -30,7 +31,7 @@ from ballpoint.core.errors import (
 from ballpoint.host import filesystem, loop, mount, process, staging
 from ballpoint.host.files import fsync_directory, remove_tree, try_flock, write_new
 from ballpoint.volume import snapshots
-from ballpoint.volume.record import Record, write_first_record
+from ballpoint.volume.record import Record, read_record, write_first_record
 from ballpoint.volume.superblock import DamagedDiskError, read_superblock
 
 log = logging.getLogger(__name__)
@@ -569,6 +570,22 @@ class VolumePool:
     def volumes(self) -> list[str]:
         """Ids of all volumes."""
         return sorted(entry.name for entry in self.volumes_directory.iterdir())
+
+    def images(self) -> set[str]:
+        """Digests of the standard images that volumes or their checkpoints here are on, as far as can be read."""
+        records = filter(None, map(self._record, self.volumes()))
+        return {image for record in records for image in (record.image, *(each.image for each in record.checkpoints))}
+
+    def image_of(self, volume_id: str) -> str | None:
+        """Digest of the standard image that a volume is on; None where that cannot be read."""
+        record = self._record(volume_id)
+        return None if record is None else record.image
+
+    def _record(self, volume_id: str) -> Record | None:
+        try:
+            return read_record(self.directory(volume_id))
+        except BallpointError:  # it has none yet, or is another's to mend
+            return None
 
     def meta(self, volume_id: str) -> dict[str, str]:
         """What `create` was told to keep beside the volume.

@@ -70,6 +70,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
         sequence: of its snapshot, for `checkpoint` and `restore`.
         mtime_ns: when the disk was last written before a `checkpoint`, as `snapshot_mtime_ns`.
         time: of a `checkpoint`, in milliseconds since 1970.
+        inode: of the image that a `restore` makes the disk: it has not been done where the disk is another.
+        former: what the record had for `current`, `restored` and `image` before a `restore`.
     """
 
     kind: Literal["checkpoint", "restore", "forget"]
@@ -77,6 +79,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     sequence: int = 0
     mtime_ns: int = 0
     time: int = 0
+    inode: int = 0
+    former: tuple[str | None, str | None, str] | None = None
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
@@ -197,13 +201,29 @@ def read_record(directory: Path) -> Record:
                 f" {_FORMAT} at most",
                 hint="start the later version that wrote it",
             )
-        return msgspec.json.decode(stored.record, type=Record)
+        return _as_the_disk_is(msgspec.json.decode(stored.record, type=Record), directory)
     except FileNotFoundError as error:
         raise NotFoundError(f"volume {directory.name} has no record") from error
     except (OSError, msgspec.DecodeError) as error:
         raise CorruptError(
             f"{file} is damaged: {error}", hint="docs/volume-layout.md says what belongs there"
         ) from error
+
+
+def _as_the_disk_is(record: Record, directory: Path) -> Record:
+    """The record without a restore that was cut off after it was noted, and before the disk was exchanged."""
+    last = record.pending[-1] if record.pending else None
+    if last is None or last.kind != "restore" or last.former is None:
+        return record
+    try:
+        if (directory / "disk.img").stat().st_ino == last.inode:
+            return record
+    except FileNotFoundError:
+        return record  # it is in the store, and came there after this
+    current, restored, image = last.former
+    return msgspec.structs.replace(
+        record, pending=record.pending[:-1], current=current, restored=restored, image=image, snapshot_mtime_ns=0
+    )
 
 
 def write_record(directory: Path, record: Record) -> None:

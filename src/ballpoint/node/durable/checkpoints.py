@@ -308,6 +308,40 @@ class Checkpoints:
             old.instance.runtime.cgroup.child("inner").freeze(True)
             steps.reach(_STOPPED)
 
+    # ---- upgrade ----
+
+    async def upgrade(self, caller: Caller, name: str) -> None:
+        sprite = await self._node.registry.sprite(caller.org_id, name)
+        cause = f"upgraded with token {caller.token_id}"
+        await self._node.to_the_end(self._upgrade(sprite.id, cause), f"upgrade {name}")
+
+    async def _upgrade(self, sprite_id: str, cause: str) -> None:
+        """Put a sprite's disk over the node's image: a restore of what it is, on another image.
+
+        Its processes are ended first, so that there is nothing between the two.
+        """
+        image = self._disks.image.digest
+        async with self._node.lock(sprite_id):
+            sprite = await self._node.living(sprite_id)
+            if sprite.image_digest == image:
+                return
+            await self._node.stop(sprite, cause)
+            await self._volumes.prepare(sprite)
+            sprite = await self._node.living(sprite_id)
+            keeper = await self._volumes.keeper(sprite)
+            comment = f"on the image {image}"
+            kept = await keeper.checkpoint(None, comment=comment, auto=True, frozen=None, image=image)
+            try:
+                async with keeper.staged(kept.id) as staged, AsyncExitStack() as afterwards:
+                    with self._node.starter.undisturbed():
+                        await self._exchange(sprite, keeper, kept.id, staged, cause, lambda _: None, afterwards)
+            except BaseException:
+                if sprite_id not in self._node.running:
+                    await keeper.forget(kept.id)
+                raise
+            await self._prune(keeper)
+            await self._saver.changed(sprite_id, sprite.volume_id)
+
     async def _prune(self, keeper: Keeper) -> None:
         record = keeper.record
         autos = [each for each in record.checkpoints if each.auto and each.id not in {record.current, record.restored}]

@@ -74,6 +74,8 @@ async def recover(node: Node, instances: Instances, disks: Disks) -> None:
             await node.registry.set_state(sprite.id, "cold", kind="stopped", cause=cause)
             await asyncio.to_thread(node.logbook.add, sprite.id, said.get(sprite.id, b""), cause)
 
+    await _mend_images(node, disks.pool)
+
     known = {sprite.volume_id for sprite in await node.registry.all_sprites()}
     for volume_id in await asyncio.to_thread(disks.pool.volumes):
         if volume_id not in known:
@@ -81,6 +83,17 @@ async def recover(node: Node, instances: Instances, disks: Disks) -> None:
                 await asyncio.to_thread(_let_go, disks.pool, volume_id)
             except BallpointError as error:
                 log.error("volume %s of no sprite stays: %s", volume_id, error)
+
+
+async def _mend_images(node: Node, pool: VolumePool) -> None:
+    """See that each sprite is on the image of its disk: a restore to another one may have been cut off in between."""
+    sprites = await node.registry.all_sprites()
+    images = await asyncio.to_thread(lambda: {sprite.id: pool.image_of(sprite.volume_id) for sprite in sprites})
+    for sprite in sprites:
+        image = images[sprite.id]
+        if image is not None and image != sprite.image_digest and sprite.id not in node.running:
+            log.warning("%s is on the image %s, as its disk is, and not on %s", sprite.name, image, sprite.image_digest)
+            await node.registry.update_sprite(sprite.id, image_digest=image)
 
 
 async def _remove(instance_id: str, work: Callable[[], Awaitable[None]], pool: VolumePool) -> None:

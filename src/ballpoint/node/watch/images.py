@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -50,6 +51,8 @@ class Images:
         # Of these, what the store has.
         self._stored: set[str] = set()
         self._another = asyncio.Event()
+        # What checkpoints are on; the pool is opened later than this.
+        self.of_checkpoints: Callable[[], set[str]] = set
 
     async def current(self) -> Image:
         """What new sprites get, recorded as used before it is.
@@ -123,7 +126,7 @@ class Images:
 
     async def tidy(self, disks: Disks) -> list[Image]:
         """One round. Returns the images removed."""
-        digests = {*await self._of_sprites(), disks.image.digest}
+        digests = {*await self._used_here(), disks.image.digest}
         await asyncio.to_thread(disks.keep_images, digests)
         await asyncio.to_thread(self._uses.record, self._config.node_id, self._config.data, digests)
         removed = await asyncio.to_thread(self._uses.prune)
@@ -133,8 +136,11 @@ class Images:
 
     async def close(self) -> None:
         """Record what the node's sprites are on, which is all that it uses from now on."""
-        digests = await self._of_sprites()
+        digests = await self._used_here()
         await asyncio.to_thread(self._uses.record, self._config.node_id, self._config.data, digests)
+
+    async def _used_here(self) -> set[str]:
+        return {*await self._of_sprites(), *await asyncio.to_thread(self.of_checkpoints)}
 
     async def _of_sprites(self) -> set[str]:
         return {sprite.image_digest for sprite in await self._registry.all_sprites()}

@@ -120,19 +120,28 @@ class Keeper:
 
     # ---- what is asked for, and answered once it is done here ----
 
-    async def checkpoint(self, disk: AttachedVolume | None, *, comment: str, auto: bool, frozen: Frozen | None) -> Kept:
+    async def checkpoint(
+        self,
+        disk: AttachedVolume | None,
+        *,
+        comment: str,
+        auto: bool,
+        frozen: Frozen | None,
+        image: str | None = None,
+    ) -> Kept:
         """Keep the disk as it is now. Done when it is kept here; `sync` brings it into the log.
 
         Args:
             disk: where it is attached.
             frozen: what stops the writers of an attached disk meanwhile; None where they are stopped.
+            image: digest of the standard image that the checkpoint shall be on; None is that of the disk.
 
         Raises:
             UnavailableError: the pool is full, or the disk cannot be frozen.
             CorruptError: the disk cannot be read or written any more.
         """
         async with self._local.lock:
-            snapshot, kept, noted = await self._kept(disk, comment, auto=auto, frozen=frozen)
+            snapshot, kept, noted = await self._kept(disk, comment, auto=auto, frozen=frozen, image=image)
             try:
                 await self._local.write(**noted)
             finally:
@@ -141,7 +150,7 @@ class Keeper:
             return kept
 
     async def _kept(
-        self, disk: AttachedVolume | None, comment: str, *, auto: bool, frozen: Frozen | None
+        self, disk: AttachedVolume | None, comment: str, *, auto: bool, frozen: Frozen | None, image: str | None = None
     ) -> tuple[Snapshot, Kept, dict[str, Any]]:
         """A snapshot of the disk, as a checkpoint, and how the record changes that names it. The caller discards it."""
         self._local.pool.require_room()
@@ -153,7 +162,7 @@ class Keeper:
             time=now,
             comment=comment,
             auto=auto,
-            image=self.record.image,
+            image=image or self.record.image,
             sequence=snapshot.sequence,
             durable=False,
             source=self.record.current,
@@ -265,7 +274,13 @@ class Keeper:
         """
         kept = self.record.checkpoint(checkpoint_id)
         assert kept.sequence is not None
-        restore = Operation(kind="restore", id=kept.id, sequence=kept.sequence)
+        restore = Operation(
+            kind="restore",
+            id=kept.id,
+            sequence=kept.sequence,
+            inode=(await asyncio.to_thread(staged.stat)).st_ino,
+            former=(noted.get("current", self.record.current), self.record.restored, self.record.image),
+        )
         restored = {
             "current": kept.id,
             "restored": kept.id,
