@@ -65,6 +65,7 @@ class Context:
         """
         home = self.work / f"node-{next(self._numbers)}"
         options = ["--pool", str(pool), "--pool-max", str(max(pool, 1)), "--pool-gb", str(pool_gb)]
+        options += ["--edges", "0"]  # as a node has it that is told nothing
         options += ["--store", store] if store is not None else []
         node = TestNode(home / "data", options)
         try:

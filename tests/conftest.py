@@ -90,7 +90,7 @@ def kept_image(slim_image: Image, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture(scope="session")
 def node(root: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestNode]:
     """A running node for tests that do not harm it."""
-    made = TestNode(tmp_path_factory.mktemp("node") / "data")
+    made = TestNode(tmp_path_factory.mktemp("node") / "data", ["--edges", "2"])
     made.start()
     try:
         yield made

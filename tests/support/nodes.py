@@ -59,7 +59,7 @@ class TestNode:
         command = [
             *self.program, "serve", "--data", str(self.data), "--cache", str(self.cache),
             "--image", "slim", "--listen", "127.0.0.1:0", "--token-file", str(self.token_file),
-            "--pool", "3", "--pool-gb", "20", "--idle-seconds", "0", *self.options,
+            "--pool", "3", "--pool-gb", "20", "--idle-seconds", "0", "--edges", "1", *self.options,
         ]  # fmt: skip
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(

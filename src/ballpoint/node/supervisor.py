@@ -24,24 +24,14 @@ from ballpoint.core.clock import SYSTEM_CLOCK
 from ballpoint.core.config import RUN_ROOT, NodeConfig, load_config
 from ballpoint.core.errors import BallpointError, ConflictError, InvalidError, UnavailableError
 from ballpoint.host import logfile, mount, namespaces, notify, prctl, process, rcu, slots
-from ballpoint.host.cgroup import Limits
 from ballpoint.host.files import remove_tree, try_flock, write_atomically
 from ballpoint.host.loop import drop_devices, hold_devices
 from ballpoint.host.namespaces import CLONE_NEWNS
 from ballpoint.image import mirrors
 from ballpoint.image.build import Progress
 from ballpoint.image.catalogue import Catalogue
-from ballpoint.network.network import Network
-from ballpoint.node.lifecycle.instances import Instances
-from ballpoint.node.logbook import Logbook
-from ballpoint.node.main import registry_url
-from ballpoint.registry.registry import Registry
-from ballpoint.runtime.container.journals import JournalSpace
-from ballpoint.runtime.container.programs import ensure_programs
-from ballpoint.runtime.container.runtime import ContainerRuntime
-from ballpoint.runtime.container.zygote import zygote_command
+from ballpoint.runtime.container.programs import ensure_programs, zygote_command
 from ballpoint.store import url
-from ballpoint.volume.pool import VolumePool
 
 log = logging.getLogger("supervisor")
 
@@ -51,7 +41,6 @@ _STOP_SECONDS = 20.0
 _RESTART_FIRST, _RESTART_MAX = 0.1, 5.0
 _STEADY_SECONDS = 10.0
 _READY_SECONDS = 120.0
-_DETACH_SECONDS = 30.0
 # The log and the one before it take twice this.
 LOG_BYTES = 10 << 20
 _LOG_SECONDS = 10.0
@@ -135,7 +124,10 @@ def stop(config: NodeConfig) -> Stopped:
     held = [*RUN_ROOT.glob(f"*/{config.node_id}"), *slots.owned_by(f"{config.node_id}/")]
     left = config.run.exists() or held != []
     if left:
-        asyncio.run(_clean(config))
+        # Not above: a supervisor, which never does this, starts in half the time without.
+        from ballpoint.node.clearing import clear
+
+        asyncio.run(clear(config))
     _let_go(config)
     if ran:
         return "stopped"
@@ -147,34 +139,6 @@ def _let_go(config: NodeConfig) -> None:
     remove_tree(config.run)
     drop_devices(config.node_id, RUN_ROOT)
     rcu.drop(config.node_id, RUN_ROOT)
-
-
-async def _clean(config: NodeConfig) -> None:
-    journals = JournalSpace(config.data)
-    runtime = ContainerRuntime(config.node_id, config.run, config.run, journals)
-    network = Network(config.node_id, subnet=config.subnet, egress_allow=config.egress_allow)
-    instances = Instances(config.node_id, runtime, network, limits=Limits())
-    for instance_id in sorted(instances.known()):
-        await instances.clean(instance_id)
-    runtime.close(keep=False)
-    journals.forget()
-    await asyncio.to_thread(network.stop, keep=False)
-    if (config.data / "pool").exists():
-        pool = await asyncio.to_thread(VolumePool.open, config.data, pool_gb=config.pool_gb)
-        for volume_id in pool.volumes():
-            volume = await asyncio.to_thread(pool.adopt, volume_id)
-            if volume is not None:
-                await asyncio.to_thread(volume.detach, _DETACH_SECONDS)
-        pool.close()
-    if (config.data / "registry.db").exists():
-        registry = await Registry.open(registry_url(config))
-        logbook = Logbook(config.data / "logs")
-        for sprite in await registry.all_sprites():
-            if sprite.state in ("running", "warm"):
-                cause = "the node was taken down"
-                await registry.set_state(sprite.id, "cold", kind="stopped", cause=cause)
-                await asyncio.to_thread(logbook.add, sprite.id, b"", cause)
-        await registry.close()
 
 
 def _lock(run: Path) -> int:

@@ -49,6 +49,18 @@ def ensure_programs(cache: Path) -> Path:
     return target
 
 
+def zygote_command(python: str, socket_fd: int, programs: Path) -> list[str]:
+    """The argv that starts a zygote; give it an empty environment."""
+    return [
+        python,
+        "-I",
+        "-m",
+        "ballpoint.runtime.container.zygote",
+        f"--socket-fd={socket_fd}",
+        f"--programs={programs}",
+    ]
+
+
 def _compile(directory: Path, program: str) -> None:
     if process.which("gcc") is None:
         raise UnavailableError("there is no C compiler to build the helpers", hint="apt-get install gcc libc6-dev")

@@ -394,18 +394,6 @@ def _close_all_but(keep: set[int]) -> None:
     os.closerange(low, 1 << 16)
 
 
-def zygote_command(python: str, socket_fd: int, programs: Path) -> list[str]:
-    """The argv that starts a zygote; give it an empty environment."""
-    return [
-        python,
-        "-I",
-        "-m",
-        "ballpoint.runtime.container.zygote",
-        f"--socket-fd={socket_fd}",
-        f"--programs={programs}",
-    ]
-
-
 if __name__ == "__main__":
     # json's C scanner and the encoder are loaded on first use.
     json.loads(json.dumps({"warm": [1, None, True, "é"]}))
