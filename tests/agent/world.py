@@ -341,7 +341,8 @@ class World:
         ExecRoutes(self.sessions, lambda: ENVIRONMENT, ports).add_to(self.routes)
         ProxyRoutes(self.network).add_to(self.routes)
         WatchRoutes(ports).add_to(self.routes)
-        self.server = await serve(listener, self.routes, HandOver(self.network, lambda: self.routes.serving()))
+        self.handover = HandOver(self.network, lambda: self.routes.serving())
+        self.server = await serve(listener, self.routes, self.handover)
 
     async def close(self) -> None:
         """End what a test left running."""

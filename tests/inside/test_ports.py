@@ -51,7 +51,7 @@ def sprite(make_sprite: Make) -> Iterator[Any]:
     yield made
 
 
-def handed(node: TestNode, sprite: Any, port: int, **more: Any) -> tuple[dict[str, Any], socket.socket | None]:
+def handed(node: TestNode, sprite: Any, port: int | None, **more: Any) -> tuple[dict[str, Any], socket.socket | None]:
     """What the agent answers to the edge's line, and the socket that came with it."""
     path = f"/run/ballpoint/{node.id}/instances/{instance_of(node, sprite)}/http.sock"
     with socket.socket(socket.AF_UNIX) as sock:
@@ -69,7 +69,7 @@ def handed(node: TestNode, sprite: Any, port: int, **more: Any) -> tuple[dict[st
 @pytest.mark.parametrize("port", SERVERS.values(), ids=SERVERS.keys())
 def test_the_edge_is_handed_a_connection(node: TestNode, sprite: Any, port: int) -> None:
     said, sock = handed(node, sprite, port)
-    assert said == {"ok": True}
+    assert said == {"ok": True, "port": port}
     assert sock is not None
     with sock:
         size = 3 << 20

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ballpoint.agent.ports import connect, handover
-from ballpoint.core.errors import InvalidError
+from ballpoint.core.errors import ConflictError, InvalidError, UnavailableError
 from tests.agent.ports.servers import free_port, full_queue
 from tests.agent.world import DEADLINE, World, eventually
 
@@ -59,7 +59,7 @@ class Asked:
 
 async def test_the_connection_is_the_servers(world: World, listener: socket.socket) -> None:
     said, (sock,) = await Asked(world, {"port": listener.getsockname()[1]}).answer()
-    assert said == {"ok": True}
+    assert said == {"ok": True, "port": listener.getsockname()[1]}
     with sock, listener.accept()[0] as server:
         sock.sendall(b"from the edge")
         assert server.recv(100) == b"from the edge"
@@ -86,7 +86,7 @@ async def test_a_server_that_starts_late_is_waited_for(world: World, free: int) 
     with socket.create_server(("127.0.0.1", free)):
         said, (sock,) = await answer
     sock.close()
-    assert said == {"ok": True}
+    assert said == {"ok": True, "port": free}
 
 
 async def test_the_wait_for_a_late_server_ends(world: World, free: int) -> None:
@@ -145,7 +145,7 @@ async def test_many_at_once_get_their_own(world: World, listener: socket.socket)
     answers = await asyncio.gather(*(Asked(world, {"port": port}).answer() for _ in range(60)))
     peers = set()
     for said, (sock,) in answers:
-        assert said == {"ok": True}
+        assert said == {"ok": True, "port": port}
         peers.add(sock.getsockname())
         sock.close()
     assert len(peers) == 60
@@ -163,8 +163,39 @@ def test_whatever_is_wanted_is_a_port_or_refused(wanted: Any) -> None:
         port, seconds = handover.parse(wanted)
     except InvalidError:
         return
-    assert 1 <= port <= 65535 and 0 <= seconds <= handover.RETRY_MOST_SECONDS
+    assert (port is None or 1 <= port <= 65535) and 0 <= seconds <= handover.RETRY_MOST_SECONDS
     assert isinstance(wanted, dict) and wanted["port"] == port
+
+
+class HttpPort:
+    """A sprite's own, which a test chooses."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.failure: Exception | None = None
+
+    async def __call__(self) -> int:
+        if self.failure is not None:
+            raise self.failure
+        return self.port
+
+
+async def test_without_a_number_the_http_port_is_meant(
+    world: World, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    http_port = HttpPort()
+    http_port.port = listener.getsockname()[1]
+    monkeypatch.setattr(world.handover, "_http_port", http_port)
+    said, (sock,) = await Asked(world, {"port": None}).answer()
+    sock.close()
+    assert said == {"ok": True, "port": http_port.port}
+    http_port.failure = ConflictError("it was stopped")
+    assert await Asked(world, {"port": None}).answer() == ({"error": "stopped", "message": "it was stopped"}, [])
+    http_port.failure = UnavailableError("it does not start")
+    assert await Asked(world, {"port": None}).answer() == ({"error": "unavailable", "message": "it does not start"}, [])
+    said, _ = await Asked(world, {}).answer()
+    assert said["error"] == "invalid"
+    assert await handover.default_http_port() == 8080
 
 
 async def test_without_room_for_a_descriptor_it_says_so(
