@@ -13,6 +13,7 @@ import pytest
 
 from ballpoint.agent import inside
 from ballpoint.agent.inside import CONNECTIONS_MAX, REQUEST_MAX, Answer, InsideServer
+from ballpoint.agent.server import Connection, Request, Routes
 from ballpoint.core.errors import InternalError, UnavailableError
 from tests.agent.world import DEADLINE, Wire, eventually
 
@@ -266,3 +267,72 @@ async def test_a_flood_behind_a_request_ends_it(api: Socket) -> None:
     wire.send(bytes(REQUEST_MAX))
     async with asyncio.timeout(DEADLINE):
         await api.node.cancelled.wait()
+
+
+async def test_what_is_about_services_is_answered_by_the_agent_itself(api: Socket) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def own(connection: Connection, request: Request) -> None:
+        asked.append((request.method, request.target))
+        connection.respond(200, [])
+
+    api.server._own = own
+    for path in ("/v1/services", "/v1/services/a%2fb/logs?lines=1"):
+        wire = await api.wire(f"GET {path} HTTP/1.1\r\nHost: sprite\r\n\r\n".encode())
+        assert (await wire.answer()).json == []
+    assert asked == [("GET", "/services"), ("GET", "/services/a%2fb/logs?lines=1")]
+    assert api.node.asked == []
+    for path in ("/v1/servicesx", "/services", "/v1//services", "/v1/exec"):
+        wire = await api.wire(f"GET {path} HTTP/1.1\r\nHost: sprite\r\n\r\n".encode())
+        await wire.head()
+    assert len(api.node.asked) == 4
+    wire = await api.wire(b"PATCH /v1/services HTTP/1.1\r\nHost: sprite\r\n\r\n")
+    assert (await wire.answer()).status == 405
+    assert len(asked) == 2
+
+
+async def test_a_request_about_services_is_as_small_and_as_quick_as_any(
+    api: Socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    routes = Routes()
+    handlers: list[Collecting] = []
+
+    def put(connection: Connection, request: Request) -> Collecting:
+        handlers.append(Collecting(connection))
+        return handlers[-1]
+
+    routes.add("PUT", "/services/*", put)
+    api.server._own = routes
+    head = b"PUT /v1/services/a HTTP/1.1\r\nHost: sprite\r\nContent-Length: %d\r\n\r\n"
+    wire = await api.wire(head % 99999 + bytes(20000))
+    assert (await wire.answer()).status == 413
+    monkeypatch.setattr(inside, "_REQUEST_SECONDS", 0.2)
+    wire = await api.wire(head % 5 + b"ab")
+    assert await ended(wire) == b""
+    wire = await api.wire(head % 2 + b"ab")
+    await eventually(lambda: handlers[-1].body == b"ab" and handlers[-1].ended)
+    await asyncio.sleep(0.4)  # longer than a request may take: its answer has time
+    assert api.server.connections == 1
+    handlers[-1].connection.respond(200, {})
+    assert (await wire.answer()).status == 200
+
+
+class Collecting:
+    """A handler that answers when it is told to."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.body = b""
+        self.ended = False
+
+    def data(self, data: bytes) -> None:
+        self.body += data
+
+    def end(self) -> None:
+        self.ended = True
+
+    def writable(self) -> None:
+        pass
+
+    def lost(self) -> None:
+        pass

@@ -12,6 +12,7 @@ from ballpoint.agent import notes
 from ballpoint.agent.anchor import Anchor
 from ballpoint.agent.inner import Inner, how_it_ended
 from ballpoint.agent.reveal import Reveal
+from ballpoint.agent.services.services import Services
 from ballpoint.agent.sessions.sessions import Sessions
 from ballpoint.agent.spawn import ContainerSpawner
 from ballpoint.host import namespaces
@@ -62,6 +63,7 @@ class Agent:
         self.spawner.no_new_privileges = self.state.get("no_new_privileges", False)
         self.reveal = Reveal(self.inner, self.state.setdefault("shown", []))
         self.sessions: Sessions | None = None
+        self.services: Services | None = None
         self.how = ""
 
     def claim(self, sprite: dict[str, Any], root: int, binds: Sequence[tuple[str, int]]) -> None:
@@ -73,6 +75,9 @@ class Agent:
         self._enter_pidns()
         self.phase = "running"
         self.save()
+        if self.services is not None:
+            # A node of an earlier version does not say whether there may be any.
+            self.services.wake(bool(sprite.get("services", True)))
         log.info("claimed for %s", self.state["sprite"])
 
     def configure(self, settings: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """The node's requests to an agent, over a socket that nothing inside can reach.
 
 hello   {}                        -> {version, instance, nonce, sprite, phase, how, busy} + log, netns, userns
-claim   {sprite, environment, resolv_conf, targets, profile, no_new_privileges} + root mount, bind mounts  -> {}
+claim   {sprite, environment, resolv_conf, targets, profile, no_new_privileges, services} + root, binds -> {}
 settings{environment?, profile?, no_new_privileges?}   -> {}
 ping    {}                                             -> {sessions}
 halt    {}                                             -> {}, and the inner container ends as after a shutdown

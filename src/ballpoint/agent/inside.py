@@ -2,8 +2,9 @@
 
 The parked container binds the socket, so that it is inside before the first command; the agent accepts on it, and
 passes each request on by its control connection. By that connection the node knows whose request it is: nothing that is
-said here can name another sprite. All of it is hostile: a request is small and comes in time, its answer is read in
-time, or its connection ends; and only so many connections there are at once.
+said here can name another sprite. What is about the sprite's services the agent answers itself. All of it is hostile: a
+request is small and comes in time, its answer is read in time, or its connection ends; and only so many connections
+there are at once.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import logging
 import socket
 from typing import Protocol
 
-from ballpoint.agent.server import Connection, Handler, Request
+from ballpoint.agent.server import Connection, Handler, Request, Route
 from ballpoint.core.errors import BallpointError, InvalidError, UnavailableError
 from ballpoint.core.tasks import Tasks
 
@@ -24,6 +25,9 @@ REQUEST_MAX = 16 * 1024
 CONNECTIONS_MAX = 32
 _REQUEST_SECONDS = 10.0
 _READ_SECONDS = 30.0
+_VERSION = "/v1"
+# What the agent answers itself, by the same routes as those outside.
+_OWN = "/v1/services"
 _METHODS = frozenset({"GET", "POST", "PUT", "DELETE"})
 _TOO_LARGE = {"error": "too_large", "message": f"a request may have {REQUEST_MAX} bytes at most, head and body"}
 _TOO_MANY = {
@@ -54,10 +58,15 @@ class Node(Protocol):
 
 
 class InsideServer:
-    """Serves the socket inside one sprite."""
+    """Serves the socket inside one sprite.
 
-    def __init__(self, node: Node) -> None:
+    Args:
+        own: answers what is not the node's to answer; None leaves all to the node.
+    """
+
+    def __init__(self, node: Node, own: Route | None = None) -> None:
         self._node = node
+        self._own = own
         self._tasks = Tasks()
         self._open: set[_Caller] = set()
         self._listening: asyncio.Server | None = None
@@ -99,6 +108,10 @@ class InsideServer:
         if request.is_websocket:
             raise InvalidError("this socket serves no WebSocket")
         assert isinstance(connection, _Caller)
+        if self._own is not None and (request.path == _OWN or request.path.startswith(f"{_OWN}/")):
+            target = request.target.removeprefix(_VERSION)
+            handler = self._own(connection, Request(request.method, target, request.headers, request.preamble))
+            return None if handler is None else _Own(connection, handler)
         return _Exchange(self._node, self._tasks, connection, request)
 
 
@@ -142,6 +155,21 @@ class _Caller(Connection):
         self.request_came()
         self._server.left(self)
         super().connection_lost(exc)
+
+
+class _Own:
+    """One request that the agent answers itself: once it has come, its connection has time."""
+
+    def __init__(self, connection: _Caller, handler: Handler) -> None:
+        self._connection = connection
+        self.data = handler.data
+        self._end = handler.end
+        self.writable = handler.writable
+        self.lost = handler.lost
+
+    def end(self) -> None:
+        self._connection.request_came()
+        self._end()
 
 
 class _Exchange:

@@ -24,6 +24,9 @@ from ballpoint.agent.ports.proxy import ProxyRoutes
 from ballpoint.agent.ports.watch import WatchRoutes
 from ballpoint.agent.ringlog import CONTAINER, Ring, RingHandler
 from ballpoint.agent.server import Routes, serve
+from ballpoint.agent.services.disk import Disk
+from ballpoint.agent.services.routes import ServiceRoutes
+from ballpoint.agent.services.services import Services
 from ballpoint.agent.sessions.exec import ExecRoutes
 from ballpoint.agent.sessions.journal import Journals
 from ballpoint.agent.sessions.sessions import Sessions
@@ -69,10 +72,13 @@ class _Main:
         if agent.phase == "running":
             sessions.adopt()
             log.info("taking an earlier agent's place, with %d sessions", len(sessions))
+        groups = self._anchor.take("inner-cgroup")
+        services = Services(agent.spawner, Disk(agent.spawner), groups, self._anchor, agent.environment)
+        if agent.phase == "running":
+            services.adopt()
+        agent.services = services
         console, memory = self._watches(agent)
         control = Control(socket.socket(fileno=self._anchor.take("control")), agent)
-        if agent.inner.api is not None:  # an instance of an earlier version has none
-            await InsideServer(control).start(socket.socket(fileno=agent.inner.api))
 
         routes = Routes()
         routes.serving = lambda: agent.phase == "running" and not agent.inner.stops()
@@ -82,7 +88,10 @@ class _Main:
         FileRoutes(agent.spawner).add_to(routes)
         ProxyRoutes(network).add_to(routes)
         WatchRoutes(ports).add_to(routes)
-        handover = HandOver(network, routes.serving)
+        ServiceRoutes(services).add_to(routes)
+        handover = HandOver(network, routes.serving, services.http_port)
+        if agent.inner.api is not None:  # an instance of an earlier version has none
+            await InsideServer(control, routes).start(socket.socket(fileno=agent.inner.api))
         server = await serve(socket.socket(fileno=self._anchor.take("http")), routes, handover)
 
         def inner_ended() -> None:

@@ -21,6 +21,7 @@ from ballpoint.agent.spawn_types import HOME, ProcessSpec, SpawnError, exit_code
 
 PROGRAM = "/bin/nsexec"
 FILES = "/bin/files"
+LOG = "/bin/svclog"
 # Numbers of common.h's enum profile.
 PROFILES = {"minimal": 0, "standard": 1, "privileged": 2}
 _FIRST_PROCS = 4
@@ -78,10 +79,27 @@ class ContainerSpawner:
         Raises:
             SpawnError: the argument list is too large, or there is no room for a process.
         """
+        return self._spawn(spec, self._procs)
+
+    def spawn_in(self, spec: ProcessSpec, procs: int) -> tuple[int, int]:
+        """As `spawn`, in a control group of its own instead of the container's main one."""
+        high = fcntl.fcntl(procs, fcntl.F_DUPFD_CLOEXEC, _HIGH)
+        try:
+            # The first is of v2; those of v1 bound what all of the sprite has together.
+            return self._spawn(spec, [high, *self._procs[1:]])
+        finally:
+            os.close(high)
+
+    def start_log(self, arguments: Sequence[str], streams: tuple[int, int, int]) -> tuple[int, int]:
+        """Start a helper of a service's log, as `ServiceSpawner` says."""
+        command: list[str | bytes] = ["svclog", str(len(self._procs)), *arguments]
+        return self._start(LOG, command, {}, streams, self._procs)
+
+    def _spawn(self, spec: ProcessSpec, procs: Sequence[int]) -> tuple[int, int]:
         program = spec.path or (spec.argv[0] if spec.argv else "bash")
         arguments: list[str | bytes] = [
             "nsexec",
-            str(len(self._procs)),
+            str(len(procs)),
             "1" if spec.tty else "0",
             # One word: the helper of an older instance knows no more of them.
             f"{PROFILES[self.profile]}{'n' if self.no_new_privileges else ''}",
@@ -90,21 +108,26 @@ class ContainerSpawner:
             program,
             *(spec.argv or (program,)),
         ]
-        return self._start(PROGRAM, arguments, spec.env, (spec.stdin, spec.stdout, spec.stderr))
+        return self._start(PROGRAM, arguments, spec.env, (spec.stdin, spec.stdout, spec.stderr), procs)
 
     def start_files(self, user: str, arguments: Sequence[bytes], streams: tuple[int, int, int]) -> tuple[int, int]:
         """Start a helper for an operation on files, as `FileSpawner` says."""
         if not Path(FILES).exists():
             raise SpawnError(127, "the sprite was started by an earlier version; restart it")
         command: list[str | bytes] = ["files", str(len(self._procs)), str(PROFILES[self.profile]), user, *arguments]
-        return self._start(FILES, command, {}, streams)
+        return self._start(FILES, command, {}, streams, self._procs)
 
     def _start(
-        self, program: str, arguments: list[str | bytes], env: dict[str, str], streams: tuple[int, int, int]
+        self,
+        program: str,
+        arguments: list[str | bytes],
+        env: dict[str, str],
+        streams: tuple[int, int, int],
+        procs: Sequence[int],
     ) -> tuple[int, int]:
         actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(streams)]
         actions.append((os.POSIX_SPAWN_DUP2, self._pidfd, _FIRST_PROCS - 1))
-        actions += [(os.POSIX_SPAWN_DUP2, fd, _FIRST_PROCS + i) for i, fd in enumerate(self._procs)]
+        actions += [(os.POSIX_SPAWN_DUP2, fd, _FIRST_PROCS + i) for i, fd in enumerate(procs)]
         try:
             pid = os.posix_spawn(
                 program, arguments, env, file_actions=actions, setsigdef=_DEFAULT_SIGNALS, setsigmask=()

@@ -91,6 +91,30 @@ class FileSpawner(Protocol):
         ...
 
 
+class ServiceSpawner(Protocol):
+    """Starts services and the helpers of their logs (helpers/svclog.c) in the inner container."""
+
+    def spawn_in(self, spec: ProcessSpec, procs: int) -> tuple[int, int]:
+        """Start `spec` in the control group behind `procs`, its cgroup.procs: (pid, pidfd); as `Spawner.spawn`."""
+        ...
+
+    def start_log(self, arguments: Sequence[str], streams: tuple[int, int, int]) -> tuple[int, int]:
+        """Start a helper with `arguments`: (pid, pidfd); the caller owns the pidfd. Raises SpawnError.
+
+        Args:
+            streams: descriptors of the agent that become its fd 0, 1 and 2.
+        """
+        ...
+
+    def wait(self, pid: int, pidfd: int) -> int:
+        """Wait status of a process whose pidfd has become readable; it stays until `reap`."""
+        ...
+
+    def reap(self, pid: int) -> None:
+        """Let go of an ended process. Idempotent."""
+        ...
+
+
 def peek(pid: int, pidfd: int) -> int | None:
     """Wait status of a child that has ended, which stays to be reaped; None where it is no child of this process."""
     try:

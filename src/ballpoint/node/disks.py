@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
+from ballpoint.agent.services import disk as services
 from ballpoint.core.config import NodeConfig
 from ballpoint.core.errors import BallpointError
 from ballpoint.host import mount, staging
@@ -25,6 +27,27 @@ BINDS = (Bind("binds/docker", "/var/lib/docker"), Bind("binds/containers", "/var
 
 # What a template is made of besides image, injection and size: 2 has a record of what was injected.
 _TEMPLATE_VERSION = 2
+
+
+def may_have_services(volume: AttachedVolume) -> bool:
+    """Whether the sprite of a volume may have services; what nobody knows counts as yes.
+
+    Nobody inside has to look then, beside the sprite's first command. No image has their file, so it is in the upper
+    layer or nowhere. Nothing that the sprite has put in the way is followed.
+    """
+    *directories, name = [UPPER, *services.PATH.strip("/").split("/")]
+    try:
+        with ExitStack() as stack:
+            at = stack.enter_context(volume.opened())
+            for directory in directories:
+                at = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+                stack.callback(os.close, at)
+            os.stat(name, dir_fd=at, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 class Disks:

@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 _PREFIX = "/v1/sprites/"
 # What a sprite's own agent serves, by the path segment after its name.
-_OF_THE_AGENT = frozenset({"control", "exec", "fs", "ports", "proxy"})
+_OF_THE_AGENT = frozenset({"control", "exec", "fs", "ports", "proxy", "services"})
 # What a connection of keeps no sprite awake by itself.
 _IDLE = frozenset({"control"})
 _PUBLIC = frozenset({"/openapi.json", "/docs"})

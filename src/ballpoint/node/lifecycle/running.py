@@ -14,7 +14,7 @@ from ballpoint.core.clock import SYSTEM_CLOCK
 from ballpoint.core.errors import BallpointError
 from ballpoint.host.cgroup import Limits
 from ballpoint.network.network import Network
-from ballpoint.node.disks import BINDS, Disks
+from ballpoint.node.disks import BINDS, Disks, may_have_services
 from ballpoint.node.lifecycle.instances import Instance, Instances
 from ballpoint.node.standby.pool import Pool
 from ballpoint.registry.records import Sprite
@@ -132,7 +132,7 @@ class Starter:
             blank = await self._pool.take(_BLANK_SECONDS, patient=patient)
             undo.push_async_callback(self._end, blank)
             try:
-                image = await asyncio.to_thread(self._disks.image_mount, sprite.image_digest)
+                image, services = await asyncio.to_thread(self._look, sprite, volume)
                 limits = self.limits(sprite.config)
                 if limits != self._instances.limits:
                     blank.runtime.limit(limits)
@@ -148,6 +148,7 @@ class Starter:
                     profile=sprite.privileges.get("profile") or "standard",
                     no_new_privileges=bool(sprite.privileges.get("no_new_privileges")),
                     resolv_conf=f"nameserver {self._network.gateway}\n",
+                    services=services,
                 )
             finally:
                 self._pool.claimed()
@@ -161,6 +162,10 @@ class Starter:
             self.watch(running)
             undo.pop_all()
             return running
+
+    def _look(self, sprite: Sprite, volume: AttachedVolume) -> tuple[int, bool]:
+        """Mount of its image, and whether it may have services."""
+        return self._disks.image_mount(sprite.image_digest), may_have_services(volume)
 
     def watch(self, running: Running) -> None:
         """Hear of the end of its instance or container, also of one that nobody listened to."""

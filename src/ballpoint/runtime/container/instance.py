@@ -328,6 +328,7 @@ class ContainerInstance:
         profile: str,
         no_new_privileges: bool,
         resolv_conf: str,
+        services: bool,
     ) -> None:
         """Turn this blank into `sprite`: make its root from image and volume, and let the inner container run.
 
@@ -338,6 +339,7 @@ class ContainerInstance:
             binds: directories of the volume that appear beside the overlay.
             profile: of its privileges.
             no_new_privileges: set-user-ID programs have no effect in what is started in it.
+            services: its volume may have services, which are started.
         """
         if self.phase != "parked":
             raise ConflictError(f"instance {self.id} is {self.phase}, not a blank")
@@ -354,6 +356,7 @@ class ContainerInstance:
                 profile=profile,
                 no_new_privileges=no_new_privileges,
                 resolv_conf=resolv_conf,
+                services=services,
                 targets=[target for target, _ in root.binds],
             )
         finally:

@@ -10,9 +10,9 @@ from ballpoint.core.errors import UnavailableError
 from ballpoint.host import process
 from ballpoint.host.files import flocked, remove_tree
 
-PROGRAMS = ("anchor", "files", "inner", "locker", "nsexec", "reveal")
+PROGRAMS = ("anchor", "files", "inner", "locker", "nsexec", "reveal", "svclog")
 # Those that are in the root of every agent.
-OF_INSTANCES = ("anchor", "files", "inner", "nsexec", "reveal")
+OF_INSTANCES = ("anchor", "files", "inner", "nsexec", "reveal", "svclog")
 # The seccomp program of all instances, as the kernel takes it.
 FILTER = "filter"
 _FLAGS = ("-O2", "-Wall", "-Wextra", "-Werror", "-static", "-s")
