@@ -26,6 +26,7 @@ from ballpoint.api.organization import add_organization_routes
 from ballpoint.api.policy import add_policy_routes
 from ballpoint.api.service import DiskService, LogInService, NodeService
 from ballpoint.api.sprites import add_sprite_routes
+from ballpoint.api.tasks import TaskService, add_task_routes
 from ballpoint.core.metrics import Metrics
 
 _DESCRIPTION = """\
@@ -64,7 +65,11 @@ class ControlApi(FastAPI):
 
 
 def make_app(
-    node: NodeService, disks: DiskService, metrics: Metrics | None = None, log_ins: LogInService | None = None
+    node: NodeService,
+    disks: DiskService,
+    metrics: Metrics | None = None,
+    log_ins: LogInService | None = None,
+    tasks: TaskService | None = None,
 ) -> FastAPI:
     """The ASGI application that answers for `node`.
 
@@ -72,6 +77,7 @@ def make_app(
         disks: answers for the states of its sprites' disks.
         metrics: the node's numbers; where it is None, there are none.
         log_ins: lets browsers log in; where it is None, there is no page for it.
+        tasks: answers for what keeps sprites awake; where it is None, nobody does.
     """
     app = ControlApi(
         title="Ballpoint",
@@ -93,6 +99,8 @@ def make_app(
     add_inside_routes(app, node)
     if log_ins is not None:
         add_log_in_routes(app, log_ins)
+    if tasks is not None:
+        add_task_routes(app, tasks)
 
     @cache
     def docs_page() -> str:

@@ -19,6 +19,7 @@ from ballpoint.api.errors import http_error_response
 from ballpoint.api.guard import CALLER_HEADER
 from ballpoint.api.parameters import CHECKPOINT_ID, caller_of
 from ballpoint.api.service import NodeService
+from ballpoint.api.tasks import PATH as TASKS
 from ballpoint.node.inside import SCOPE_KEY
 
 _INFO = "/v1/info"
@@ -32,6 +33,8 @@ _SERVED: tuple[tuple[re.Pattern[str], tuple[str, ...]], ...] = tuple(
         (f"/v1/checkpoints/{CHECKPOINT_ID.pattern}/restore", ("POST",)),
         ("/v1/checkpoint", ("POST",)),
         ("/v1/sync", ("POST",)),
+        (TASKS, ("GET", "POST", "PUT")),
+        (f"{TASKS}/[^/]{{1,500}}", ("GET", "PUT", "DELETE")),
     )
 )
 _HINT = "/.sprite/llm.txt says what there is"
@@ -58,7 +61,7 @@ class Inside:
             message, fields = f"only {allowed} is served here", {"Allow": allowed}
             await http_error_response(405, message, headers=fields, hint=_HINT)(scope, receive, send)
             return
-        if path != _INFO:
+        if path not in (_INFO, TASKS) and not path.startswith(f"{TASKS}/"):
             path = f"/v1/sprites/{name}{path.removeprefix('/v1')}"
         headers = [*scope["headers"], (CALLER_HEADER, msgspec.json.encode(caller))]
         await self._app({**scope, "path": path, "raw_path": path.encode(), "headers": headers}, receive, send)

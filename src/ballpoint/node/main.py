@@ -42,6 +42,7 @@ from ballpoint.node.durable.storage import Storage
 from ballpoint.node.durable.volumes import Volumes
 from ballpoint.node.gauges import measure
 from ballpoint.node.inside import Inside
+from ballpoint.node.lifecycle.holds import Holds
 from ballpoint.node.lifecycle.idling import Idling
 from ballpoint.node.lifecycle.instances import Instances
 from ballpoint.node.lifecycle.leases import Leases
@@ -165,9 +166,10 @@ async def serve(config: NodeConfig, make_app: Any, port: int, edge_uid: int, rea
         collector = Collector(saver, storage, config.node_id, metrics)
         saver.on_trash, saver.on_garbage = collector.destroyed, collector.later
         saver.on_first = images.needed
+        holds = Holds(node)
         idling = Idling(
             node,
-            [inside],
+            [inside, holds],
             idle_seconds=config.idle_seconds,
             cold_seconds=config.cold_seconds,
             short=instances.missing_memory,
@@ -201,7 +203,8 @@ async def serve(config: NodeConfig, make_app: Any, port: int, edge_uid: int, rea
         routing.start(edge_uid)
         stack.callback(routing.close)
         measure(metrics, node, pool, disk_pool, storage)
-        app = make_app(node, Checkpoints(node, disks, volumes, saver, forks, space, shown), metrics, urls)
+        checkpoints = Checkpoints(node, disks, volumes, saver, forks, space, shown)
+        app = make_app(node, checkpoints, metrics, urls, holds)
         inside.open(app)
         server = _ApiServer(app, config.run / "api.sock", edge_uid)
         tasks.start(server.serve_here(), "control API")
