@@ -577,3 +577,29 @@ def test_settings_of_the_front_show_in_urls_and_cookies(own_node: TestNode) -> N
     assert b"X-Forwarded-Proto: http\r\n" in answer.body  # this peer is not the proxy
     # Not to who is not the proxy.
     assert ask(own_node, "127.0.0.1", target="/v1/tls/ask?domain=auth.sprites.example.com").status == 401
+
+
+def test_the_service_with_a_port_answers_also_from_cold(node: TestNode) -> None:
+    name = f"t-{ids.new_instance_id()}"
+    node.client().create_sprite(name)
+    assert node.api("PUT", f"/v1/sprites/{name}", json={"url_settings": {"auth": "public"}}).status_code == 200
+    program = (
+        "import http.server as h, sys\n"
+        "class P(h.BaseHTTPRequestHandler):\n"
+        "    def do_GET(self):\n"
+        "        self.send_response(200); self.end_headers(); self.wfile.write(b'the service')\n"
+        "h.HTTPServer(('127.0.0.1', 9000), P).serve_forever()\n"
+    )
+    body = {"cmd": "python3", "args": ["-c", program], "http_port": 9000}
+    made = node.api("PUT", f"/v1/sprites/{name}/services/web?duration=0s", json=body)
+    assert made.status_code == 200, made.text
+    eventually(lambda: ask(node, host_of(node, name)).body == b"the service")
+    for _ in range(2):
+        assert node.api("POST", f"/v1/sprites/{name}/sleep").json()["status"] == "cold"
+        answer = ask(node, host_of(node, name))
+        assert (answer.status, answer.body) == (200, b"the service")
+    assert node.api("POST", f"/v1/sprites/{name}/services/web/stop").status_code == 200
+    answer = ask(node, host_of(node, name))
+    assert answer.status == 503
+    assert b"stopped" in answer.body
+    assert node.api("DELETE", f"/v1/sprites/{name}").status_code == 204

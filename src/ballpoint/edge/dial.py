@@ -17,6 +17,8 @@ from ballpoint.edge.stream import CONNECT_SECONDS, NotStartedError, RefusedError
 # The agent gives up a port that does not answer after 8 s; beside that it needs moments.
 _ANSWER_SECONDS = 15.0
 _ANSWER_MAX = 4096
+# Where an agent does not say which port it meant (contract 4).
+_DEFAULT_PORT = 8080
 # A second one shows as such, and is closed; more are dropped by the kernel (cmsg(3), MSG_CTRUNC).
 _ROOM = 2
 
@@ -53,7 +55,7 @@ async def dial(path: Path, preamble: dict[str, Any]) -> Stream:
         SharedTransport(sock, stream)
         return stream
     _close(fds)
-    raise _refusal(answer, wanted["port"], waited=wanted["retry_seconds"] > 0)
+    raise _refusal(answer, waited=wanted["retry_seconds"] > 0)
 
 
 async def _answer(sock: socket.socket) -> tuple[dict[str, Any], list[int]]:
@@ -125,8 +127,10 @@ def _checked(fds: list[int]) -> socket.socket:
     return sock
 
 
-def _refusal(answer: dict[str, Any], port: int, *, waited: bool) -> BallpointError:
-    """What an agent's refusal means. Of its words only the reason counts, as they are the sprite's."""
+def _refusal(answer: dict[str, Any], *, waited: bool) -> BallpointError:
+    """What an agent's refusal means. Of its words only the reason and the port count, as they are the sprite's."""
+    said = answer.get("port")
+    port = said if isinstance(said, int) and 0 < said < 1 << 16 else _DEFAULT_PORT
     match answer.get("error"):
         case "not_running":
             return RefusedError("the sprite is stopping", hint="try again")
@@ -140,6 +144,12 @@ def _refusal(answer: dict[str, Any], port: int, *, waited: bool) -> BallpointErr
             return NothingListensError(
                 f"nothing listens on port {port}",
                 hint=f"start a server in the sprite, for example: python3 -m http.server {port}",
+            )
+        case "stopped":
+            return UnavailableError(
+                "the service that answers here was stopped",
+                hint="start it: ballpoint services start, or sprite-env services start in the sprite",
+                code="service_stopped",
             )
         case "timeout":
             return UnavailableError(

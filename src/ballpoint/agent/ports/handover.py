@@ -8,7 +8,8 @@ A port of null is the sprite's HTTP port: that of the service which has one, whi
 run, and otherwise 8080. The answer is one line of JSON, then the end:
 
     {"ok": true, "port": N}                 with the connected TCP socket (SCM_RIGHTS), one descriptor
-    {"error": REASON, "message": "..."}     `refused`, `timeout`, `not_running`, `stopped`, `unavailable` or `invalid`
+    {"error": REASON, "message": "..."}     `refused`, `timeout` (both with `port`), `not_running`, `stopped`,
+                                            `unavailable` or `invalid`
 
 Whoever asks may hang up at any time, and is then connected to nothing.
 """
@@ -83,7 +84,7 @@ class HandOver:
         try:
             sock = await connect(self._network, LOCALHOST, port, retry_seconds=seconds)
         except ConnectError as error:
-            _refuse(connection, error.reason, error.message)
+            _refuse(connection, error.reason, error.message, port=port)
             return
         with sock:
             try:
@@ -131,6 +132,6 @@ def parse(wanted: Any) -> tuple[int | None, float]:
     return port, float(seconds)
 
 
-def _refuse(connection: Connection, reason: str, message: str) -> None:
-    connection.send(json.dumps({"error": reason, "message": message}).encode() + b"\n")
+def _refuse(connection: Connection, reason: str, message: str, **more: int) -> None:
+    connection.send(json.dumps({"error": reason, "message": message, **more}).encode() + b"\n")
     connection.close()

@@ -40,7 +40,7 @@ class Disk:
             BallpointError: the disk does not answer, or its kernel says no: nothing is known.
         """
         try:
-            data = await self._run("read", self._path, "0", str(FILE_MAX))
+            data = await self._run("read", self._path, "0", str(FILE_MAX), "0")
         except _EmptyError:
             data = b""
         except FileError as error:
@@ -62,7 +62,7 @@ class Disk:
         Raises:
             BallpointError: the disk is full, or does not answer.
         """
-        await self._run("write", self._path, "600", "1", "1", body=dump(services.values()))
+        await self._run("write", self._path, "600", "1", "1", "-", body=dump(services.values()))
 
     async def _put_aside(self, reason: str) -> None:
         log.warning("%s is no list of services (%s): it is kept as %s%s", self._path, reason, self._path, _DAMAGED)

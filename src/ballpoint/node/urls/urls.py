@@ -35,8 +35,6 @@ log = logging.getLogger(__name__)
 LOG_IN_PATH = f"{OWN_PATH}/log-in"
 _LOG_OUT_PATH = f"{OWN_PATH}/log-out"
 _LOG_IN_SECONDS = 7 * 24 * 3600
-# Where nothing else is said: what the contract's clients expect.
-_PORT = 8080
 # A server that is started with its sprite listens after so long, or it has a fault.
 _STARTING_SECONDS = 5.0
 # A longer target is not kept while its sender logs in.
@@ -113,7 +111,8 @@ class Urls:
         except TimeoutError as error:
             raise UnavailableError("the sprite is being started", hint="try again") from error
         since = SYSTEM_CLOCK.monotonic() - running.since
-        connect = {"port": _PORT, "retry_seconds": max(0.0, round(_STARTING_SECONDS - since, 3))}
+        # The agent knows which port: that of the service which has one, or 8080.
+        connect = {"port": None, "retry_seconds": max(0.0, round(_STARTING_SECONDS - since, 3))}
         return {
             "to": "sprite",
             "socket": str(running.instance.runtime.socket),
