@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from sprites import AsyncSpritesClient
 from sprites import services as sdk
 from sprites.async_sprite import AsyncSprite
-from sprites.exceptions import APIError, SpriteError
+from sprites.exceptions import SpriteError
 from sprites.sprite import Sprite
 
 from ballpoint.core import ids
@@ -38,6 +40,16 @@ def test_no_function_is_left_out(kind: Any) -> None:
     assert public == VERBS
 
 
+def status_of(call: Callable[[], Any]) -> int:
+    """Of what the SDK makes an exception of: some of its methods say it in an attribute, others in words."""
+    with pytest.raises(SpriteError) as refused:
+        call()
+    said = getattr(refused.value, "status_code", None) or re.search(r"status (\d+)", str(refused.value))
+    return (
+        said if isinstance(said, int) else int(said[1]) if said else 404 * ("not found" in str(refused.value).lower())
+    )
+
+
 def kinds(stream: Any) -> list[str]:
     return [event.type for event in stream]
 
@@ -58,37 +70,29 @@ def test_every_function(sprite: Any) -> None:
     assert state.started_at is not None
     sprite.create_service("job", "sleep", ["inf"], needs=["web"], duration=0.1)
     assert [each.name for each in sprite.list_services()] == ["job", "web"]
-    with pytest.raises(APIError) as refused:
-        sprite.create_service("other", "sleep", http_port=4000)
-    assert refused.value.status_code == 409
-    with pytest.raises(APIError) as refused:
-        sprite.delete_service("web")
-    assert refused.value.status_code == 409
+    assert status_of(lambda: sprite.create_service("other", "sleep", http_port=4000)) == 409
+    assert status_of(lambda: sprite.delete_service("web")) == 409
     sprite.signal_service("web", "SIGURG")
-    for bad, status in ((("web", "NONE"), 400), (("none", "TERM"), 404)):
-        with pytest.raises(APIError) as refused:
-            sprite.signal_service(*bad)
-        assert refused.value.status_code == status
+    assert status_of(lambda: sprite.signal_service("web", "NONE")) == 400
+    assert status_of(lambda: sprite.signal_service("none", "TERM")) == 404
     said = list(sprite.stop_service("web", timeout=5.0))
     assert [event.type for event in said] == ["stopping", "stopped", "complete"]
     assert said[1].exit_code == 143
-    for verb in (sprite.stop_service, lambda name: sprite.signal_service(name, "TERM")):
-        with pytest.raises(APIError) as refused:
-            verb("web")
-        assert refused.value.status_code == 409
+    assert status_of(lambda: sprite.stop_service("web")) == 409
+    assert status_of(lambda: sprite.signal_service("web", "TERM")) == 409
     assert kinds(sprite.start_service("web", duration=0.5)) == ["started", "stdout", "complete"]
     for name in ("job", "web"):
         sprite.delete_service(name)
     assert sprite.list_services() == []
     for verb in (sprite.get_service, sprite.start_service, sprite.stop_service, sprite.delete_service):
-        with pytest.raises(APIError) as refused:
-            verb("web")
-        assert refused.value.status_code == 404
+        assert status_of(functools.partial(verb, "web")) == 404
 
 
 async def test_every_function_of_the_async_client(node: TestNode, sprite: Any) -> None:
     async with AsyncSpritesClient(token=node.token, base_url=node.url, timeout=60.0) as client:
         other = client.sprite(sprite.name)
+        for each in await other.list_services():  # of a test that failed
+            await other.delete_service(each.name)
         said = list(await other.create_service("web", "bash", ["-c", "echo on; exec sleep inf"], duration=0.5))
         assert [event.type for event in said] == ["started", "stdout", "complete"]
         state = (await other.get_service("web")).state

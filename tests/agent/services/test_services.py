@@ -238,7 +238,8 @@ async def test_a_stop_is_asked_for_told_and_stays(world: ServicesWorld) -> None:
     await world.next_start()
     await world.services.known()
     assert (await world.state("web"))["status"] == "stopped"
-    assert kinds(await world.events("POST", "/web/start?duration=0")) == ["started", "complete"]
+    said = await world.events("POST", "/web/start?duration=0")
+    assert [each for each in kinds(said) if each != "stdout"] == ["started", "complete"]
     await world.next_start()
     await world.becomes("web", "running")
 
@@ -311,6 +312,27 @@ async def test_a_delete_ends_it_and_keeps_its_log(world: ServicesWorld) -> None:
     assert (await world.call("GET", "/web")).status == 404
     assert world.log("web") == ["[stdout] on"]
     assert json.loads(world.file.read_text())["services"] == []
+
+
+async def test_while_one_is_deleted_nothing_else_waits(world: ServicesWorld) -> None:
+    await world.shell("web", "trap '' TERM; echo on; while :; do sleep 0.01; done")
+    await eventually(lambda: (world.logs / "web.log").exists() and world.log("web"))
+    deleting = asyncio.ensure_future(world.call("DELETE", "/web"))
+    await world.becomes("web", "stopping")
+    assert json.loads(world.file.read_text())["services"] == []
+    for method, path, body in (
+        ("PUT", "/web", {"cmd": "sleep"}),
+        ("POST", "/web/start", None),
+        ("POST", "/web/restart", None),
+    ):
+        answer = await world.call(method, path, body)
+        assert (answer.status, "is being deleted" in answer.json["message"]) == (409, True)
+    await world.put("other", "sleep", "1000", http_port=1)
+    await world.next_agent()
+    await eventually(lambda: world.clock.asleep == [10])
+    world.clock.advance(10)
+    await eventually(lambda: [each["name"] for each in world.services.listing()] == ["other"])
+    deleting.cancel()
 
 
 # ---- needs ----

@@ -43,12 +43,16 @@ class Group:
             raise
 
     def close(self) -> None:
-        """Let go of its descriptors; who is in it stays."""
+        """Let go of its descriptors; who is in it stays. Idempotent."""
         for fd in (self._directory, self._events, self.procs):
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
+        self._directory = self._events = self.procs = -1
 
     def populated(self) -> bool:
         """Whether anybody lives in it, or below."""
+        if self._events < 0:
+            return False
         try:
             return b"populated 1" in os.pread(self._events, _EVENTS_MAX, 0)
         except OSError as error:
@@ -57,7 +61,9 @@ class Group:
             raise
 
     def kill(self) -> None:
-        """SIGKILL all in it and below."""
+        """SIGKILL all in it and below; nothing once it was removed."""
+        if self._directory < 0:
+            return
         try:
             fd = os.open("cgroup.kill", os.O_WRONLY | os.O_CLOEXEC, dir_fd=self._directory)
         except OSError as error:
@@ -95,6 +101,8 @@ class Group:
 
     def remove(self) -> None:
         """Remove it with the groups below, as far as they are empty, and let go of it."""
+        if self._directory < 0:
+            return
         with suppress(OSError):
             _remove_below(self._directory)
         with suppress(OSError):

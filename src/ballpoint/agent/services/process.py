@@ -20,6 +20,8 @@ log = logging.getLogger("agent.services")
 
 # What a log's writer may take to write what is left, once nobody writes to it any more.
 _WRITTEN_SECONDS = 5.0
+# Somebody inside who ends writers again and again does not keep the agent busy.
+_WRITER_PAUSE_SECONDS = 1.0
 
 
 class Process:
@@ -124,14 +126,17 @@ class Process:
     def kill(self) -> None:
         """End it with all that it has begun, now."""
         self._group.kill()
+        if self._pidfd >= 0:  # it may not have joined its group yet
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     async def finish(self) -> None:
         """Once it has ended: end what it left behind, and wait until its log has its last words, but not for ever."""
         await self._group.end()
-        self._group.remove()
         with suppress(TimeoutError):
             async with asyncio.timeout(_WRITTEN_SECONDS):
                 await self._written.wait()
+        self._group.remove()
         self.close()
 
     def close(self) -> None:
@@ -143,8 +148,7 @@ class Process:
 
     def leave(self) -> None:
         """Let go of all descriptors, of one that lives on for the next agent (tests)."""
-        if self._pipes[0] >= 0:
-            self._group.close()
+        self._group.close()
         self.close()
         if self._pidfd >= 0:
             self._loop.remove_reader(self._pidfd)
@@ -176,6 +180,12 @@ class Process:
             self._written.set()
             return
         log.warning("the writer of %s has ended (%d); another goes on", self._log_path, status)
+        self._loop.call_later(_WRITER_PAUSE_SECONDS, self._write_again)
+
+    def _write_again(self) -> None:
+        if self._pipes[0] < 0:
+            self._written.set()
+            return
         try:
             self._writer = start_writer(self._spawner, self._log_path, *self._pipes)
         except (OSError, SpawnError) as error:

@@ -166,6 +166,13 @@ class ServiceRoutes:
         async with self._services.turn:
             service = asked.service
             await self._services.delete(service)
+        try:
+            async with asyncio.timeout(_STOP_SECONDS + _END_SECONDS):
+                await service.over()
+        except TimeoutError as error:
+            raise UnavailableError(
+                f"processes of the service {service.name!r} do not end", hint="restart the sprite"
+            ) from error
         asked.respond_nothing()
 
     async def _logs(self, asked: _Asked) -> None:

@@ -70,6 +70,7 @@ class Service:
         stopped: somebody has stopped it, and nobody has started it since.
         restarts: how often it was started again by itself, since somebody started it.
         process: what runs.
+        leaving: it is being deleted.
     """
 
     def __init__(self, others: Others, tasks: Tasks, clock: Clock, definition: Definition, *, stopped: bool) -> None:
@@ -82,6 +83,7 @@ class Service:
         self.error = ""
         self.restarts = 0
         self.process: Process | None = None
+        self.leaving = False
         self._backoff = Backoff()
         self._started: datetime | None = None
         self._next: datetime | None = None
@@ -112,7 +114,7 @@ class Service:
         """End its process, if there is one, and start it as it is defined now."""
         self._fresh()
         self.stopped = False
-        if self.process is not None:
+        if self._runs():
             self._end(seconds)
         self._live()
 
@@ -120,18 +122,22 @@ class Service:
         """End it for good: by SIGTERM, and after `seconds` by force."""
         self.stopped = True
         self._next = None
-        if self.process is not None:
+        if self._runs():
             self._end(seconds)
         self._hurry.set()
 
     def signal(self, number: int) -> bool:
         """Signal its processes. Returns whether it runs."""
-        return self.process is not None and not self.process.ended.done() and self.process.signal(number)
+        return self.process is not None and self._runs() and self.process.signal(number)
 
     async def over(self) -> None:
         """Wait until it has been stopped."""
         if self._life is not None:
             await asyncio.wait([self._life])
+
+    def _runs(self) -> bool:
+        """Whether there is a process that has not ended; what one leaves behind may take its time."""
+        return self.process is not None and not self.process.ended.done()
 
     def _wanted(self) -> bool:
         return not self.stopped
@@ -310,11 +316,13 @@ class Service:
             "started": self._started.timestamp() if self._started is not None else None,
             "next": self._next.timestamp() if self._next is not None else None,
             "told": self._told_to_end,
+            "leaving": self.leaving,
             "process": self.process.note() if self.process is not None and not self.process.ended.done() else None,
         }
 
     def go_on(self, note: dict[str, Any], process: Process | None) -> None:
         """Go on from an earlier agent's `note`."""
+        self.leaving = bool(note["leaving"])
         self.restarts = int(note["restarts"])
         self._backoff = Backoff(int(note["ended"]))
         self._started = _moment(note["started"])

@@ -93,6 +93,7 @@ class Services:
         self._readers: set[Reader] = set()
         self._loading: asyncio.Task[None] | None = None
         self._known = False
+        self._trouble = ""
         self._closed = False
         self.tasks = Tasks()
         self.turn = asyncio.Lock()
@@ -128,6 +129,8 @@ class Services:
             if note["process"] is not None:
                 process = self._process_of(service, note["process"], kept.pop(note["process"]["key"], {}))
             service.go_on(note, process)
+            if service.leaving:
+                self.tasks.start(self._forget(service), f"forget {service.name}")
         self._drop(kept)
 
     def _process_of(self, service: Service, note: Mapping[str, Any], fds: dict[str, int]) -> Process | None:
@@ -159,7 +162,12 @@ class Services:
         self._anchor.forget([f"{key}.{short}" for key, fds in kept.items() for short in fds])
 
     async def _load(self) -> None:
-        found = await self._disk.load()
+        try:
+            found = await self._disk.load()
+        except BallpointError as error:
+            log.warning("the services on the disk cannot be read: %s", error)
+            self._trouble = error.message
+            return
         if self._known:
             return
         self._known = True
@@ -174,17 +182,15 @@ class Services:
         """Wait until it is known which there are.
 
         Raises:
-            BallpointError: the disk does not tell; it is asked again by the next who waits.
+            UnavailableError: the disk does not tell; it is asked again by the next who waits.
         """
         if self._known:
             return
         if self._loading is None or self._loading.done():
             self._loading = self.tasks.start(self._load(), "services of the disk")
-        loading = self._loading
-        await asyncio.wait([loading])
-        if not loading.cancelled() and (error := loading.exception()) is not None:
-            reason = error.message if isinstance(error, BallpointError) else type(error).__name__
-            raise UnavailableError(f"the services on the disk cannot be read: {reason}", hint="try again")
+        await asyncio.wait([self._loading])
+        if not self._known:
+            raise UnavailableError(f"the services on the disk cannot be read: {self._trouble}", hint="try again")
 
     async def close(self) -> None:
         """End all that this object does; what runs goes on (tests)."""
@@ -226,9 +232,10 @@ class Services:
         Raises:
             InvalidError, ConflictError: it is not possible.
         """
-        definitions = self._definitions()
-        check_all({**definitions, definition.name: definition})
         former = self._services.get(definition.name)
+        if former is not None:
+            _not_leaving(former)
+        check_all({**self._definitions(), definition.name: definition})
         runs = former is not None and not former.stopped and former.status in ("running", "starting")
         return Change(definition, former, runs and former is not None and former.definition == definition)
 
@@ -258,7 +265,12 @@ class Services:
         return service
 
     async def save_start(self, service: Service) -> None:
-        """Write to the disk that a service and what it needs are not stopped, where they were."""
+        """Write to the disk that a service and what it needs are not stopped, where they were.
+
+        Raises:
+            ConflictError: it is being deleted.
+        """
+        _not_leaving(service)
         wanted = {service.name, *self._stopped_needs(service.definition)}
         if any(self._services[name].stopped for name in wanted):
             await self._save(self._definitions(), wanted=wanted)
@@ -270,15 +282,18 @@ class Services:
         service.start()
 
     async def save_stop(self, service: Service) -> None:
+        """Write to the disk that a service is stopped."""
         if not service.stopped:
             await self._save(self._definitions(), unwanted={service.name})
 
     async def delete(self, service: Service) -> None:
-        """Stop a service and forget it; its log stays.
+        """Begin to stop a service and to forget it, which it is once it is `over`; its log stays.
 
         Raises:
             ConflictError: others need it.
         """
+        if service.leaving:
+            return
         others = needed_by(self._definitions(), service.name)
         if others:
             raise ConflictError(
@@ -287,11 +302,16 @@ class Services:
         definitions = self._definitions()
         del definitions[service.name]
         await self._save(definitions)
+        service.leaving = True
         service.stop(_STOP_SECONDS)
+        self.tasks.start(self._forget(service), f"forget {service.name}")
+
+    async def _forget(self, service: Service) -> None:
         await service.over()
-        del self._services[service.name]
-        self._keep()
-        log.info("service %s is deleted", service.name)
+        if self._services.get(service.name) is service:
+            del self._services[service.name]
+            self._keep()
+            log.info("service %s is deleted", service.name)
 
     async def http_port(self) -> int:
         """Where what comes by the sprite's URL goes: to the service that has an HTTP port, which is started first.
@@ -302,7 +322,7 @@ class Services:
         """
         await self.known()
         for service in self._services.values():
-            if service.definition.http_port is not None:
+            if service.definition.http_port is not None and not service.leaving:
                 await self._running(service)
                 return service.definition.http_port
         return DEFAULT_HTTP_PORT
@@ -402,7 +422,7 @@ class Services:
         return Group(self._groups, f"svc-{name}")
 
     def _definitions(self) -> dict[str, Definition]:
-        return {name: service.definition for name, service in self._services.items()}
+        return {name: service.definition for name, service in self._services.items() if not service.leaving}
 
     def _stopped_needs(self, definition: Definition) -> list[str]:
         """What it needs and somebody has stopped, in the order of their start."""
@@ -422,3 +442,8 @@ class Services:
             for name in definitions
         }
         await self._disk.save({name: (each, stopped[name]) for name, each in definitions.items()})
+
+
+def _not_leaving(service: Service) -> None:
+    if service.leaving:
+        raise ConflictError(f"the service {service.name!r} is being deleted", hint="try again once it is gone")
