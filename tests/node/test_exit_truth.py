@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
 from ballpoint.core import ids
 from tests.support.nodes import TestNode
-from tests.support.raw import ControlSocket, Heard, exec_http, exec_websocket
+from tests.support.quick import Quick
+from tests.support.raw import Heard, exec_http, exec_websocket
 from tests.support.seeds import fresh_seed
 
 pytestmark = pytest.mark.node
@@ -25,46 +25,42 @@ def name(node: TestNode) -> Iterator[str]:
     node.client().delete_sprite(made)
 
 
-def quick_commands(node: TestNode, name: str, count: int) -> None:
+async def quick_commands(node: TestNode, name: str, count: int) -> None:
     """Run `count` commands that end at once over each of the three ways, several at a time."""
-    seed = fresh_seed()
-    chance = random.Random(seed)
-    kinds = [chance.choice(["echo", "exit", "kill"]) for _ in range(3 * count)]
-    own = threading.local()
-    sockets: list[ControlSocket] = []
+    chance = random.Random(fresh_seed())
+    quick = Quick(node, name)
+    numbers = iter(range(3 * count))
 
-    def exec_control(node: TestNode, name: str, *argv: str) -> Heard:
-        if not hasattr(own, "socket"):
-            own.socket = ControlSocket(node, name)
-            sockets.append(own.socket)
-        socket: ControlSocket = own.socket
-        return socket.run(*argv)
-
-    def run(number: int) -> None:
-        way = (exec_websocket, exec_http, exec_control)[number % 3]
+    async def run(way: Callable[..., Awaitable[Heard]], number: int) -> None:
         text = f"line {number}"
-        if kinds[number] == "echo":
-            heard, code, out = way(node, name, "echo", text), 0, f"{text}\n"
-        elif kinds[number] == "exit":
-            heard, code, out = way(node, name, "sh", "-c", f"echo {text}; exit 3"), 3, f"{text}\n"
+        kind = chance.choice(["echo", "exit", "kill"])
+        if kind == "echo":
+            heard, code, out = await way("echo", text), 0, f"{text}\n"
+        elif kind == "exit":
+            heard, code, out = await way("sh", "-c", f"echo {text}; exit 3"), 3, f"{text}\n"
         else:
-            heard, code, out = way(node, name, "sh", "-c", f"echo {text}; kill -9 $$"), 128 + 9, f"{text}\n"
-        assert (heard.terminal, heard.stdout, heard.after) == ([code], out.encode(), b"")
+            heard, code, out = await way("sh", "-c", f"echo {text}; kill -9 $$"), 128 + 9, f"{text}\n"
+        assert (heard.terminal, heard.stdout, heard.stderr, heard.after) == ([code], out.encode(), b"", b"")
 
-    with ThreadPoolExecutor(8) as threads:
-        list(threads.map(run, range(3 * count)))
-    for each in sockets:
-        each.close()
+    async def worker() -> None:
+        control = await quick.control()
+        for number in numbers:
+            await run((quick.websocket, quick.http, control.run)[number % 3], number)
+        control.close()
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(8):
+            tasks.create_task(worker())
 
 
-def test_quick_commands(node: TestNode, name: str) -> None:
-    quick_commands(node, name, 100)
+async def test_quick_commands(node: TestNode, name: str) -> None:
+    await quick_commands(node, name, 100)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_ten_thousand_quick_commands(node: TestNode, name: str) -> None:
-    quick_commands(node, name, 10_000)
+async def test_ten_thousand_quick_commands(node: TestNode, name: str) -> None:
+    await quick_commands(node, name, 10_000)
 
 
 def test_streams_are_apart_and_whole(node: TestNode, name: str) -> None:
