@@ -265,6 +265,31 @@ def test_the_edge_is_handed_the_http_port(node: TestNode, services: Services) ->
     assert "8080" in said["message"]
 
 
+def test_a_service_is_confined_as_every_command(services: Services) -> None:
+    script = (
+        "grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs|Seccomp)' /proc/self/status; ulimit -a; "
+        "ls -l /proc/self/ns | grep -o '[a-z_]*:.*'"
+    )
+    services.shell("same", f"{script}; echo end; exec sleep inf")
+    eventually(lambda: services.log("same")[-1:] == ["end"])
+    assert services.log("same")[:-1] == services.inside(script, user="sprite").splitlines()
+    services.ask("DELETE", "/same")
+
+
+def test_without_room_for_definitions_nothing_changes(node: TestNode, make_sprite: Make) -> None:
+    services = Services(node, make_sprite())
+    services.shell("web", "exec sleep inf")
+    services.inside("mount -t tmpfs -o size=64k none /.sprite && head -c 1M /dev/zero >/.sprite/full || true")
+    answer = services.ask("PUT", "/more", json={"cmd": "sleep"})
+    assert (answer.status_code, answer.json()["code"]) == (507, "ENOSPC")
+    assert [each["name"] for each in services.ask("GET").json()] == ["web"]
+    said = services.post("/web/stop")
+    assert kinds(said) == ["stopping", "stopped", "error", "complete"]
+    services.inside("umount -l /.sprite")
+    services.post("/web/start?duration=0")
+    services.becomes("web", "running")
+
+
 def test_a_full_disk_loses_lines_and_no_service(node: TestNode, make_sprite: Make) -> None:
     services = Services(node, make_sprite())
     services.inside("mkdir -p /.sprite/logs/services && mount -t tmpfs -o size=64k none /.sprite/logs/services")
