@@ -26,6 +26,7 @@ from ballpoint.volume.log.fork import found
 from ballpoint.volume.log.log import Writer
 from tests.cli.command import COMMAND
 from tests.support.nodes import TestNode, shell
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.host, pytest.mark.usefixtures("root")]
 
@@ -125,6 +126,7 @@ def test_burn_the_host_and_get_it_back(own_node: TestNode, slim_image: Image, tm
     own_node.start()
     name = f"t-{ids.new_instance_id()}"
     created = own_node.client().create_sprite(name)
+    created.create_service("web", "sleep", ["inf"], duration=0.1)
     assert shell(created, "echo first > file; sync") == (0, "")
     assert own_node.api("POST", f"/v1/sprites/{name}/checkpoint", json={"comment": "one"}).is_success
     assert shell(created, "echo second > file; sync") == (0, "")
@@ -147,6 +149,7 @@ def test_burn_the_host_and_get_it_back(own_node: TestNode, slim_image: Image, tm
     assert "recovered from the store" in events
     again = own_node.client().get_sprite(name)
     assert shell(again, "cat file") == (0, "second\n")
+    eventually(lambda: getattr(again.get_service("web").state, "status", "") == "running")
     assert own_node.api("POST", f"/v1/sprites/{name}/checkpoints/v0/restore").is_success
     assert shell(again, "cat file") == (0, "first\n")
     done = own_node.api("POST", f"/v1/sprites/{name}/sync")
