@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2
@@ -184,6 +186,30 @@ def test_an_agent_that_is_killed_ends_no_service(node: TestNode, services: Servi
     eventually(lambda: services.state("web").get("error") == "it was ended by SIGKILL" or
                services.state("web")["restart_count"] == 1)  # fmt: skip
     for name in ("web", "bad"):
+        assert services.ask("DELETE", f"/{name}").status_code == 204
+
+
+def test_whenever_an_agent_is_killed_each_service_runs_once(node: TestNode, services: Services) -> None:
+    names = ["a", "b", "c"]
+    for name in names:
+        services.shell(name, "sleep 1000 & exec sleep 2000")
+    instance = instance_of(node, services.sprite)
+    for round_ in range(6):
+        agent = agent_of(node, instance)
+        with ThreadPoolExecutor() as pool:
+            for name in names:
+                pool.submit(services.ask, "POST", f"/{name}/restart?duration=0")
+            threading.Event().wait(0.003 * round_)  # another moment each time
+            os.kill(agent, signal.SIGKILL)
+            next_agent(node, instance, agent)
+        for name in names:
+            services.becomes(name, "running")
+            eventually(lambda name=name: len(services.group(name).pids()) == 2)  # type: ignore[misc]
+            inner = int(services.inside(f"cat /proc/{services.state(name)['pid']}/cmdline | tr -cd 0-9"))
+            assert inner == 2000
+    assert services.inside("pgrep -fc 'sleep 200[0]'") == str(len(names))
+    assert services.inside("pgrep -fc 'sleep 100[0]'") == str(len(names))
+    for name in names:
         assert services.ask("DELETE", f"/{name}").status_code == 204
 
 
