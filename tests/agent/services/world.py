@@ -172,16 +172,17 @@ class ServicesWorld(World):
                 os.waitpid(pid, 0)
 
     async def close(self) -> None:
-        for name in list(self.services._services):
-            service = self.services._services[name]
-            service.stop(0)
-            await service.over()
-        await super().close()
-        await eventually(lambda: not self.services._readers)
-        await self.services.close()
-        self.cgroup.end(DEADLINE)
-        os.close(self.groups)
-        self.anchor.forget(list(self.anchor.fds))
+        try:
+            for service in list(self.services._services.values()):
+                service.stop(0)
+                await service.over()
+            await super().close()
+            await eventually(lambda: not self.services._readers)
+            await self.services.close()
+        finally:
+            self.cgroup.end(DEADLINE)
+            os.close(self.groups)
+            self.anchor.forget(list(self.anchor.fds))
 
     # ---- clients ----
 
