@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -45,10 +46,10 @@ def ballpoint(
 class Terminal:
     """A command on a terminal of its own."""
 
-    def __init__(self, home: Path, *arguments: str, inside: list[str] | None = None) -> None:
+    def __init__(self, home: Path, *arguments: str, inside: list[str] | None = None, **more: str) -> None:
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
-        environment = {**os.environ, "HOME": str(home), "TERM": "xterm"}
+        environment = {**os.environ, "HOME": str(home), "TERM": "xterm", **more}
         self._child = subprocess.Popen(
             [*(inside or []), *COMMAND, *arguments], stdin=slave, stdout=slave, stderr=slave, cwd=home, env=environment,
             start_new_session=True,
@@ -59,6 +60,10 @@ class Terminal:
     def type(self, keys: bytes) -> None:
         os.write(self._master, keys)
 
+    def resize(self, rows: int, columns: int) -> None:
+        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        self._child.send_signal(signal.SIGWINCH)  # its session has no controlling terminal that would send it
+
     def expect(self, wanted: bytes) -> None:
         """Read on until it has said `wanted`."""
         self.expect_match(re.escape(wanted))
@@ -68,7 +73,10 @@ class Terminal:
         while (found := re.search(pattern, self.said)) is None:
             ready, _, _ = select.select([self._master], [], [], DEADLINE)
             assert ready, self.said
-            self.said += os.read(self._master, 65536)
+            try:
+                self.said += os.read(self._master, 65536)
+            except OSError as error:  # EIO: it has ended
+                raise AssertionError(self.said) from error
         return found
 
     def end(self) -> int:

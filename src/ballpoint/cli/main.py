@@ -5,15 +5,19 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from ballpoint import __version__
 from ballpoint.core.errors import BallpointError, InvalidError
 
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
 # name -> (module below ballpoint.cli, attribute)
 _COMMANDS = {
+    "attach": ("client.sessions", "attach"),
     "checkpoint": ("client.checkpoints", "checkpoint"),
     "console": ("client.exec_command", "console"),
     "create": ("client.sprites", "create"),
@@ -33,6 +37,7 @@ _COMMANDS = {
     "restart": ("client.sprites", "restart"),
     "restore": ("client.checkpoints", "restore"),
     "serve": ("host.serve", "serve"),
+    "sessions": ("client.sessions", "sessions"),
     "sleep": ("client.sprites", "sleep"),
     "sync": ("client.checkpoints", "sync"),
     "store": ("host.store", "store"),
@@ -47,6 +52,12 @@ _ALIASES = {"ls": "list", "x": "exec", "c": "console"}
 _UNKNOWN_COMMAND = 2
 _STDERR = "-"
 _VALUED = (["-o"], ["--org"], ["-s"], ["--sprite"])
+
+
+def _sprites(ctx: click.Context, param: click.Parameter, begun: str) -> list[CompletionItem]:
+    from ballpoint.cli.client import complete
+
+    return complete.sprites(ctx, param, begun)
 
 
 class _Commands(click.Group):
@@ -76,7 +87,7 @@ class _Commands(click.Group):
 @click.option(
     "-o", "--org", metavar="[API:]ORG", envvar="SPRITE_ORG", help="Organization to act for, at a node's URL or alias."
 )
-@click.option("-s", "--sprite", help="Sprite to act on.")
+@click.option("-s", "--sprite", help="Sprite to act on.", shell_complete=_sprites)
 @click.option("--debug", metavar="[FILE]", help="Tell each request, on standard error or into FILE.")
 @click.pass_context
 def cli(ctx: click.Context, org: str | None, sprite: str | None, debug: str | None) -> None:
@@ -93,7 +104,7 @@ def cli(ctx: click.Context, org: str | None, sprite: str | None, debug: str | No
 def main() -> NoReturn:
     """Run a command; an error is one sentence and a hint, never a traceback."""
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(standalone_mode=False, prog_name="ballpoint", complete_var="_BALLPOINT_COMPLETE")
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         sys.exit(0)
