@@ -26,6 +26,7 @@ _COMMANDS = {
     "down": ("host.down", "down"),
     "events": ("client.sprites", "events"),
     "exec": ("client.exec_command", "exec_"),
+    "file": ("client.file", "file"),
     "fork": ("client.checkpoints", "fork"),
     "image": ("host.image", "image"),
     "info": ("client.sprites", "info"),

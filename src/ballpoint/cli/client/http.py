@@ -16,6 +16,8 @@ from ballpoint.cli.client import settings
 from ballpoint.core.errors import (
     BallpointError,
     ConflictError,
+    ForbiddenError,
+    GoneError,
     InternalError,
     InvalidError,
     NotFoundError,
@@ -25,7 +27,16 @@ from ballpoint.core.errors import (
 
 # A create may wait this long for a blank.
 _SECONDS = 120.0
-_KINDS = {400: InvalidError, 401: UnauthorizedError, 404: NotFoundError, 409: ConflictError, 422: InvalidError}
+_KINDS = {
+    400: InvalidError,
+    401: UnauthorizedError,
+    403: ForbiddenError,
+    404: NotFoundError,
+    409: ConflictError,
+    410: GoneError,
+    413: InvalidError,
+    422: InvalidError,
+}
 
 
 class Api:
@@ -47,15 +58,31 @@ class Api:
             response = self._client.request(method, path, **arguments)
         if response.status_code >= 400:
             raise error_of(response.status_code, response.content)
-        if response.headers.get("content-type", "").startswith("application/json"):
+        if response.content and response.headers.get("content-type", "").startswith("application/json"):
             return response.json()
         return response.text or None
 
-    def lines(self, method: str, path: str, **arguments: Any) -> Iterator[dict[str, Any]]:
-        """Objects of an NDJSON stream, as they come."""
-        with self._told(), self._client.stream(method, path, timeout=None, **arguments) as response:
+    @contextmanager
+    def stream(self, method: str, path: str, **arguments: Any) -> Iterator[httpx2.Response]:
+        """A request whose answer is read in pieces. Raises as `call` does."""
+        with self.answer(method, path, **arguments) as response:
             if response.status_code >= 400:
                 raise error_of(response.status_code, response.read())
+            yield response
+
+    @contextmanager
+    def answer(self, method: str, path: str, **arguments: Any) -> Iterator[httpx2.Response]:
+        """The answer to a request whatever it says, to be read in pieces.
+
+        Raises:
+            UnavailableError: there is none, or it breaks off.
+        """
+        with self._told(), self._client.stream(method, path, **arguments) as response:
+            yield response
+
+    def lines(self, method: str, path: str, **arguments: Any) -> Iterator[dict[str, Any]]:
+        """Objects of an NDJSON stream, as they come."""
+        with self.stream(method, path, timeout=None, **arguments) as response:
             for line in response.iter_lines():
                 if line:
                     yield json.loads(line)
