@@ -38,6 +38,7 @@ _COMMANDS = {
     "restart": ("client.sprites", "restart"),
     "restore": ("client.checkpoints", "restore"),
     "serve": ("host.serve", "serve"),
+    "services": ("client.services", "services"),
     "sessions": ("client.sessions", "sessions"),
     "sleep": ("client.sprites", "sleep"),
     "sync": ("client.checkpoints", "sync"),
