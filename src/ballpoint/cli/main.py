@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 # name -> (module below ballpoint.cli, attribute)
 _COMMANDS = {
+    "activity": ("client.state", "activity"),
+    "api": ("client.raw", "api"),
     "attach": ("client.sessions", "attach"),
+    "check": ("client.state", "check"),
     "checkpoint": ("client.checkpoints", "checkpoint"),
     "console": ("client.exec_command", "console"),
     "create": ("client.sprites", "create"),
@@ -40,12 +43,14 @@ _COMMANDS = {
     "serve": ("host.serve", "serve"),
     "services": ("client.services", "services"),
     "sessions": ("client.sessions", "sessions"),
+    "set": ("client.state", "set_"),
     "sleep": ("client.sprites", "sleep"),
     "sync": ("client.checkpoints", "sync"),
     "store": ("host.store", "store"),
     "token": ("host.token", "token"),
     "uninstall": ("host.down", "uninstall"),
     "up": ("host.up", "up"),
+    "upgrade": ("client.state", "upgrade"),
     "url": ("client.url", "url"),
     "use": ("client.sprites", "use"),
     "wake": ("client.sprites", "wake"),

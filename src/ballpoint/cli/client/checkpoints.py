@@ -9,7 +9,9 @@ from urllib.parse import quote
 import click
 
 from ballpoint.cli import columns
+from ballpoint.cli.client import complete
 from ballpoint.cli.client.http import Api, api, sprite_name, sprite_path
+from ballpoint.cli.client.progress import waiting
 from ballpoint.core.errors import BallpointError, InvalidError, UnavailableError
 
 
@@ -34,7 +36,13 @@ def create(ctx: click.Context, comment: str, wait: bool) -> None:
 
 
 @checkpoint.command("list")
-@click.option("--history", metavar="ID", default="", help="Only this one and those that came from it.")
+@click.option(
+    "--history",
+    metavar="ID",
+    default="",
+    shell_complete=complete.checkpoints,
+    help="Only this one and those that came from it.",
+)
 @click.option("--include-auto", is_flag=True, help="Automatic ones, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
@@ -52,7 +60,7 @@ def list_(ctx: click.Context, history: str, include_auto: bool, as_json: bool) -
 
 
 @checkpoint.command()
-@click.argument("id_", metavar="ID")
+@click.argument("id_", metavar="ID", shell_complete=complete.checkpoints)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def info(ctx: click.Context, id_: str, as_json: bool) -> None:
@@ -76,7 +84,7 @@ def info(ctx: click.Context, id_: str, as_json: bool) -> None:
 
 
 @checkpoint.command()
-@click.argument("id_", metavar="ID")
+@click.argument("id_", metavar="ID", shell_complete=complete.checkpoints)
 @click.pass_context
 def delete(ctx: click.Context, id_: str) -> None:
     """Drop a checkpoint, except the one that the disk came from last."""
@@ -85,7 +93,7 @@ def delete(ctx: click.Context, id_: str) -> None:
 
 
 @click.command()
-@click.argument("id_", metavar="ID")
+@click.argument("id_", metavar="ID", shell_complete=complete.checkpoints)
 @click.pass_context
 def restore(ctx: click.Context, id_: str) -> None:
     """Give a sprite the disk of a checkpoint, and start it afresh over it.
@@ -100,7 +108,7 @@ checkpoint.add_command(restore)
 
 
 @click.command()
-@click.argument("source", metavar="SPRITE[@CHECKPOINT]")
+@click.argument("source", metavar="SPRITE[@CHECKPOINT]", shell_complete=complete.sprites)
 @click.argument("name", metavar="NEW-NAME")
 @click.pass_context
 def fork(ctx: click.Context, source: str, name: str) -> None:
@@ -109,18 +117,21 @@ def fork(ctx: click.Context, source: str, name: str) -> None:
     if at and not id_:
         raise InvalidError(f"{source!r} names no checkpoint", hint=f"{source}v0, or {of} for its present state")
     body = {"name": name, "checkpoint": id_ or None}
-    made = api(ctx).call("POST", sprite_path(sprite_name(ctx, of), "/fork"), json=body)
+    node, path = api(ctx), sprite_path(sprite_name(ctx, of), "/fork")
+    with waiting(f"forking {name}"):
+        made = node.call("POST", path, json=body)
     click.echo(f"forked {made['name']} from {source}")
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete.sprites)
 @click.pass_context
 def sync(ctx: click.Context, name: str | None) -> None:
     """Wait until the store has everything that was written to a sprite's disk."""
     wanted = sprite_name(ctx, name)
     # How long it may take is the node's to say.
-    api(ctx).call("POST", sprite_path(wanted, "/sync"), timeout=None)
+    with waiting(f"the store takes what {wanted} has written"):
+        api(ctx).call("POST", sprite_path(wanted, "/sync"), timeout=None)
     click.echo(f"synced {wanted}")
 
 
@@ -130,16 +141,20 @@ def _follow(node: Api, path: str, **arguments: Any) -> None:
     Raises:
         BallpointError: it failed, or was broken off.
     """
-    for step in node.lines("POST", path, **arguments):
-        if step["type"] == "complete":
-            click.echo(step["data"])
-            return
-        if step["type"] == "error":
-            raise BallpointError(step["error"], hint=step.get("hint"))
-        click.echo(step["data"], err=True)
-    raise UnavailableError(
-        "the connection ended before the node said how it went", hint="ballpoint events says what happened"
-    )
+    with waiting("beginning") as say:
+        for step in node.lines("POST", path, **arguments):
+            if step["type"] == "complete":
+                result = step["data"]
+                break
+            if step["type"] == "error":
+                raise BallpointError(step["error"], hint=step.get("hint"))
+            click.echo(step["data"], err=True)
+            say(step["data"])
+        else:
+            raise UnavailableError(
+                "the connection ended before the node said how it went", hint="ballpoint events says what happened"
+            )
+    click.echo(result)
 
 
 def _path(ctx: click.Context, id_: str) -> str:

@@ -9,17 +9,18 @@ from typing import Any
 import click
 
 from ballpoint.cli import columns
-from ballpoint.cli.client import settings
+from ballpoint.cli.client import complete, settings
 from ballpoint.cli.client.exec_command import open_console, parse_environment
 from ballpoint.cli.client.http import api, sprite_name, sprite_path
 from ballpoint.cli.client.names import new_name
-from ballpoint.core.errors import InvalidError
+from ballpoint.cli.client.progress import waiting
+from ballpoint.core.errors import InvalidError, UnavailableError
 
 _PAGE = 50
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", metavar="[NAME]", required=False)
 @click.option("--skip-console", is_flag=True, help="Do not open a console in it.")
 @click.option("--label", "labels", multiple=True, help="A label; repeat for more.")
 @click.option("--env", "environment", multiple=True, metavar="K=V[,K=V]", help="Variables of every command in it.")
@@ -37,7 +38,8 @@ def create(
     node = api(ctx)
     wanted = name or ctx.obj["sprite"] or new_name()
     body: dict[str, Any] = {"name": wanted, "labels": list(labels), "environment": parse_environment(environment)}
-    sprite = node.call("POST", "/v1/sprites", json=body)
+    with waiting(f"creating {wanted}"):
+        sprite = node.call("POST", "/v1/sprites", json=body)
     if as_json:
         click.echo(json.dumps(sprite, indent=2))
         return 0
@@ -49,10 +51,14 @@ def create(
 
 @click.command("list")
 @click.option("--prefix", default="", help="Only names that begin so.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("-w", "--watch", is_flag=True, help="Go on: a line for each that changes.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; with --watch NDJSON, as the node says it.")
 @click.pass_context
-def list_(ctx: click.Context, prefix: str, as_json: bool) -> None:
+def list_(ctx: click.Context, prefix: str, watch: bool, as_json: bool) -> None:
     """List the sprites."""
+    if watch:
+        _watch(ctx, prefix, as_json)
+        return
     node, found, token = api(ctx), [], None
     while True:
         query: dict[str, Any] = {"prefix": prefix, "max_results": _PAGE}
@@ -72,12 +78,24 @@ def list_(ctx: click.Context, prefix: str, as_json: bool) -> None:
     )
 
 
+def _watch(ctx: click.Context, prefix: str, as_json: bool) -> None:
+    """Every sprite as it is, then each change, until the node or the user ends it."""
+    accept = {"Accept": "application/x-ndjson"}
+    for line in api(ctx).lines("GET", "/v1/sprites", params={"prefix": prefix}, headers=accept):
+        if as_json:
+            click.echo(json.dumps(line))
+        elif line.get("type") != "heartbeat":
+            status = "removed" if line.get("type") == "removed" else _status(line)
+            click.echo(f"{columns.moment(line['timestamp'])}  {status:<8}  {line['name']}")
+    raise UnavailableError("the node watches no longer", hint="ballpoint list -w begins anew")
+
+
 def _status(sprite: dict[str, Any]) -> str:
     return "degraded" if sprite.get("health") == "degraded" else str(sprite["status"])
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete.sprites)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def info(ctx: click.Context, name: str | None, as_json: bool) -> None:
@@ -112,7 +130,7 @@ def info(ctx: click.Context, name: str | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete.sprites)
 @click.option("--unset", is_flag=True, help="Select none.")
 @click.pass_context
 def use(ctx: click.Context, name: str | None, unset: bool) -> None:
@@ -135,37 +153,40 @@ def use(ctx: click.Context, name: str | None, unset: bool) -> None:
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete.sprites)
 @click.pass_context
 def restart(ctx: click.Context, name: str | None) -> None:
     """Give a sprite a fresh instance over its disk, also when it no longer answers."""
     wanted = sprite_name(ctx, name)
-    api(ctx).call("POST", sprite_path(wanted, "/restart"))
+    with waiting(f"restarting {wanted}"):
+        api(ctx).call("POST", sprite_path(wanted, "/restart"))
     click.echo(f"restarted {wanted}")
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete.sprites)
 @click.pass_context
 def sleep(ctx: click.Context, name: str | None) -> None:
     """Stop a sprite and keep its disk; the next command in it starts it again."""
     wanted = sprite_name(ctx, name)
-    api(ctx).call("POST", sprite_path(wanted, "/sleep"))
+    with waiting(f"putting to sleep {wanted}"):
+        api(ctx).call("POST", sprite_path(wanted, "/sleep"))
     click.echo(f"put {wanted} to sleep")
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete.sprites)
 @click.pass_context
 def wake(ctx: click.Context, name: str | None) -> None:
     """Start a sprite from its disk where it does not run."""
     wanted = sprite_name(ctx, name)
-    api(ctx).call("POST", sprite_path(wanted, "/wake"))
+    with waiting(f"waking {wanted}"):
+        api(ctx).call("POST", sprite_path(wanted, "/wake"))
     click.echo(f"woke {wanted}")
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete.sprites)
 @click.option("-f", "--follow", is_flag=True, help="Go on with what happens from now on.")
 @click.option("--json", "as_json", is_flag=True, help="Print NDJSON.")
 @click.pass_context
@@ -180,7 +201,7 @@ def events(ctx: click.Context, name: str | None, follow: bool, as_json: bool) ->
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete.sprites)
 @click.pass_context
 def logs(ctx: click.Context, name: str | None) -> None:
     """Show the log of a sprite's agent and container."""
@@ -188,7 +209,7 @@ def logs(ctx: click.Context, name: str | None) -> None:
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete.sprites)
 @click.option("--force", is_flag=True, help="Do not ask.")
 @click.pass_context
 def destroy(ctx: click.Context, name: str | None, force: bool) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ballpoint.cli import columns
+from ballpoint.cli.client import complete
 from ballpoint.cli.client.http import api, sprite_name, sprite_path
 
 
@@ -29,7 +30,7 @@ def url() -> None:
 
 
 @url.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete.sprites)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def show(ctx: click.Context, name: str | None, as_json: bool) -> None:
@@ -38,7 +39,7 @@ def show(ctx: click.Context, name: str | None, as_json: bool) -> None:
 
 
 @url.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete.sprites)
 @click.option(
     "-a", "--auth", type=click.Choice(["sprite", "public"]), required=True,
     help="sprite: whoever has a token of its organization. public: everybody.",
