@@ -22,6 +22,7 @@ _COMMANDS = {
     "attach": ("client.sessions", "attach"),
     "check": ("client.state", "check"),
     "checkpoint": ("client.checkpoints", "checkpoint"),
+    "completion": ("client.completion", "completion"),
     "console": ("client.exec_command", "console"),
     "create": ("client.sprites", "create"),
     "destroy": ("client.sprites", "destroy"),
