@@ -74,6 +74,8 @@ def tab(line: str, home: Path, url: str) -> list[str]:
         ("ballpoint -s web restore ", ["web-v0", "web-v1"]),
         ("ballpoint -s db checkpoint info db-v1", ["db-v1"]),
         ("ballpoint -s web attach ", ["271"]),
+        ("ballpoint checkpoint -s w", ["web", "worker"]),
+        ("ballpoint restore -s db db-v1", ["db-v1"]),
         ("ballpoint -s web services stop a", ["app"]),
         ("ballpoint -s web services stop b", []),
         ("ballpoint list --js", ["--json"]),

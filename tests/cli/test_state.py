@@ -186,6 +186,26 @@ def test_a_raw_answer_into_a_file(ask: Ask, answers: Answers, tmp_path: Path) ->
         assert done.returncode == 1 and len(done.stderr.splitlines()) in (1, 2)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["-s", "web", "checkpoint", "list"], ["checkpoint", "-s", "web", "list"], ["checkpoint", "list", "--sprite=web"],
+     ["-s", "none", "checkpoint", "list", "-s", "web"], ["api", "checkpoints", "--sprite", "web"]],
+)  # fmt: skip
+def test_a_sprite_is_chosen_before_a_command_or_behind_it(run: Command, node: NodeDouble, words: list[str]) -> None:
+    assert said(run(*words))
+    assert node.asked == [("checkpoints", {"include_auto": False})]
+
+
+def test_every_command_of_a_sprite_takes_it_behind() -> None:
+    lacking = [
+        name
+        for name, command in commands()
+        if "client" in (command.callback.__module__ if command.callback else "")
+        and not any("--sprite" in each.opts for each in command.params)
+    ]
+    assert lacking == ["completion", "create", "list", "login", "use"]
+
+
 def commands() -> list[tuple[str, click.Command]]:
     """Every command with all its words."""
     context = click.Context(cli, info_name="ballpoint")

@@ -56,6 +56,7 @@ _COMMANDS = {
     "use": ("client.sprites", "use"),
     "wake": ("client.sprites", "wake"),
 }
+_OF_NO_SPRITE = ("completion", "create", "list_", "login", "use")
 _ALIASES = {"ls": "list", "x": "exec", "c": "console"}
 _UNKNOWN_COMMAND = 2
 _STDERR = "-"
@@ -87,7 +88,34 @@ class _Commands(click.Group):
             return None
         module, attribute = place
         command: click.Command = getattr(importlib.import_module(f"ballpoint.cli.{module}"), attribute)
+        if module.startswith("client.") and attribute not in _OF_NO_SPRITE:
+            _take_sprite(command)
         return command
+
+
+def _take_sprite(command: click.Command) -> None:
+    """Let `command` and those below it take -s, too: users write it there as well as before (contract 5)."""
+    for below in command.commands.values() if isinstance(command, click.Group) else ():
+        _take_sprite(below)
+    taken = {word for parameter in command.params for word in (*parameter.opts, *parameter.secondary_opts)}
+    if "--sprite" not in taken:
+        command.params.append(
+            click.Option(
+                ["--sprite"] if "-s" in taken else ["-s", "--sprite"],
+                expose_value=False,
+                callback=_choose,
+                help="Sprite to act on.",
+                shell_complete=_sprites,
+            )
+        )
+
+
+def _choose(ctx: click.Context, param: click.Parameter, name: str | None) -> None:
+    if name:
+        root = ctx.find_root()
+        root.params["sprite"] = name  # for who completes, when no command has run
+        if root.obj is not None:
+            root.obj["sprite"] = name
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -99,7 +127,11 @@ class _Commands(click.Group):
 @click.option("--debug", metavar="[FILE]", help="Tell each request, on standard error or into FILE.")
 @click.pass_context
 def cli(ctx: click.Context, org: str | None, sprite: str | None, debug: str | None) -> None:
-    """Computers the way one has ball-point pens."""
+    """Computers the way one has ball-point pens.
+
+    Exit codes: a sprite's command's own (127 where it is not there, 126 where it cannot be run, 128 and the number of
+    the signal that ended it); 1 for what failed, 2 for a command line that is wrong.
+    """
     ctx.obj = {"org": org, "sprite": sprite}
     if debug is not None:
         try:

@@ -17,7 +17,7 @@ from ballpoint.core.errors import BallpointError, InvalidError, UnavailableError
 
 @click.group()
 def checkpoint() -> None:
-    """States of a sprite's disk that are kept. Choose the sprite by -s, before the command."""
+    """States of a sprite's disk that are kept."""
 
 
 @checkpoint.command()

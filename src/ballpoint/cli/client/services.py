@@ -28,7 +28,7 @@ _ndjson = click.option("--json", "as_json", is_flag=True, help="Print NDJSON.")
 
 @click.group()
 def services() -> None:
-    """Programs that a sprite keeps running. Choose the sprite by -s, before the command."""
+    """Programs that a sprite keeps running."""
 
 
 @services.command("list")

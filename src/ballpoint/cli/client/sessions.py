@@ -24,7 +24,7 @@ _SINCE = re.compile(r"end|[0-9]+(,[0-9]+)?")
 
 @click.group()
 def sessions() -> None:
-    """What runs in a sprite, whoever began it. Choose the sprite by -s, before the command."""
+    """What runs in a sprite, whoever began it."""
 
 
 @sessions.command("list")
