@@ -73,7 +73,9 @@ class _Main:
             sessions.adopt()
             log.info("taking an earlier agent's place, with %d sessions", len(sessions))
         groups = self._anchor.take("inner-cgroup")
-        services = Services(agent.spawner, Disk(agent.spawner), groups, self._anchor, agent.environment)
+        services = Services(
+            agent.spawner, Disk(agent.spawner), groups, self._anchor, agent.environment, ending=agent.inner.stops
+        )
         if agent.phase == "running":
             services.adopt()
         agent.services = services

@@ -28,7 +28,7 @@ from ballpoint.agent.services.group import Group
 from ballpoint.agent.services.log import DIRECTORY, Reader, path_of
 from ballpoint.agent.services.process import Process
 from ballpoint.agent.services.service import Service
-from ballpoint.agent.spawn_types import ProcessSpec, ServiceSpawner
+from ballpoint.agent.spawn_types import ProcessSpec, ServiceSpawner, SpawnError
 from ballpoint.core.clock import SYSTEM_CLOCK, Clock
 from ballpoint.core.errors import BallpointError, ConflictError, InternalError, UnavailableError
 from ballpoint.core.tasks import Tasks
@@ -67,6 +67,7 @@ class Services:
         groups: descriptor of the directory that their control groups are made in, borrowed.
         anchor: None keeps nothing for a next agent.
         environment: what a process of this sprite finds.
+        ending: says whether the sprite is being stopped: what ends then is not to be started again.
         log_directory: inside.
     """
 
@@ -78,6 +79,7 @@ class Services:
         anchor: Anchor | None,
         environment: Callable[[], dict[str, str]],
         *,
+        ending: Callable[[], bool] = lambda: False,
         clock: Clock = SYSTEM_CLOCK,
         log_directory: str = DIRECTORY,
     ) -> None:
@@ -86,6 +88,7 @@ class Services:
         self._groups = groups
         self._anchor = anchor
         self._environment = environment
+        self._ending = ending
         self._clock = clock
         self._log_directory = log_directory
         self._services: dict[str, Service] = {}
@@ -374,6 +377,8 @@ class Services:
         return process
 
     def _start_in(self, group: Group, name: str, definition: Definition) -> Process:
+        if self._ending():
+            raise SpawnError(126, "the sprite is being stopped")
         spec = ProcessSpec(
             argv=(definition.cmd, *definition.args),
             path=None,

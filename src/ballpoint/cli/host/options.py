@@ -37,6 +37,7 @@ _OPTIONS = [
     click.option("--cpus", type=float, help="Processors of a sprite that asks for none [all]."),
     click.option("--pids", type=int, help="Processes of a sprite [4096]."),
     click.option("--reserve-mb", type=int, help="Memory that stays free; with less, no sprite is made [128]."),
+    click.option("--journal-mb", type=int, help="Of each sprite, what its commands wrote can be read again [64]."),
     click.option("--disk-gb", type=int, help="Apparent size of a new disk [100]."),
     click.option("--pool-gb", type=int, help="Size of the volume pool's file [most of what is free]."),
     click.option("--store", metavar="URL", help="Object store that keeps the disks [the directory `store` in --data]."),
