@@ -203,7 +203,19 @@ def test_every_command_of_a_sprite_takes_it_behind() -> None:
         if "client" in (command.callback.__module__ if command.callback else "")
         and not any("--sprite" in each.opts for each in command.params)
     ]
-    assert lacking == ["completion", "create", "list", "login", "use"]
+    assert lacking == ["completion", "create", "list", "login", "logout", "org list", "org logout", "use"]
+
+
+def test_who_is_logged_in_where_and_logs_out(run: Command, served: tuple[NodeDouble, str], tmp_path: Path) -> None:
+    url = served[1]
+    assert json.loads(said(run("org", "list", "--json"))) == []
+    assert refused(run("logout"))[0] == f"ballpoint: no token of acme at {url} is remembered"
+    said(run("-o", "prod:acme", "login", url))
+    found = said(run("org", "list", "--json"))
+    assert json.loads(found) == [{"name": "acme", "url": url, "alias": "prod", "selected": True}]
+    assert said(run("o", "list")).splitlines()[1].split() == ["acme", url, "prod", "yes"]
+    assert said(run("org", "logout")) == f"logged out of acme at {url}\n"
+    assert not (tmp_path / ".sprites").exists()
 
 
 def commands() -> list[tuple[str, click.Command]]:

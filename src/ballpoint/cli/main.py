@@ -36,7 +36,9 @@ _COMMANDS = {
     "info": ("client.sprites", "info"),
     "list": ("client.sprites", "list_"),
     "login": ("client.login", "login"),
+    "logout": ("client.org", "logout"),
     "logs": ("client.sprites", "logs"),
+    "org": ("client.org", "org"),
     "proxy": ("client.proxy", "proxy"),
     "recover": ("host.recover", "recover"),
     "restart": ("client.sprites", "restart"),
@@ -56,8 +58,8 @@ _COMMANDS = {
     "use": ("client.sprites", "use"),
     "wake": ("client.sprites", "wake"),
 }
-_OF_NO_SPRITE = ("completion", "create", "list_", "login", "use")
-_ALIASES = {"ls": "list", "x": "exec", "c": "console"}
+_OF_NO_SPRITE = ("completion", "create", "list_", "login", "logout", "org", "use")
+_ALIASES = {"ls": "list", "x": "exec", "c": "console", "o": "org", "orgs": "org"}
 _UNKNOWN_COMMAND = 2
 _STDERR = "-"
 _VALUED = (["-o"], ["--org"], ["-s"], ["--sprite"])

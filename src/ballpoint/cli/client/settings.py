@@ -156,6 +156,22 @@ def remember(selected: Selection, alias: str | None = None) -> None:
     _write(home() / "sprites.json", config)
 
 
+def known() -> list[dict[str, object]]:
+    """The organizations there are tokens for: `name`, `url` and `alias` of the node, whether it is `selected`."""
+    config = _read(home() / "sprites.json")
+    current = config.get("current_selection")
+    return [
+        {
+            "name": org,
+            "url": url,
+            "alias": config.get("urls", {}).get(url, {}).get("alias"),
+            "selected": current == {"url": url, "org": org},
+        }
+        for url, orgs in sorted(_read(home() / "tokens.json").items())
+        for org in sorted(orgs)
+    ]
+
+
 def forget(token: str) -> list[str]:
     """Forget `token` where it is remembered, and the directory with the last one. Returns the nodes it was for."""
     config, tokens = _read(home() / "sprites.json"), _read(home() / "tokens.json")
