@@ -175,13 +175,13 @@ def test_a_transfer_that_is_interrupted_leaves_what_was_there(
 
 
 def test_files_are_listed(home: Path, sprite: str, place: str) -> None:
-    inside(home, sprite, f"mkdir -p {place}/d; echo hello >{place}/d/a; ln -s a {place}/d/l; touch '{place}/d/b\nc'")
+    inside(home, sprite, f"mkdir -p {place}/d; echo hello >{place}/d/a; ln -s a {place}/d/l; touch '{place}/d/b\x1bc'")
     heading, *rows = said(home, "file", "list", f"{sprite}:{place}/d").splitlines()
     assert heading.split() == ["MODE", "SIZE", "MODIFIED", "TYPE", "PATH"]
-    assert [row.split()[-1] for row in rows] == [f"{place}/d/a", f"{place}/d/b\\nc", f"{place}/d/l"]
+    assert [row.split()[-1] for row in rows] == [f"{place}/d/a", f"{place}/d/b\\x1bc", f"{place}/d/l"]
     found = json.loads(said(home, "-s", sprite, "file", "list", place, "-r", "--json"))
     assert [(each["name"], each["type"]) for each in found] == [
-        ("d", "directory"), ("a", "file"), ("b\nc", "file"), ("l", "symlink")
+        ("d", "directory"), ("a", "file"), ("b\x1bc", "file"), ("l", "symlink")
     ]  # fmt: skip
 
 

@@ -22,6 +22,11 @@ def facts(of: Mapping[str, str]) -> None:
         click.echo(f"{word.ljust(width)}  {value or '-'}")
 
 
+def printable(text: str) -> str:
+    """Somebody else's text, such as a file's name, without what would do more to a terminal than be seen."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
 def size(count: int) -> str:
     """Bytes, as people read them."""
     if count < 1024:

@@ -167,4 +167,4 @@ def _yes(value: bool) -> str:
 
 def _line(found: dict[str, Any]) -> str:
     """A comment in one line."""
-    return " ".join(found["comment"].split())
+    return columns.printable(" ".join(found["comment"].split()))

@@ -52,7 +52,7 @@ def list_(ctx: click.Context, path: str, recursive: bool, as_json: bool) -> None
                     str(each.get("size", "")),
                     columns.moment(each.get("modTime", "")),
                     each["type"],
-                    _shown(each["path"]),
+                    columns.printable(each["path"]),
                 )
                 for each in found["entries"]
             ],
@@ -60,7 +60,7 @@ def list_(ctx: click.Context, path: str, recursive: bool, as_json: bool) -> None
     if found.get("truncated"):
         click.echo(f"ballpoint: there are {found['count']}, too many to list all", err=True)
     for each in found.get("errors", ()):
-        click.echo(f"ballpoint: {_shown(each.get('path', ''))}: {each.get('error', each)}", err=True)
+        click.echo(f"ballpoint: {columns.printable(each.get('path', ''))}: {each.get('error', each)}", err=True)
 
 
 @file.command()
@@ -142,8 +142,3 @@ def _remote(ctx: click.Context, text: str) -> tuple[RemoteFiles, str]:
     named = _NAMED.fullmatch(text)
     name, path = (named[1], named[2] or ".") if named is not None else (None, text)
     return RemoteFiles(api(ctx), sprite_name(ctx, name)), path
-
-
-def _shown(path: str) -> str:
-    """A sprite's path on a terminal: what it may hold beside letters changes no screen."""
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in path)

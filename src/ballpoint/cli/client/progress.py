@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ballpoint.cli import columns
+
 # What is faster needs no sign that it goes on; and the library that draws one takes its time to load.
 _PATIENCE_SECONDS = 0.4
 
@@ -18,6 +20,12 @@ def waiting(what: str) -> Iterator[Callable[[str], None]]:
     if not sys.stderr.isatty():
         yield lambda _: None
         return
+
+    def shown(words: str) -> str:
+        from rich.markup import escape
+
+        return escape(columns.printable(words))
+
     lock = threading.Lock()
     status: Any = None
     text, ended = what, False
@@ -28,7 +36,7 @@ def waiting(what: str) -> Iterator[Callable[[str], None]]:
 
         with lock:
             if not ended:
-                status = Console(stderr=True).status(text)
+                status = Console(stderr=True).status(shown(text))
                 status.start()
 
     def say(now: str) -> None:
@@ -36,7 +44,7 @@ def waiting(what: str) -> Iterator[Callable[[str], None]]:
         with lock:
             text = now
             if status is not None:
-                status.update(now)
+                status.update(shown(now))
 
     timer = threading.Timer(_PATIENCE_SECONDS, begin)
     timer.daemon = True
@@ -60,13 +68,13 @@ def transferring(total: int | None) -> Iterator[Callable[[str, int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    columns = (
+    parts = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(binary_units=True),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*parts, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=total)
-        yield lambda name, count: bar.update(task, advance=count, description=name)
+        yield lambda name, count: bar.update(task, advance=count, description=columns.printable(name))

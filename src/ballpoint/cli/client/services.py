@@ -49,7 +49,7 @@ def list_(ctx: click.Context, as_json: bool) -> None:
                 str(_state(each).get("pid") or ""),
                 str(each.get("http_port") or ""),
                 ",".join(each.get("needs") or ()),
-                " ".join(" ".join([each["cmd"], *(each.get("args") or ())]).split()),
+                columns.printable(" ".join([each["cmd"], *(each.get("args") or ())])),
             )
             for each in found
         ],

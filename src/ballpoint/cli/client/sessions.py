@@ -39,7 +39,13 @@ def list_(ctx: click.Context, as_json: bool) -> None:
     columns.show(
         ("ID", "TERMINAL", "WATCHED", "CREATED", "COMMAND"),
         [
-            (each["id"], _yes(each["tty"]), _yes(each["is_active"]), columns.moment(each["created"]), _line(each))
+            (
+                each["id"],
+                _yes(each["tty"]),
+                _yes(each["is_active"]),
+                columns.moment(each["created"]),
+                columns.printable(each["command"]),
+            )
             for each in found
         ],
     )
@@ -99,8 +105,3 @@ def kill(ctx: click.Context, id_: str, signal: str, timeout: str, as_json: bool)
 
 def _yes(value: bool) -> str:
     return "yes" if value else "no"
-
-
-def _line(session: dict[str, Any]) -> str:
-    """Its command in one line."""
-    return " ".join(str(session["command"]).split())
