@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 
 import pytest
 from websockets.exceptions import InvalidStatus
 
+from ballpoint.agent.server import Connection
+from ballpoint.agent.sessions.http_viewer import HttpViewer
 from ballpoint.core.wire import NOT_STARTED
 from tests.agent.world import World, eventually, post_head
 
@@ -24,6 +27,44 @@ async def test_a_chunk_is_a_frame_and_is_sent_at_once(world: World) -> None:
     assert [await wire.frame() for _ in range(3)] == [b"\2two\n", b"\3\x09", None]
     assert await wire.rest() == b""
     wire.close()
+
+
+async def test_chunks_are_small_and_none_goes_out_together_with_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of much output, the beginning. Official clients take for a frame what one read gives them."""
+    sent: list[bytes] = []
+    ended = asyncio.Event()
+    connection = Connection.__new__(Connection)
+    monkeypatch.setattr(Connection, "start_response", lambda *_: None)
+    monkeypatch.setattr(Connection, "send", lambda _, *parts: sent.append(b"".join(parts)))
+    monkeypatch.setattr(Connection, "close", lambda _: ended.set())
+    connection.writable = True
+    viewer = HttpViewer(connection)
+    output = bytes(40_000)
+    for stream, data in ((1, b"a"), (2, b"b"), (1, output), (2, b"c")):
+        assert viewer.output(stream, data)
+    viewer.exited(7)
+    assert sent == [b"2\r\n\1a\r\n"]
+    await ended.wait()
+    frames = [chunk.partition(b"\r\n")[2].removesuffix(b"\r\n") for chunk in sent[:-1]]
+    assert b"".join(frame[1:] for frame in frames if frame[0] == 1) == b"a" + output
+    assert b"".join(frame[1:] for frame in frames if frame[0] == 2) == b"bc"
+    assert max(map(len, sent)) < 1 << 14  # a TLS record
+    assert sent[-1] == b"2\r\n\3\7\r\n0\r\n\r\n"
+
+
+async def test_who_does_not_take_chunks_holds_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[bytes] = []
+    connection = Connection.__new__(Connection)
+    monkeypatch.setattr(Connection, "start_response", lambda *_: None)
+    monkeypatch.setattr(Connection, "send", lambda _, *parts: sent.append(b"".join(parts)))
+    connection.writable = False
+    viewer = HttpViewer(connection)
+    assert not viewer.output(1, b"x") and not sent
+    connection.writable = True
+    viewer.writable()
+    assert sent == [b"2\r\n\1x\r\n"]
+    assert not viewer.output(1, bytes(1 << 20))
+    viewer.lost()
 
 
 async def test_body_is_input(world: World) -> None:

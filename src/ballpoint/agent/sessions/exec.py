@@ -7,7 +7,8 @@ from collections.abc import Callable
 from ballpoint.agent.ports.listening import Ports
 from ballpoint.agent.server import Connection, Handler, Request, Routes
 from ballpoint.agent.sessions.exec_request import attached_id, parse_command, parse_since
-from ballpoint.agent.sessions.frames import AttachedViewer, HttpViewer, WebSocketViewer
+from ballpoint.agent.sessions.frames import AttachedViewer, WebSocketViewer
+from ballpoint.agent.sessions.http_viewer import HttpViewer
 from ballpoint.agent.sessions.journal import STREAMS
 from ballpoint.agent.sessions.kill import Kill
 from ballpoint.agent.sessions.multiplexed import Activity, MultiplexedSocket

@@ -1,4 +1,4 @@
-"""A session's frames (contract 2.2 and 3.2): what its viewers are sent, over WebSocket and over HTTP, and send."""
+"""A session's frames (contract 3.2): what its viewers are sent over WebSocket, and send."""
 
 from __future__ import annotations
 
@@ -190,60 +190,6 @@ class AttachedViewer(WebSocketViewer):
         first, self._first = self._first, False
         if not (first and binary and data == bytes((_STDIN_EOF,))):
             super().message(binary, data)
-
-
-class HttpViewer:
-    """Frames of a type byte and a payload, one in each HTTP chunk: their edges are visible nowhere else."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self.session: Session | None = None
-        connection.start_response(
-            200,
-            {"content-type": "application/octet-stream", "transfer-encoding": "chunked", "connection": "close"},
-        )
-
-    def refused(self, message: str, code: int) -> None:
-        """As `WebSocketViewer.refused`."""
-        self.output(STDERR, error_lines(message))
-        self.exited(code)
-
-    # ---- Viewer ----
-
-    def output(self, stream: int, data: bytes) -> bool:
-        chunks: list[bytes | memoryview] = []
-        for piece in pieces(data):
-            chunks += (b"%x\r\n" % (1 + len(piece)), bytes((stream,)), piece, b"\r\n")
-        return self._connection.send(*chunks)
-
-    def skipped(self, stream: int, start: int, end: int) -> None:
-        raise AssertionError("a creator is never behind")
-
-    def exited(self, code: int) -> None:
-        self.session = None
-        self._connection.send(b"2\r\n", bytes((EXIT, code & 0xFF)), b"\r\n0\r\n\r\n")
-        self._connection.close()
-
-    def pause_input(self, paused: bool) -> None:
-        self._connection.pause_reading(paused)
-
-    # ---- server.Handler ----
-
-    def data(self, data: bytes) -> None:
-        if self.session is not None:
-            self.session.write(data)
-
-    def end(self) -> None:
-        if self.session is not None:
-            self.session.end_input()
-
-    def writable(self) -> None:
-        if self.session is not None:
-            self.session.resume(self)
-
-    def lost(self) -> None:
-        if self.session is not None:
-            self.session.detach(self)
 
 
 def _named(cursors: dict[int, int]) -> dict[str, int]:
