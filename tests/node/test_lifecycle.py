@@ -233,5 +233,13 @@ def test_the_listing_is_watched(quick: TestNode, name: str) -> None:
     assert all(each["org"]["name"] == "acme" for each in lines)
 
 
+def test_a_watch_of_nothing_says_so_at_once(quick: TestNode) -> None:
+    """Clients wait for the head of the answer before they do anything else."""
+    headers = {"Authorization": f"Bearer {quick.token}", "Accept": "application/x-ndjson"}
+    with httpx2.stream("GET", f"{quick.url}/v1/sprites?prefix=no-such", headers=headers, timeout=10) as answer:
+        assert answer.status_code == 200
+        assert json.loads(next(answer.iter_lines()))["type"] == "heartbeat"
+
+
 def _wait(seconds: float) -> None:
     threading.Event().wait(seconds)

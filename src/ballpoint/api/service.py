@@ -71,7 +71,7 @@ class NodeService(Protocol):
     def watch_list(self, caller: Caller, *, prefix: str) -> AsyncIterator[ListingLine]:
         """The organization's sprites whose names begin with `prefix`, each when it changes; first all as they are.
 
-        Without an end; something comes every 15 s. The iterator is closed when its reader goes away.
+        Without an end; something comes at once, and every 15 s. The iterator is closed when its reader goes away.
         """
 
     def events(self, caller: Caller, name: str, *, follow: bool) -> AsyncIterator[EventView]:

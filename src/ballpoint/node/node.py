@@ -349,6 +349,7 @@ class Node:
 
     async def watch_list(self, caller: Caller, *, prefix: str) -> AsyncIterator[ListingLine]:
         shown: dict[str, tuple[Any, ...]] = {}
+        begun = False
         async with self.registry.watch_all() as changed:
             while True:
                 views = await self._all(caller, prefix)
@@ -361,6 +362,9 @@ class Node:
                 for name in shown.keys() - {view.name for view in views}:
                     del shown[name]
                     yield ListingLine(kind="removed", name=name, counts=counts)
+                if not begun and not views:  # whoever asks hears at once that the watch is on
+                    yield ListingLine(kind="heartbeat", counts=counts)
+                begun = True
                 try:
                     async with asyncio.timeout(_HEARTBEAT_SECONDS):
                         await changed()
