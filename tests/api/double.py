@@ -28,6 +28,7 @@ from ballpoint.node.views import (
     Privileges,
     Progress,
     Reason,
+    Resources,
     SpriteChanges,
     SpritePage,
     SpriteView,
@@ -233,6 +234,15 @@ class NodeDouble:
         self._meet("clear_privileges")
         self._find(caller, name)
         self.policies.pop((caller.org_id, name), None)
+
+    async def resources(self, caller: Caller, name: str) -> Resources:
+        self._meet("resources")
+        return Resources(memory_mb=self._find(caller, name).config.ram_mb)
+
+    async def set_resources(self, caller: Caller, name: str, resources: Resources) -> None:
+        self._meet("set_resources", resources=resources)
+        config = self._find(caller, name).config
+        self._change(caller, name, config=msgspec.structs.replace(config, ram_mb=resources.memory_mb))
 
     async def checkpoint(
         self, caller: Caller, name: str, *, comment: str, wait_durable: bool

@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from ballpoint.node.views import Privileges, SpriteConfig, UrlSettings
+from ballpoint.node.views import Privileges, Resources, SpriteConfig, UrlSettings
 
 from .double import MALLORY, NodeDouble, caller_header
 
@@ -270,6 +270,20 @@ async def test_privileges(client: httpx2.AsyncClient, node: NodeDouble) -> None:
     assert (await client.delete(path)).status_code == 204
     assert (await client.get(path)).json()["profile"] == ""
     assert (await client.post(path, json={"profile": "root"})).status_code == 422
+
+
+async def test_resources(client: httpx2.AsyncClient, node: NodeDouble) -> None:
+    node.put("web")
+    path = "/v1/sprites/web/policy/resources"
+    assert (await client.get(path)).json() == {"memory": None}
+    answer = await client.post(path, json={"memory": {"limit_mb": 300, "autoscale": True}})
+    assert (answer.status_code, answer.content) == (204, b"")
+    assert node.asked[-1] == ("set_resources", {"resources": Resources(memory_mb=300, autoscale=True)})
+    assert (await client.get(path)).json() == {"memory": {"limit_mb": 300, "autoscale": False}}
+    assert (await client.get("/v1/sprites/web")).json()["config"]["ram_mb"] == 300
+    assert (await client.delete(path)).status_code == 204
+    assert (await client.get(path)).json() == {"memory": None}
+    assert (await client.post(path, json={"memory": {"limit_mb": 0}})).status_code == 422
 
 
 async def test_organization_lists_what_runs(client: httpx2.AsyncClient, node: NodeDouble) -> None:

@@ -105,6 +105,9 @@ def test_the_document_has_every_route_of_the_contract() -> None:
         ("GET", "/v1/sprites/{name}/policy/privileges"),
         ("POST", "/v1/sprites/{name}/policy/privileges"),
         ("DELETE", "/v1/sprites/{name}/policy/privileges"),
+        ("GET", "/v1/sprites/{name}/policy/resources"),
+        ("POST", "/v1/sprites/{name}/policy/resources"),
+        ("DELETE", "/v1/sprites/{name}/policy/resources"),
         ("GET", "/v1/organization"),
     }
 

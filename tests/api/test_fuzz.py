@@ -23,13 +23,14 @@ ANYTHING = st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(
 KEYS = st.sampled_from(
     ["name", "config", "environment", "url_settings", "labels", "clear_labels", "wait_for_capacity", "runtime",
      "ram_mb", "ramMB", "cpus", "auth", "private_access", "profile", "devices", "noNewPrivileges", "comment",
-     "checkpoint"]
+     "checkpoint", "memory", "limit_mb", "autoscale"]
 )  # fmt: skip
 NEAR = st.dictionaries(KEYS, ANYTHING | st.dictionaries(KEYS, ANYTHING) | st.lists(TEXT))
 ROUTES = [
     ("POST", "/v1/sprites"),
     ("PUT", "/v1/sprites/web"),
     ("POST", "/v1/sprites/web/policy/privileges"),
+    ("POST", "/v1/sprites/web/policy/resources"),
     ("POST", "/v1/sprites/web/checkpoint"),
     ("POST", "/v1/sprites/web/fork"),
 ]

@@ -27,6 +27,7 @@ NOT_SERVED = [
     "/v1/sprites/one",
     "/v1/sprites/two/checkpoints",
     "/v1/policy/privileges",
+    "/v1/policy/resources",
     "/v1/restart",
     "/v1/fork",
     "/v1/checkpoints/",

@@ -375,6 +375,30 @@ class Privileges(_Request):
         )
 
 
+class Memory(_Request):
+    """A limit of memory."""
+
+    limit_mb: Count | None = Field(None, description="In MiB.")
+    autoscale: bool | None = Field(None, description="Whether it grows by itself; a node offers only false.")
+
+
+class Resources(_Request):
+    """What a sprite may use; what is left out takes the node's default."""
+
+    memory: Memory | None = None
+
+    @classmethod
+    def of(cls, view: views.Resources) -> Self:
+        if view.memory_mb is None:
+            return cls()
+        return cls(memory=Memory(limit_mb=view.memory_mb, autoscale=view.autoscale))
+
+    def view(self) -> views.Resources:
+        if self.memory is None:
+            return views.Resources()
+        return views.Resources(memory_mb=self.memory.limit_mb, autoscale=bool(self.memory.autoscale))
+
+
 class NewCheckpoint(_Request):
     """A checkpoint to make."""
 

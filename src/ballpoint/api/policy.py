@@ -6,9 +6,10 @@ from enum import Enum
 
 from fastapi import FastAPI, Request, Response
 
-from ballpoint.api.bodies import Privileges
+from ballpoint.api.bodies import Privileges, Resources
 from ballpoint.api.parameters import SpriteOf, caller_of, errors
 from ballpoint.api.service import NodeService
+from ballpoint.node import views
 
 TAGS: list[str | Enum] = ["Policy"]
 
@@ -33,4 +34,26 @@ def add_policy_routes(app: FastAPI, node: NodeService) -> None:
     async def clear_privileges(request: Request, name: SpriteOf) -> Response:
         """Go back to the node's default privileges."""
         await node.clear_privileges(caller_of(request), name)
+        return Response(status_code=204)
+
+    @app.get("/v1/sprites/{name}/policy/resources", tags=TAGS, responses=errors(404, 503))
+    async def get_resources(request: Request, name: SpriteOf) -> Resources:
+        """What a sprite may use; `memory` is null where the node's default holds."""
+        return Resources.of(await node.resources(caller_of(request), name))
+
+    @app.post(
+        "/v1/sprites/{name}/policy/resources",
+        status_code=204,
+        tags=TAGS,
+        responses=errors(400, 404, 409, 413, 422, 503),
+    )
+    async def set_resources(request: Request, name: SpriteOf, body: Resources) -> Response:
+        """Replace what a sprite may use, without a restart. It is `ram_mb` of its configuration from then on."""
+        await node.set_resources(caller_of(request), name, body.view())
+        return Response(status_code=204)
+
+    @app.delete("/v1/sprites/{name}/policy/resources", status_code=204, tags=TAGS, responses=errors(404, 409, 503))
+    async def clear_resources(request: Request, name: SpriteOf) -> Response:
+        """Go back to what the node gives by default."""
+        await node.set_resources(caller_of(request), name, views.Resources())
         return Response(status_code=204)

@@ -17,6 +17,7 @@ from ballpoint.node.views import (
     NewSprite,
     Privileges,
     Progress,
+    Resources,
     SpriteChanges,
     SpritePage,
     SpriteView,
@@ -96,6 +97,17 @@ class NodeService(Protocol):
 
     async def clear_privileges(self, caller: Caller, name: str) -> None:
         """Go back to the default privileges. Idempotent."""
+
+    async def resources(self, caller: Caller, name: str) -> Resources:
+        """What the sprite may use."""
+
+    async def set_resources(self, caller: Caller, name: str, resources: Resources) -> None:
+        """Change what the sprite may use; one that runs, at once. Idempotent.
+
+        Raises:
+            InvalidError: the node cannot do that.
+            ConflictError: it uses more now, and the kernel cannot take it back.
+        """
 
 
 class LogInService(Protocol):

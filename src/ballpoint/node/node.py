@@ -41,6 +41,7 @@ from ballpoint.node.views import (
     ListingLine,
     NewSprite,
     Privileges,
+    Resources,
     SpriteChanges,
     SpriteConfig,
     SpritePage,
@@ -423,6 +424,23 @@ class Node:
 
     async def clear_privileges(self, caller: Caller, name: str) -> None:
         await self.set_privileges(caller, name, Privileges())
+
+    async def resources(self, caller: Caller, name: str) -> Resources:
+        sprite = await self.registry.sprite(caller.org_id, name)
+        return Resources(memory_mb=sprite.config.get("ram_mb"))
+
+    async def set_resources(self, caller: Caller, name: str, resources: Resources) -> None:
+        if resources.autoscale:
+            raise InvalidError("this node changes no limit by itself", hint="leave autoscale out")
+        sprite = await self.registry.sprite(caller.org_id, name)
+        async with self.lock(sprite.id):
+            sprite = await self.living(sprite.id)
+            config = {**sprite.config, "ram_mb": resources.memory_mb}
+            running = self.running.get(sprite.id)
+            if running is not None:
+                await self.starter.limit(running, config, sprite.config)
+            await self.registry.update_sprite(sprite.id, config=config)
+        await self.saving.changed(sprite.id, sprite.volume_id)
 
     # ---- another disk for a sprite; the caller holds its lock ----
 

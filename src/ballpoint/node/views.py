@@ -242,6 +242,18 @@ class Privileges(msgspec.Struct, frozen=True, kw_only=True):
     no_new_privileges: bool = False
 
 
+class Resources(msgspec.Struct, frozen=True, kw_only=True):
+    """What a sprite may use, as far as it can be changed.
+
+    Attributes:
+        memory_mb: limit of its memory in MiB, `ram_mb` of its configuration; None means the node's default.
+        autoscale: whether the limit grows by itself.
+    """
+
+    memory_mb: int | None = None
+    autoscale: bool = False
+
+
 class CheckpointView(msgspec.Struct, frozen=True, kw_only=True):
     """A state of a sprite's disk that is kept.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import math
 from collections.abc import Awaitable, Callable
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ballpoint.core.clock import SYSTEM_CLOCK
-from ballpoint.core.errors import BallpointError
+from ballpoint.core.errors import BallpointError, ConflictError
 from ballpoint.host.cgroup import Limits
 from ballpoint.network.network import Network
 from ballpoint.node.disks import BINDS, Disks, may_have_services
@@ -212,6 +213,21 @@ class Starter:
             await self._instances.end(instance)
         except BallpointError as error:
             log.error("instance %s is left behind: %s", instance.id, error)
+
+    async def limit(self, running: Running, config: dict[str, Any], former: dict[str, Any]) -> None:
+        """Give what runs the limits of `config` in place of those of `former`.
+
+        Raises:
+            ConflictError: it uses more memory now, and the kernel cannot take it back; the limit is as before.
+        """
+        runtime = running.instance.runtime
+        try:  # in a thread, as the kernel first takes back what it can
+            await asyncio.to_thread(runtime.limit, self.limits(config))
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            await asyncio.to_thread(runtime.limit, self.limits(former))
+            raise ConflictError("the sprite uses more memory than that", hint="end what uses it, or restart") from error
 
     def limits(self, config: dict[str, Any]) -> Limits:
         """Limits of a sprite: what it asked for, up to what the node gives."""
