@@ -20,6 +20,7 @@ from bench.rows import (
     running,
     saving,
     uploading,
+    urls,
     work,
     writing,
 )
@@ -34,6 +35,8 @@ ROWS: dict[str, Callable[[Context], Awaitable[Result]]] = {
     "stream": running.stream,
     "files": files.files,
     "proxy": proxy.proxy,
+    "url": urls.url,
+    "url-large": urls.url_large,
     "blank": memory.blank,
     "agent": memory.agent,
     "idle": many.idle,
