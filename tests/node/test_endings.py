@@ -13,6 +13,7 @@ import pytest
 from ballpoint.core.errors import ConflictError, CorruptError
 from ballpoint.core.hosts import Site
 from ballpoint.core.types import Caller
+from ballpoint.host.changes import Changes
 from ballpoint.node.lifecycle.leases import Leases
 from ballpoint.node.lifecycle.running import Running, Starter
 from ballpoint.node.logbook import Logbook
@@ -98,7 +99,12 @@ class Disks:
 async def node(tmp_path: Path) -> AsyncIterator[Node]:
     registry = await Registry.open(url_of(tmp_path / "registry.db"))
     made = Node(
-        registry, cast(Any, None), Logbook(tmp_path / "logs"), Leases(), site=Site("test.localhost", "http", 80)
+        registry,
+        cast(Any, None),
+        Logbook(tmp_path / "logs"),
+        Leases(),
+        site=Site("test.localhost", "http", 80),
+        changes=Changes(tmp_path / "changes", counts=True),
     )
     yield made
     await made.close()

@@ -10,8 +10,9 @@ import pytest
 from sqlalchemy import Connection, text
 
 from ballpoint.core.errors import BallpointError, CorruptError, NotFoundError, UnavailableError
+from ballpoint.host.changes import Changes
 from ballpoint.registry import database
-from ballpoint.registry.database import Database
+from ballpoint.registry.database import Database, changes_of
 from ballpoint.registry.registry import Registry
 
 from .world import add, other_writer, url_of
@@ -31,9 +32,9 @@ async def test_a_file_that_was_open_to_all_is_closed(file: Path) -> None:
     assert file.stat().st_mode & 0o777 == 0o600
 
 
-async def test_nothing_but_the_file_is_left_at_the_end(file: Path) -> None:
+async def test_nothing_but_the_file_and_its_counts_is_left_at_the_end(file: Path) -> None:
     await (await Registry.open(url_of(file))).close()
-    assert [path.name for path in file.parent.iterdir()] == [file.name]
+    assert sorted(path.name for path in file.parent.iterdir()) == [file.name, changes_of(file).name]
 
 
 async def test_a_database_locked_for_long_is_unavailable(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,3 +177,35 @@ async def test_no_more_is_remembered_than_there_is_room_for(
         await readings.recall(f"n{number}")
     assert len(readings.database._remembered) <= 10
     assert readings.count == 100
+
+
+async def test_every_change_is_counted_whoever_makes_it(file: Path) -> None:
+    registry = await Registry.open(url_of(file))
+    counts = Changes(changes_of(file), counts=False)
+    looks = [counts.look()]
+    _, text = await registry.create_token("acme", "")
+    looks.append(counts.look())
+    caller = await registry.authenticate(text)
+    assert counts.look() == looks[-1]
+    other = await Registry.open(url_of(file))
+    looks.append(counts.look())
+    await other.revoke_token(caller.token_id)
+    looks.append(counts.look())
+    assert len(set(looks)) == len(looks)
+    assert counts.settled
+    assert not await registry.revoke_token("nobody")
+    assert counts.settled
+    await other.close()
+    await registry.close()
+
+
+async def test_a_change_is_begun_before_it_can_be_seen_and_ended_after(file: Path) -> None:
+    opened = await asyncio.to_thread(Database.open, url_of(file))
+    counts = Changes(changes_of(file), counts=False)
+    assert counts.settled
+    within = await opened.run(lambda _: (counts.settled, counts.look()))
+    assert within[0] is False
+    assert counts.settled
+    assert counts.look() != within[1]
+    assert await opened.read(lambda _: counts.settled)
+    await asyncio.to_thread(opened.close)

@@ -103,6 +103,16 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         return RUN_ROOT / self.node_id
 
     @property
+    def registry_changes(self) -> Path:
+        """How often the registry was changed (registry/database.py); also edges see it."""
+        return self.data.resolve() / "registry.db-changes"
+
+    @property
+    def instance_changes(self) -> Path:
+        """How often what runs here was changed (node/node.py); also edges see it."""
+        return self.run / "changes"
+
+    @property
     def store_url(self) -> str:
         """`store`, or where it is by default."""
         return self.store or (self.data.resolve() / "store").as_uri()

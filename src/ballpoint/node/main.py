@@ -28,6 +28,7 @@ from ballpoint.core.tasks import Tasks
 from ballpoint.host import mount, namespaces, prctl
 from ballpoint.host.blocktrace import BlockTrace, open_trace
 from ballpoint.host.cgroup import Limits
+from ballpoint.host.changes import Changes
 from ballpoint.host.namespaces import CLONE_NEWNS
 from ballpoint.image.catalogue import Catalogue
 from ballpoint.network.network import Network
@@ -124,7 +125,9 @@ async def serve(config: NodeConfig, make_app: Any, port: int, edge_uid: int, rea
 
         site = config.site(port)
         leases = Leases()
-        node = Node(registry, disks, Logbook(config.data / "logs"), leases, site=site)
+        changes = Changes(config.instance_changes, counts=True)
+        stack.callback(changes.close)
+        node = Node(registry, disks, Logbook(config.data / "logs"), leases, site=site, changes=changes)
         stack.push_async_callback(node.close)
         pool = Pool(instances, config.pool, config.pool_max)
         stack.push_async_callback(pool.close)

@@ -26,6 +26,7 @@ from ballpoint.core.errors import (
 from ballpoint.core.hosts import Site, sprite_label
 from ballpoint.core.tasks import Tasks
 from ballpoint.core.types import Caller
+from ballpoint.host.changes import Changes
 from ballpoint.node.disks import Disks
 from ballpoint.node.lifecycle.leases import Leases
 from ballpoint.node.lifecycle.running import IDLE_TIMEOUT, Running, Starter
@@ -130,6 +131,9 @@ class Node:
     """The sprites of one host. Every verb runs to its end, even when its caller goes away.
 
     At most one verb changes a sprite at a time; what is running is known by `running`, and nowhere else.
+
+    Args:
+        changes: counts whenever something that ran is not to be used as before: it ends, sleeps or is in trouble.
     """
 
     def __init__(
@@ -141,8 +145,10 @@ class Node:
         clock: Clock = SYSTEM_CLOCK,
         *,
         site: Site,
+        changes: Changes,
     ) -> None:
         self.registry = registry
+        self.changes = changes
         self.logbook = logbook
         self.leases = leases
         self.running: dict[str, Running] = {}
@@ -450,7 +456,7 @@ class Node:
         self.running[sprite.id] = new
         self._broken.pop(sprite.id, None)
         if old is not None:
-            old.ends.set()
+            self._ends(old)
         return old
 
     async def end(self, sprite: Sprite, old: Running, cause: str) -> None:
@@ -530,6 +536,7 @@ class Node:
             if self.running.get(running.sprite_id) is not running or not running.awake or not idle():
                 return False
             running.pausing = True
+            self.changes.change()
             try:
                 # One that does not answer is not idle but in trouble, which is another's to find out.
                 await running.instance.runtime.ping(_QUIET_SECONDS)
@@ -586,12 +593,12 @@ class Node:
 
     def instance_died(self, running: Running) -> None:
         """Its anchor has gone, and everything with it."""
-        running.ends.set()
+        self._ends(running)
         self._tasks.start(self._lost(running, "its anchor died"), f"lost {running.sprite_id}")
 
     def inner_exited(self, running: Running, how: str) -> None:
         """Its inner container has ended: by its own reboot or halt, or by force."""
-        running.ends.set()
+        self._ends(running)
         if how == "reboot":
             self._tasks.start(self._rebooted(running), f"reboot {running.sprite_id}")
         elif how == "halt":
@@ -631,6 +638,7 @@ class Node:
         if running.trouble == trouble:
             return
         running.trouble = trouble
+        self.changes.change()
         if trouble is None:
             await self.registry.add_event(running.sprite_id, "healthy", "disk and agent answer again")
         else:
@@ -639,6 +647,10 @@ class Node:
     def lock(self, sprite_id: str) -> asyncio.Lock:
         """Held by whoever changes a sprite."""
         return self._locks.setdefault(sprite_id, asyncio.Lock())
+
+    def _ends(self, running: Running) -> None:
+        running.ends.set()
+        self.changes.change()
 
     # ---- steps; their caller holds the sprite's lock ----
 
@@ -689,7 +701,7 @@ class Node:
     async def _stop(self, sprite_id: str, cause: str, *, gently: bool = False) -> None:
         running = self.running.get(sprite_id)
         if running is not None:
-            running.ends.set()
+            self._ends(running)
             running.said = running.instance.runtime.logs() or running.said
             # Of one in trouble nobody knows how long it would take to answer.
             await self.starter.stop(running, gently=gently and running.trouble is None)

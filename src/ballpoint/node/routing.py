@@ -4,7 +4,8 @@ The wire is core.wire on RUN/route.sock:
     route {method, target, token, host, peer, refused?, log_ins?, origin?, site?, mode?, html?, upgrade?}
       -> {to: "api", caller, target?}                       to RUN/api.sock
       -> {to: "agent", socket, target, preamble, lease?}    to a sprite's own agent
-      -> {to: "sprite", socket, preamble, token, lease}     to the port in a sprite that the preamble names, by its
+      -> {to: "sprite", socket, preamble, token, lease, lasts?}
+                                                            to the port in a sprite that the preamble names, by its
                                                             agent's help; `token`: the field Authorization is ours
       -> {answer: {status, headers}}                        an answer without a body
       -> {refuse: {status, error, message, hint?, headers?}}
@@ -14,7 +15,10 @@ and notices of an edge:
 
 `lease` is the number of a grant: the sprite is kept awake while the edge has a connection to that socket. A control
 socket alone does not. `refused` is the socket of an agent that has just declined the request. What follows it comes
-with requests to hosts below the domain only (urls/visitor.py).
+with requests to hosts below the domain only (urls/visitor.py). `lasts` is for how many seconds the answer is the same
+for every request that changes nothing by its method, whatever its target (but for our own paths), if all else of it is
+equal, neither the registry nor what runs has changed since the question (the counts of both are shared with the edges),
+and the edge has held the lease all the time.
 """
 
 from __future__ import annotations
@@ -65,6 +69,7 @@ class Routing:
 
     def start(self, uid: int) -> None:
         """Listen; only `uid` (and root) may ask."""
+        self._node.changes.change()  # an edge may remember what an earlier process answered
         self._listener = peer.listen(self._path, mode=0o600)
         os.chown(self._path, uid, uid)
         asyncio.get_running_loop().add_reader(self._listener, self._accept)

@@ -6,7 +6,9 @@ one costs one hop out of the event loop, however many statements it has.
 Whatever the database cannot do now (it is locked for too long, its disk is full or gone) is an UnavailableError, a
 damaged file a CorruptError; in both cases the transaction has not taken place.
 
-What every request asks for is remembered until anybody, in this process or another, has committed anything.
+What every request asks for is remembered until anybody, in this process or another, has committed anything. For those
+who remember it further on (the edges), each transaction of ours that may write is counted beside the file: before it
+can commit, and once it has ended.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from ballpoint.core.errors import BallpointError, ConflictError, CorruptError, UnavailableError
+from ballpoint.host.changes import Changes
 from ballpoint.host.files import fsync_directory
 
 T = TypeVar("T")
@@ -39,11 +42,17 @@ _MIGRATIONS = Path(__file__).with_name("migrations")
 
 
 class Database:
-    """An open registry database at the newest version."""
+    """An open registry database at the newest version.
 
-    def __init__(self, engine: Engine, watch: sqlite3.Connection | None) -> None:
+    Attributes:
+        counted: what is committed to it, by whichever of our processes, is counted at `changes_of` its file.
+    """
+
+    def __init__(self, engine: Engine, watch: sqlite3.Connection | None, changes: Changes | None) -> None:
         self._engine = engine
         self._watch = watch
+        self._changes = changes
+        self.counted = changes is not None
         self._remembered: dict[Hashable, Any] = {}
         self._asked: OrderedDict[Hashable, Callable[[Connection], Any]] = OrderedDict()
         self._remembered_at: int | None = None
@@ -65,14 +74,21 @@ class Database:
             try:
                 _migrate(engine)
                 watch = _watch(engine.url)
+                changes = _changes(engine.url)
             except BaseException:
                 engine.dispose()
                 raise
-        return cls(engine, watch)
+        database = cls(engine, watch, changes)
+        try:
+            database._change(lambda _: None)  # a migration may have been one, and what a crash cut off has ended
+        except BaseException:
+            database.close()
+            raise
+        return database
 
     async def run(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a transaction: committed when it returns, rolled back when it raises."""
-        return await asyncio.get_running_loop().run_in_executor(self._writer, self._transact, self._engine, work)
+        return await asyncio.get_running_loop().run_in_executor(self._writer, self._change, work)
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Run `work`, which changes nothing, on what was committed before; waits for no writer."""
@@ -125,6 +141,21 @@ class Database:
             return None  # the transaction that is then made says what is wrong
         return int(version)
 
+    def _change(self, work: Callable[[Connection], T]) -> T:
+        number: int | None = None
+
+        def counted(connection: Connection) -> T:
+            nonlocal number
+            if self._changes is not None:
+                number = self._changes.begin()  # others wait until this transaction has ended
+            return work(connection)
+
+        try:
+            return self._transact(self._engine, counted)
+        finally:
+            if self._changes is not None and number is not None:
+                self._changes.end(number)
+
     @staticmethod
     def _transact(engine: Engine, work: Callable[[Connection], T]) -> T:
         with _errors_told(), engine.begin() as connection:
@@ -136,6 +167,8 @@ class Database:
         if self._watch is not None:
             self._watch.close()
         self._engine.dispose()
+        if self._changes is not None:
+            self._changes.close()
 
 
 @contextmanager
@@ -191,6 +224,18 @@ def _watch(url: URL) -> sqlite3.Connection | None:
     """A connection that only sees whether others commit."""
     file = _file(url)
     return None if file is None else sqlite3.connect(file, timeout=0.0, isolation_level=None, check_same_thread=False)
+
+
+def changes_of(file: Path) -> Path:
+    """Where changes of the database `file` are counted."""
+    return file.with_name(f"{file.name}-changes")
+
+
+def _changes(url: URL) -> Changes | None:
+    file = _file(url)
+    if file is None:
+        return None
+    return Changes(changes_of(file), counts=True)
 
 
 def _migrate(engine: Engine) -> None:

@@ -114,6 +114,11 @@ class Registry:
     async def close(self) -> None:
         await asyncio.to_thread(self._database.close)
 
+    @property
+    def counted(self) -> bool:
+        """Whether its changes are counted where other processes see them (database.py)."""
+        return self._database.counted
+
     # ---- organizations and tokens ----
 
     async def organizations(self) -> list[str]:
@@ -465,8 +470,12 @@ class Registry:
 
         return await self._database.run(work)
 
-    async def logged_in(self, value: str, sprite_id: str) -> Caller | None:
-        """Who logged in with the value that `log_in` gave for that sprite; None where it is no good (any more)."""
+    async def logged_in(self, value: str, sprite_id: str, *, ahead: float = 0.0) -> Caller | None:
+        """Who logged in with the value that `log_in` gave for that sprite; None where it is no good (any more).
+
+        Args:
+            ahead: so many seconds from now it must still be good.
+        """
         proof = _hash(value)
 
         def work(connection: Connection) -> tuple[Caller, str, float] | None:
@@ -477,7 +486,7 @@ class Registry:
             return caller, row["sprite_id"], row["expires_at"]
 
         found = await self._database.recall(("log-in", proof), work)
-        if found is None or found[1] != sprite_id or found[2] <= self._now():
+        if found is None or found[1] != sprite_id or found[2] <= self._now() + ahead:
             return None
         return found[0]
 

@@ -37,6 +37,8 @@ _LOG_OUT_PATH = f"{OWN_PATH}/log-out"
 _LOG_IN_SECONDS = 7 * 24 * 3600
 # A server that is started with its sprite listens after so long, or it has a fault.
 _STARTING_SECONDS = 5.0
+# For so long an edge may give an answer again while nothing has changed.
+_LASTS_SECONDS = 2.0
 # A longer target is not kept while its sender logs in.
 _WANTED_MAX = 2048
 _NOBODY = "nobody"
@@ -72,7 +74,8 @@ class Urls:
         sprite = await self._node.registry.sprite_at(place.label) if place.kind == "sprite" else None
         token = await self._caller(visitor.token)
         if sprite is not None and _settings(sprite).auth == "public":
-            return await self._to_sprite(visitor, sprite, "opened by its public URL", "", stripped=token is not None)
+            cause = "opened by its public URL"
+            return await self._to_sprite(visitor, sprite, cause, "", stripped=token is not None, lasts=True)
         caller = token or await self._logged_in(visitor, sprite)
         if caller is None:
             return self._ask_to_log_in(visitor, place)
@@ -84,7 +87,9 @@ class Urls:
                 hint=f"send it from a page of {self._site.scheme}://{visitor.host}, or with a token",
             )
         cause = f"opened by its URL with token {caller.token_id}"
-        return await self._to_sprite(visitor, sprite, cause, caller.token_id, stripped=token is not None)
+        # A log-in that ends by its age is no change.
+        lasts = token is not None or await self._logged_in(visitor, sprite, ahead=_LASTS_SECONDS) == caller
+        return await self._to_sprite(visitor, sprite, cause, caller.token_id, stripped=token is not None, lasts=lasts)
 
     async def _caller(self, token: str) -> Caller | None:
         """Who presents a token; None where it is none of ours."""
@@ -93,17 +98,17 @@ class Urls:
         except UnauthorizedError:
             return None
 
-    async def _logged_in(self, visitor: Visitor, sprite: SpriteAtHost | None) -> Caller | None:
+    async def _logged_in(self, visitor: Visitor, sprite: SpriteAtHost | None, *, ahead: float = 0.0) -> Caller | None:
         if sprite is None:
             return None
         for value in visitor.log_ins:
-            caller = await self._node.registry.logged_in(value, sprite.id)
+            caller = await self._node.registry.logged_in(value, sprite.id, ahead=ahead)
             if caller is not None and caller.org_id == sprite.org_id:
                 return caller
         return None
 
     async def _to_sprite(
-        self, visitor: Visitor, sprite: SpriteAtHost, cause: str, token_id: str, *, stripped: bool
+        self, visitor: Visitor, sprite: SpriteAtHost, cause: str, token_id: str, *, stripped: bool, lasts: bool
     ) -> dict[str, Any]:
         try:
             async with asyncio.timeout(self._patience):
@@ -113,13 +118,16 @@ class Urls:
         since = SYSTEM_CLOCK.monotonic() - running.since
         # The agent knows which port: that of the service which has one, or 8080.
         connect = {"port": None, "retry_seconds": max(0.0, round(_STARTING_SECONDS - since, 3))}
-        return {
+        answer = {
             "to": "sprite",
             "socket": str(running.instance.runtime.socket),
             "preamble": {"v": 1, "org": sprite.org_id, "token": token_id, "connect": connect},
             "token": stripped,
             "what": "url",
         }
+        if lasts and not connect["retry_seconds"] and self._node.registry.counted:
+            answer["lasts"] = _LASTS_SECONDS
+        return answer
 
     # ---- logging in ----
 
