@@ -101,9 +101,7 @@ def test_an_idle_connection_ends_silently(world: World) -> None:
 
 def test_only_a_header_has_to_hurry(world: World) -> None:
     """Deadlines of a header and of idleness do not run while a request is served or its body comes."""
-    edge = world.start_edge(
-        {"server._HEAD_SECONDS": 0.3, "server._IDLE_SECONDS": 0.3, "exchange._RESPONSE_SECONDS": 20}
-    )
+    edge = world.start_edge({"server._HEAD_SECONDS": 0.3, "server._IDLE_SECONDS": 0.3, "exchange.RESPONSE_SECONDS": 20})
     pause = threading.Event()
 
     def late(connection: Wire) -> None:
@@ -121,7 +119,7 @@ def test_only_a_header_has_to_hurry(world: World) -> None:
 
 
 def test_an_answer_that_does_not_come_is_not_waited_for_forever(world: World) -> None:
-    edge = world.start_edge({"exchange._RESPONSE_SECONDS": 0.2})
+    edge = world.start_edge({"exchange.RESPONSE_SECONDS": 0.2})
     world.api.answer(b"")
     with edge.connect() as client:
         answer = client.send(get("/")).response()
@@ -129,7 +127,7 @@ def test_an_answer_that_does_not_come_is_not_waited_for_forever(world: World) ->
 
 
 def test_a_long_upload_does_not_count_as_waiting_for_the_answer(world: World) -> None:
-    edge = world.start_edge({"exchange._RESPONSE_SECONDS": 1})
+    edge = world.start_edge({"exchange.RESPONSE_SECONDS": 1})
     pause = threading.Event()
     with edge.connect() as client:
         client.send(get("/", "Content-Length: 6", method="POST"))

@@ -122,7 +122,7 @@ def test_nothing_a_client_sends_fills_the_log_with_tracebacks(world: World) -> N
     assert "Traceback" not in edge.log.read_text()
 
 
-def test_a_log_that_nobody_takes_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_log_that_nobody_takes_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     read, write = os.pipe()
     os.close(read)
     log = os.fdopen(write, "w", buffering=1)
@@ -133,6 +133,7 @@ def test_a_log_that_nobody_takes_stops_nothing(monkeypatch: pytest.MonkeyPatch) 
         journal = Journal()
         for _ in range(1000):
             journal.served("192.0.2.1", "GET", "/", 200, "1bd1da24")
+            journal.flush()
     finally:
         with suppress(BrokenPipeError):
             log.close()

@@ -24,6 +24,7 @@ import msgspec
 
 from ballpoint.core import hosts, peer, wire
 from ballpoint.core.config import NodeConfig
+from ballpoint.host.changes import Changes
 from tests.edge.wires import EndedError, Message, Wire
 
 Route = Callable[[dict[str, Any]], dict[str, Any]]
@@ -286,6 +287,9 @@ class World:
         self.port = 8080
         self.token_is_ours = False
         self.retry_seconds = 0.0
+        self.lasts = 0.0
+        self.registry_changes = Changes(self.run / "registry.db-changes", counts=True)
+        self.instance_changes = Changes(self.run / "changes", counts=True)
         self._edges: list[Edge] = []
         self.edge = self.start_edge()
 
@@ -298,7 +302,9 @@ class World:
         kind = hosts.place(question["host"], "sprites.localhost").kind
         if target.startswith("/sprite/") or (kind == "sprite" and target != "/refuse"):
             connect = {"port": self.port, "retry_seconds": self.retry_seconds}
-            answer = {"to": "sprite", "socket": str(self.sprite.path), "token": self.token_is_ours}
+            answer: dict[str, Any] = {"to": "sprite", "socket": str(self.sprite.path), "token": self.token_is_ours}
+            if self.lasts:
+                answer |= {"lasts": self.lasts, "lease": len(self.questions)}
             return {"ok": {**answer, "preamble": {"v": 1, "org": "acme", "connect": connect}}}
         if target.startswith("/agent/"):
             return {
@@ -351,7 +357,8 @@ class World:
         self.sprite.accepted = 0
         self.sprite.asked.clear()
         self.sprite.give = self.sprite.connect
-        self.token_is_ours, self.retry_seconds = False, 0.0
+        self.token_is_ours, self.retry_seconds, self.lasts = False, 0.0, 0.0
+        self.instance_changes.change()  # nothing is remembered of the test before
         self.port += 1  # what the edge has kept of the test before is another's
         for server in (self.api, self.agent, self.web):
             server.drop()
@@ -369,4 +376,6 @@ class World:
         self.sprite.close()
         self.web.close()
         self.stop_node()
+        self.registry_changes.close()
+        self.instance_changes.close()
         self._directory.cleanup()

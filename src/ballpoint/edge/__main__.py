@@ -18,6 +18,7 @@ from ballpoint.edge.admission import Limits
 from ballpoint.edge.server import Edge
 from ballpoint.edge.stream import Stream
 from ballpoint.host import malloc, prctl
+from ballpoint.host.changes import Changes
 
 _STOP_SECONDS = 5.0
 # Bodies pass in pieces of up to 256,000 bytes (what uvloop reads at once); a few are under way at any time.
@@ -37,10 +38,14 @@ def main() -> None:
         (options.run / "config.json").read_bytes(), type=NodeConfig, dec_hook=lambda kind, value: kind(value)
     )
     limits = Limits.of_process(per_address=config.connections_per_address)
+    # Opened by a name that its identity may not use, before there is a client.
+    counts = [
+        Changes(path, counts=False) for path in (config.registry_changes, options.run / config.instance_changes.name)
+    ]
     if options.uid:
         _drop_to(options.uid)
     prctl.die_with_parent()
-    uvloop.run(_serve(socket.socket(fileno=options.listen_fd), options.run, config, limits))
+    uvloop.run(_serve(socket.socket(fileno=options.listen_fd), options.run, config, limits, counts))
 
 
 def _drop_to(uid: int) -> None:
@@ -52,8 +57,8 @@ def _drop_to(uid: int) -> None:
     prctl.prctl(prctl.PR_SET_DUMPABLE, 0)
 
 
-async def _serve(listener: socket.socket, run: Path, config: NodeConfig, limits: Limits) -> None:
-    edge = Edge(run, config, limits)
+async def _serve(listener: socket.socket, run: Path, config: NodeConfig, limits: Limits, counts: list[Changes]) -> None:
+    edge = Edge(run, config, limits, counts)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop.set)

@@ -12,7 +12,7 @@ from ballpoint.edge.splice import splice
 from ballpoint.edge.stream import NotStartedError, RefusedError, Stream
 from ballpoint.edge.targets import Target
 
-_RESPONSE_SECONDS = 150.0
+RESPONSE_SECONDS = 150.0
 _INTERNAL_PREFIX = b"x-ballpoint-"
 _NOT_TO_CLIENTS = frozenset({b"sprite-version", b"x-request-id"})
 
@@ -22,17 +22,31 @@ class Exchange:
 
     Args:
         last: it will not be tried again.
+        begun: it was sent over this connection already, which may have some of the answer (see quick.py).
+        patience: for how many seconds an answer is waited for.
 
     Attributes:
         body_begun: some of the request's body may have been passed on, so it cannot be sent again.
     """
 
-    def __init__(self, client: Stream, head: RequestHead, target: Target, request_id: str, *, last: bool) -> None:
+    def __init__(
+        self,
+        client: Stream,
+        head: RequestHead,
+        target: Target,
+        request_id: str,
+        *,
+        last: bool,
+        begun: Stream | None = None,
+        patience: float | None = None,
+    ) -> None:
         self._client = client
         self._head = head
         self._target = target
         self._request_id = request_id
         self._last = last
+        self._begun = begun
+        self._patience = RESPONSE_SECONDS if patience is None else patience
         self._upstream: Stream
         self._body_sent = not head.has_body
         self._broken: FramingError | None = None
@@ -49,8 +63,7 @@ class Exchange:
             FramingError: the request or the response must not be passed on.
             ConnectionError: the client has gone, or its response was cut short.
         """
-        self._upstream = await self._target.connect(last=self._last)
-        upstream = self._upstream
+        self._upstream = upstream = self._begun or await self._target.connect(last=self._last)
         self.body_begun = self._head.has_body
         request: Passage | None = None
         kept = False
@@ -73,11 +86,7 @@ class Exchange:
                 request.stop()
             if not kept:
                 upstream.limit(None)
-                # Closing flushes first, for ever if need be, and what was not taken until now is for nobody.
-                if upstream.transport.get_write_buffer_size():
-                    upstream.abort()
-                else:
-                    upstream.close()
+                upstream.drop()
 
     # ---- the request ----
 
@@ -85,7 +94,8 @@ class Exchange:
         head, client, upstream = self._head, self._client, self._upstream
         data = self._target.head(head, self._request_id)
         if not head.has_body:
-            upstream.write(data)
+            if self._begun is None:
+                upstream.write(data)
             self._body_over(None)
             return None
         # RFC 9110 10.1.1: an HTTP/1.0 client knows no interim response.
@@ -98,7 +108,7 @@ class Exchange:
     def _body_over(self, error: Exception | None) -> None:
         """No more of the request's body is passed on: a client that goes away now takes its request along."""
         if not self._answered:
-            self._upstream.limit(_RESPONSE_SECONDS)
+            self._upstream.limit(self._patience)
         if error is None:
             self._body_sent = True
             if self._head.upgrade is None:
@@ -144,7 +154,7 @@ class Exchange:
     async def _join(self, response: ResponseHead) -> None:
         if self._head.upgrade is None:
             raise FramingError("an upgrade nobody asked for", 502)
-        fields = self._fields(response)
+        fields = fields_for_client(response, self._request_id)
         fields += [(b"Connection", b"Upgrade"), (b"Upgrade", response.get(b"upgrade") or b"")]
         self._client.write(format_head(b"HTTP/1.1 101 Switching Protocols", fields))
         await splice(self._client, self._upstream)
@@ -155,7 +165,7 @@ class Exchange:
         empty = head.method == b"HEAD" or response.status in (204, 304)
         until_end = not empty and not response.chunked and response.length is None
         bare = response.chunked and not empty and head.version == 0  # HTTP/1.0 knows no chunks
-        fields = self._fields(response)
+        fields = fields_for_client(response, self._request_id)
         if response.chunked and not empty and not bare:
             fields.append((b"Transfer-Encoding", b"chunked"))
         keep = head.keep_alive and not until_end and not bare and self._body_sent
@@ -196,5 +206,7 @@ class Exchange:
                 self._client.reset()
             raise ConnectionResetError("the response was cut short") from error
 
-    def _fields(self, response: ResponseHead) -> list[tuple[bytes, bytes]]:
-        return response.end_to_end(_NOT_TO_CLIENTS, _INTERNAL_PREFIX) + of_every_response(self._request_id)
+
+def fields_for_client(response: ResponseHead, request_id: str) -> list[tuple[bytes, bytes]]:
+    """The fields that a client sees of an answer, but for its framing and its connection."""
+    return response.end_to_end(_NOT_TO_CLIENTS, _INTERNAL_PREFIX) + of_every_response(request_id)

@@ -21,6 +21,10 @@ class Holds:
         self._notify = notify
         self._connections: dict[str, int] = {}
         self._numbers: dict[str, int] = {}
+        self._loop = asyncio.get_running_loop()
+        # When the last connection ended, of those that have none; each has one timer, however often that happens.
+        self._idle_since: dict[str, float] = {}
+        self._timers: set[str] = set()
 
     def take(self, socket: str, number: int) -> None:
         """The node has named a socket, with the number of its grant; a connection to it is about to be made."""
@@ -31,7 +35,14 @@ class Holds:
         """That connection has ended."""
         self._connections[socket] -= 1
         if not self._connections[socket]:
-            asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._end, socket)
+            self._idle_since[socket] = self._loop.time()
+            if socket not in self._timers:
+                self._timers.add(socket)
+                self._loop.call_later(_LINGER_SECONDS, self._end, socket)
+
+    def holding(self, socket: str) -> bool:
+        """Whether the node has not been told of its end."""
+        return socket in self._connections
 
     def held(self) -> dict[str, Any]:
         """What a node must hear that has just been started; it begins to number anew."""
@@ -39,6 +50,13 @@ class Holds:
         return {"notice": "held", "sockets": list(self._connections)}
 
     def _end(self, socket: str) -> None:
-        if self._connections.get(socket) == 0:
-            del self._connections[socket]
-            self._notify({"notice": "released", "socket": socket, "lease": self._numbers.pop(socket)})
+        self._timers.discard(socket)
+        if self._connections[socket]:
+            return  # its end starts another
+        left = self._idle_since[socket] + _LINGER_SECONDS - self._loop.time()
+        if left > 0:
+            self._timers.add(socket)
+            self._loop.call_later(left, self._end, socket)
+            return
+        del self._connections[socket], self._idle_since[socket]
+        self._notify({"notice": "released", "socket": socket, "lease": self._numbers.pop(socket)})

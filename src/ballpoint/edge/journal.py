@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from contextlib import suppress
-from datetime import UTC, datetime
 
 from ballpoint.core.clock import SYSTEM_CLOCK
 
 
 class Journal:
-    """Writes lines as the other lines of the log are, to standard error."""
+    """Writes lines as the other lines of the log are, to standard error: those of one turn of the loop at once."""
 
     def __init__(self) -> None:
-        self._second = datetime.fromtimestamp(0, UTC)
+        self._loop = asyncio.get_running_loop()
+        self._second = -1
         self._stamp = ""
+        self._lines: list[str] = []
 
     def served(self, address: str, method: str, path: str, status: int, request_id: str) -> None:
         """Note a request. A log that nobody takes any more stops nothing."""
         now = SYSTEM_CLOCK.now()
-        second = now.replace(microsecond=0)
+        second = int(now.timestamp())
         if second != self._second:
             self._second = second
-            self._stamp = second.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+            self._stamp = now.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        if not self._lines:
+            self._loop.call_soon(self.flush)
+        self._lines.append(
+            f"{self._stamp},{now.microsecond // 1000:03d} edge {address} {method} {path} {status} {request_id}\n"
+        )
+
+    def flush(self) -> None:
+        """Write what was noted. Idempotent."""
+        lines, self._lines = self._lines, []
         with suppress(OSError):
-            sys.stderr.write(
-                f"{self._stamp},{now.microsecond // 1000:03d} edge {address} {method} {path} {status} {request_id}\n"
-            )
+            sys.stderr.write("".join(lines))

@@ -21,17 +21,21 @@ class Kept:
     def __init__(self, seconds: float, each: int) -> None:
         self._seconds = seconds
         self._each = each
-        self._idle: dict[Hashable, dict[Stream, asyncio.TimerHandle]] = {}
+        # When each was given, and the oldest first.
+        self._idle: dict[Hashable, dict[Stream, float]] = {}
         self._count = 0
         self._closed = False
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
 
     def take(self, key: Hashable) -> Stream | None:
         """One that has said nothing since it was given back, and has not ended; the one that was used last."""
         while idle := self._idle.get(key):
             stream = next(reversed(idle))
+            late = self._loop.time() - idle[stream] > self._seconds
             self._drop(key, stream)
             # Bytes on an idle connection answer nothing that was asked.
-            if not (stream.ended or stream.buffer or stream.transport.is_closing()):
+            if not (late or stream.ended or stream.buffer or stream.transport.is_closing()):
                 return stream
             stream.close()
         return None
@@ -45,7 +49,9 @@ class Kept:
                 del self._idle[key]
             return False
         self._count += 1
-        idle[stream] = asyncio.get_running_loop().call_later(self._seconds, self._end, key, stream)
+        idle[stream] = self._loop.time()
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._seconds, self._end_old)
         stream.on_end = lambda: self._end(key, stream)
         stream.go_on()
         return True
@@ -53,9 +59,22 @@ class Kept:
     def close(self) -> None:
         """End them all, and keep no more."""
         self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
         for key, idle in list(self._idle.items()):
             for stream in list(idle):
                 self._end(key, stream)
+
+    def _end_old(self) -> None:
+        """One timer for all: who is used again and again needs none of his own."""
+        self._timer = None
+        before = self._loop.time() - self._seconds
+        for key, idle in list(self._idle.items()):
+            for stream in [stream for stream, since in idle.items() if since <= before]:
+                self._end(key, stream)
+        if self._idle:
+            oldest = min(next(iter(idle.values())) for idle in self._idle.values())
+            self._timer = self._loop.call_later(max(0.0, oldest - before), self._end_old)
 
     def _end(self, key: Hashable, stream: Stream) -> None:
         if stream in self._idle.get(key, ()):
@@ -64,7 +83,7 @@ class Kept:
 
     def _drop(self, key: Hashable, stream: Stream) -> None:
         idle = self._idle[key]
-        idle.pop(stream).cancel()
+        del idle[stream]
         stream.on_end = None
         self._count -= 1
         if not idle:

@@ -34,6 +34,11 @@ class Routes:
         self._failure: str | None = None
         self._closed = False
 
+    @property
+    def connected(self) -> bool:
+        """Whether the node is there that answered last."""
+        return self._peer is not None and not self._peer.closed
+
     async def ask(self, question: dict[str, Any]) -> dict[str, Any]:
         """The node's answer (see node.routing).
 

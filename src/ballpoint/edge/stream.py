@@ -14,13 +14,23 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from socket import SO_LINGER, SOL_SOCKET
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from ballpoint.core.errors import UnavailableError
 from ballpoint.edge.head import FramingError, find_end
 
 if TYPE_CHECKING:
     from ballpoint.edge.passage import Passage
+
+
+class Taker(Protocol):
+    """Takes what is received on a connection."""
+
+    def received(self, data: bytes) -> None: ...
+
+    def source_ended(self) -> None:
+        """No more will come. May be said twice."""
+
 
 # Read ahead at most this much, then let the sender wait.
 READ_AHEAD = 256 * 1024
@@ -58,7 +68,7 @@ class Stream(asyncio.Protocol):
     def __init__(self, connected: Callable[[Stream], None] | None = None) -> None:
         self._connected = connected
         self._loop = asyncio.get_running_loop()
-        self.passage: Passage | None = None
+        self.passage: Taker | None = None
         self.source: Passage | None = None
         self.on_end: Callable[[], None] | None = None
         self.buffer = bytearray()
@@ -227,6 +237,14 @@ class Stream(asyncio.Protocol):
     def close(self) -> None:
         """End the connection once what was written has gone out."""
         self.transport.close()
+
+    def drop(self) -> None:
+        """End the connection now, as nobody wants what it has not taken."""
+        # Closing flushes first, for ever if need be.
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            self.transport.close()
 
     def abort(self) -> None:
         """End the connection at once."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ballpoint.core.wire import NOT_STARTED
 from ballpoint.edge.dial import dial
 from ballpoint.edge.head import RequestHead, ResponseHead
 from ballpoint.edge.kept import Kept
+from ballpoint.edge.known import SAFE
 from ballpoint.edge.reply import format_head
 from ballpoint.edge.stream import CONNECT_SECONDS, Stream, connect
 from ballpoint.edge.visitor import fields_for_sprite
@@ -19,8 +21,6 @@ from ballpoint.edge.visitor import fields_for_sprite
 _INTERNAL_PREFIX = b"x-ballpoint-"
 _NOT_TO_OWN_SERVERS = frozenset({b"authorization", b"cookie", b"expect", b"x-request-id"})
 _NOT_STARTED = NOT_STARTED.encode()
-# RFC 9110 9.2.1: to do them twice does no more than once.
-_SAFE = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE"})
 _API_KEY = "api"
 
 
@@ -116,18 +116,30 @@ class ToSprite(Target):
     A connection that was used before serves requests that change nothing, and only they leave one behind: whatever
     becomes of it, the request can be sent again; and a server that misread its end cannot take a body for the next
     request, which may be another client's.
+
+    Args:
+        reused: the request was sent already, over a connection that was used before.
     """
 
     drops_trailers = True
 
-    def __init__(self, route: dict[str, Any], head: RequestHead, kept: Kept, address: str, trusted: Networks) -> None:
+    def __init__(
+        self,
+        route: dict[str, Any],
+        head: RequestHead,
+        kept: Kept,
+        address: str,
+        trusted: Networks,
+        *,
+        reused: bool = False,
+    ) -> None:
         self._route = route
-        self._shares = head.method in _SAFE and not head.has_body and head.upgrade is None
-        self._key = route["socket"], route["preamble"]["connect"]["port"]
+        self._shares = head.method in SAFE and not head.has_body and head.upgrade is None
+        self._key = key_of(route)
         self._kept = kept
         self._address = address
         self._trusted = trusted
-        self._reused = False
+        self._reused = reused
 
     async def connect(self, *, last: bool) -> Stream:
         stream = self._kept.take(self._key) if self._shares and not last else None
@@ -151,6 +163,11 @@ class ToSprite(Target):
         if not self._shares or head.method == b"HEAD" or response.status in (204, 304):
             return False
         return self._kept.give(self._key, upstream)
+
+
+def key_of(route: dict[str, Any]) -> Hashable:
+    """What connections to a port of a sprite are kept by."""
+    return route["socket"], route["preamble"]["connect"]["port"]
 
 
 def _cut_unread(upstream: Stream, head: RequestHead) -> bool:
