@@ -13,7 +13,7 @@ from typing import Any
 from ballpoint.core.hosts import OWN_PATH
 from ballpoint.edge.head import RequestHead
 from ballpoint.edge.holds import Holds
-from ballpoint.host.changes import Changes
+from ballpoint.host.changes import Changes, is_settled
 
 # RFC 9110 9.2.1: to do them twice does no more than once.
 SAFE = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE"})
@@ -49,9 +49,8 @@ class Known:
 
     def look(self) -> bytes:
         """What is the same as long as nothing changes; empty where that cannot be told. Taken before a question."""
-        if not self._counts or not all(each.settled for each in self._counts):
-            return b""
-        return self._look()
+        looks = [each.look() for each in self._counts]
+        return b"".join(looks) if all(map(is_settled, looks)) else b""
 
     def remember(self, key: str, looked: bytes, answer: dict[str, Any]) -> None:
         """Keep an answer to a question that was asked after the look."""

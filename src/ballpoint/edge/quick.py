@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,10 +67,16 @@ class _Like:
 
 @dataclass(slots=True)
 class _Form:
-    """What answers with the same head have in common: `before` and `after` are around the request's id."""
+    """What answers with the same head have in common.
+
+    Attributes:
+        keeps: their server's connection can take another request.
+        before, after: what a client sees around its request's id.
+    """
 
     head: ResponseHead
     length: int
+    keeps: bool
     before: bytes
     after: bytes
 
@@ -121,6 +128,7 @@ class Quick:
         self._head = b""
         self._path = b""
         self._request_id = ""
+        self._key: Hashable = None
         self._route: dict[str, Any] = {}
         self._upstream: Stream
         self._passage: Passage | None = None
@@ -206,7 +214,8 @@ class Quick:
         route = shared.known.recall(like.key)
         if route is None:
             return False
-        upstream = shared.kept.take(key_of(route))
+        self._key = key_of(route)
+        upstream = shared.kept.take(self._key)
         if upstream is None:
             return False
         # No turn of the loop is between the look at what is held and this.
@@ -288,7 +297,7 @@ class Quick:
         before, after = text[: text.rindex(_ID)], text[text.rindex(_ID) + len(_ID) :]
         if len(raw) <= _HEAD_MAX:
             self._raw = raw
-        self._form = _Form(head, head.length, before, after)
+        self._form = _Form(head, head.length, head.keep_alive, before, after)
         return self._form
 
     def _passed(self, error: Exception | None) -> None:
@@ -307,7 +316,7 @@ class Quick:
         upstream, client = self._upstream, self._client
         self.busy = False
         upstream.passage = None
-        if not (form.head.keep_alive and self._shared.kept.give(key_of(self._route), upstream)):
+        if not (form.keeps and self._shared.kept.give(self._key, upstream)):
             upstream.drop()
         self._note(form.head.status)
         self._since = self._loop.time()

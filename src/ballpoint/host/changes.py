@@ -19,6 +19,11 @@ _SIZE = 16
 _BEGUN, _ENDED = 0, 1
 
 
+def is_settled(look: bytes) -> bool:
+    """Whether no change was under way, nor cut off, at a look. One look, as another one may see the next change."""
+    return look[: _SIZE // 2] == look[_SIZE // 2 :]
+
+
 class Changes:
     """The counts at `path`, made where there are none.
 
@@ -44,7 +49,7 @@ class Changes:
     @property
     def settled(self) -> bool:
         """Whether no change is under way, nor was cut off."""
-        return self._counts[_BEGUN] == self._counts[_ENDED]
+        return is_settled(self.look())
 
     def begin(self) -> int:
         """Before a change, of which there is one at a time. Returns its number."""
