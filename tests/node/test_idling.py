@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from ballpoint.core.hosts import Site
 from ballpoint.core.types import Caller
+from ballpoint.host.changes import Changes
 from ballpoint.node.lifecycle.idling import Idling
 from ballpoint.node.lifecycle.leases import Leases
 from ballpoint.node.lifecycle.running import Running
@@ -111,7 +112,9 @@ class Scene:
         self.clock = Clock()
         self.leases = Leases(self.clock)
         site = Site("test.localhost", "http", 80)
-        self.node = Node(registry, cast(Any, None), Logbook(folder / "logs"), self.leases, self.clock, site=site)
+        changes = Changes(folder / "changes", counts=True)
+        logbook = Logbook(folder / "logs")
+        self.node = Node(registry, cast(Any, None), logbook, self.leases, self.clock, site=site, changes=changes)
         self.tasks = Tasks()
         self.missing = 0
         self.idling = Idling(
