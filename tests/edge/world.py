@@ -189,8 +189,13 @@ class Agent(Listener):
             socket.send_fds(sock, [b'{"ok": true}\n'], [made.fileno()])
 
     def refuse(self, reason: str) -> None:
-        """From now on answer that there is none."""
-        self.give = lambda sock: sock.sendall(json.dumps({"error": reason, "message": "<its word>"}).encode() + b"\n")
+        """From now on answer that there is none, and at which port, as an agent does."""
+
+        def refused(sock: socket.socket) -> None:
+            answer = {"error": reason, "port": self.asked[-1]["connect"]["port"], "message": "<its word>"}
+            sock.sendall(json.dumps(answer).encode() + b"\n")
+
+        self.give = refused
 
 
 def unix_listener(path: Path, uid: int) -> socket.socket:
