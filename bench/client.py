@@ -15,14 +15,16 @@ from websockets.asyncio.client import ClientConnection, connect
 
 _SECONDS = 600.0
 _STDOUT, _EXIT = 1, 3
+_CONTROL = "control:"
 
 
 @dataclass(frozen=True)
 class Exec:
-    """One command. Times are of perf_counter, in seconds."""
+    """One command. Times are of perf_counter, in seconds; `first` is its first output's, or its end's."""
 
     started: float
     opened: float
+    first: float
     exited: float
     closed: float
     code: int
@@ -134,32 +136,68 @@ class Client:
         query = urlencode([*(("cmd", word) for word in command), ("stdin", "false")])
         return await self.read(f"ws://{self.host}:{self.port}/v1/sprites/{name}/exec?{query}")
 
+    async def control(self, name: str) -> Control:
+        """A control socket of a sprite; the caller closes it."""
+        return Control(await self._connect(f"ws://{self.host}:{self.port}/v1/sprites/{name}/control"))
+
+    async def _connect(self, url: str) -> ClientConnection:
+        return await connect(
+            url,
+            additional_headers={"Authorization": f"Bearer {self._token}"},
+            compression=None,
+            max_size=None,
+            proxy=None,
+            ping_interval=None,
+            open_timeout=None,
+        )
+
     async def read(self, url: str) -> Exec:
         """Read one exec WebSocket to its end."""
         started = perf_counter()
         async with asyncio.timeout(_SECONDS):
-            socket: ClientConnection = await connect(
-                url,
-                additional_headers={"Authorization": f"Bearer {self._token}"},
-                compression=None,
-                max_size=None,
-                proxy=None,
-                ping_interval=None,
-                open_timeout=None,
-            )
+            socket = await self._connect(url)
             opened = perf_counter()
-            received = 0
+            received, first = 0, None
             while True:
                 message = await socket.recv()
                 if not message or isinstance(message, str):
                     continue
                 if message[0] == _STDOUT:
+                    first = first or perf_counter()
                     received += len(message) - 1
                 elif message[0] == _EXIT:
                     break
             exited = perf_counter()
             await socket.wait_closed()
-            return Exec(started, opened, exited, perf_counter(), message[1], received)
+            return Exec(started, opened, first or exited, exited, perf_counter(), message[1], received)
+
+
+class Control:
+    """Commands one after the other on one WebSocket (contract 3.7)."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self._socket = socket
+
+    async def exec(self, *command: str) -> float:
+        """Seconds of a command that must succeed, until its operation is complete."""
+        started = perf_counter()
+        await self._socket.send(_CONTROL + json.dumps({"type": "op.start", "op": "exec", "args": {"cmd": command}}))
+        code = None
+        async with asyncio.timeout(_SECONDS):
+            while True:
+                message = await self._socket.recv()
+                if isinstance(message, bytes):
+                    code = message[1] if message[0] == _EXIT else code
+                elif message.startswith(_CONTROL):
+                    told = json.loads(message.removeprefix(_CONTROL))
+                    if told["type"] in ("op.complete", "op.error"):
+                        break
+        if code != 0:
+            raise RuntimeError(f"{command[0]} ended with {code}: {told}")
+        return perf_counter() - started
+
+    async def close(self) -> None:
+        await self._socket.close()
 
 
 class Http:
@@ -177,12 +215,9 @@ class Http:
     async def request(self, method: str, path: str, body: Any = None, *, expected: int | None = None) -> Any:
         """The answer's JSON; of NDJSON a list. RuntimeError where it has neither the `expected` status nor success."""
         content = b"" if body is None else json.dumps(body).encode()
-        head = [f"{method} {path} HTTP/1.1", f"Host: {self._client.host}:{self._client.port}"]
-        head += [f"Authorization: Bearer {self._client._token}", f"Content-Length: {len(content)}"]
-        if content:
-            head.append("Content-Type: application/json")
+        fields = ["Content-Type: application/json"] if content else []
         async with asyncio.timeout(_SECONDS):
-            self._writer.write(("\r\n".join(head) + "\r\n\r\n").encode() + content)
+            self._ask(method, path, f"{self._client.host}:{self._client.port}", content, fields)
             answer = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1")
             line, *fields = answer.splitlines()
             if any(field.lower() == "transfer-encoding: chunked" for field in fields):
@@ -196,6 +231,21 @@ class Http:
         if any(field.lower() == "content-type: application/x-ndjson" for field in fields):
             return [json.loads(each) for each in data.splitlines()]
         return json.loads(data) if data else None
+
+    async def first_byte(self, path: str, host: str) -> float:
+        """When the first byte came of a body that is asked for at a sprite's URL. RuntimeError where none is served."""
+        async with asyncio.timeout(_SECONDS):
+            self._ask("GET", path, host, b"", [])
+            head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+            if head.split()[1] != "200":
+                raise RuntimeError(f"{host}{path}: {head}")
+            await self._reader.readexactly(1)
+            return perf_counter()
+
+    def _ask(self, method: str, path: str, host: str, content: bytes, fields: list[str]) -> None:
+        head = [f"{method} {path} HTTP/1.1", f"Host: {host}", f"Authorization: Bearer {self._client._token}"]
+        head += [f"Content-Length: {len(content)}", *fields]
+        self._writer.write(("\r\n".join(head) + "\r\n\r\n").encode() + content)
 
     async def _chunks(self) -> bytes:
         """A body of chunks (RFC 9112, 7.1), to the last one."""

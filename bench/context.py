@@ -146,6 +146,14 @@ class Bench:
         """A running sprite's root directory, as its processes see it."""
         return Path(f"/proc/{await self.process(sprite, 'inner', 'init')}/root")
 
+    async def address(self, sprite: str) -> str:
+        """A running sprite's IPv4 address, at which this host reaches it."""
+        inside = ["nsenter", "--target", str(await self.process(sprite, "inner/main", "init")), "--net"]
+        shown = await asyncio.to_thread(
+            process.run, [*inside, "ip", "-json", "-4", "addr", "show", "eth0"], timeout=_READY_SECONDS
+        )
+        return str(json.loads(shown)[0]["addr_info"][0]["local"])
+
     def name(self) -> str:
         """A name no sprite of this node had."""
         return f"bench-{next(self._names)}"
@@ -174,6 +182,11 @@ class Bench:
         """What only the node's process has."""
         (node,) = self.node.processes("node")
         return private_mb(node)
+
+    def memory(self) -> dict[str, float]:
+        """What only its processes have, in MB: of each kind all together."""
+        kinds = ("node", "edge")
+        return {kind: sum(map(private_mb, self.node.processes(kind))) for kind in kinds}
 
     async def agent(self, sprite: str) -> int:
         """Pid of a sprite's agent."""

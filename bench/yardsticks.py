@@ -116,6 +116,10 @@ class Containers:
         """Seconds of one run."""
         return (await self.at_once(yardstick, 1, *command))[0]
 
+    async def spawned(self, *command: str) -> float:
+        """Seconds of a posix_spawn(3) of a program of this host, by a small process that waits for it."""
+        return (await self._run([list(command)]))[0]
+
     async def at_once(self, yardstick: str, count: int, *command: str) -> list[float]:
         """Seconds of `count` runs started together, each from the common start.
 

@@ -61,6 +61,40 @@ async def exec_row(context: Context) -> Result:
     return result
 
 
+async def control(context: Context) -> Result:
+    result = Result("control", "exec `/bin/true` on a control socket")
+    async with context.node(pool=1) as bench:
+        name = bench.name()
+        await bench.client.create(name)
+        await bench.ready(1)
+        socket = await bench.client.control(name)
+        try:
+
+            async def ours() -> float:
+                return await socket.exec("/bin/true") * 1000
+
+            async def theirs() -> float:
+                return await context.containers.spawned("/bin/true") * 1000
+
+            count = context.count(500, 50)
+            samples = await alternated(count, {"sprite": ours, "posix_spawn": theirs})
+            before = bench.cpu()
+            for _ in range(count):
+                await ours()
+            after = bench.cpu()
+        finally:
+            await socket.close()
+    result.series = {key: Series.of(values, "ms") for key, values in samples.items()}
+    sprite, spawn = result.series["sprite"], result.series["posix_spawn"]
+    yardstick = f"posix_spawn of the host's: p50 {number(spawn.p50)} ms"
+    result.checks = [at_most(str(sprite), sprite.p50 / spawn.p50, 4.0, yardstick=yardstick)]
+    result.notes.append(
+        "client: one process, one WebSocket, one command after the other, each until its operation is complete"
+    )
+    result.profile = [cpu_sentence(before, after, count, "exec")]
+    return result
+
+
 async def close(context: Context) -> Result:
     result = Result("close", "exit frame to closed socket")
     async with context.node(pool=1) as bench:

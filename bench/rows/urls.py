@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import socket
-import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -90,10 +87,7 @@ async def _sides(context: Context, bench: Bench) -> AsyncIterator[_Sides]:
     await bench.client.create(name)
     init = await bench.process(name, "inner/main", "init")
     inside = ["nsenter", "--target", str(init), "--net"]
-    shown = await asyncio.to_thread(
-        subprocess.run, [*inside, "ip", "-json", "-4", "addr", "show", "eth0"], capture_output=True, check=True
-    )
-    address = json.loads(shown.stdout)[0]["addr_info"][0]["local"]
+    address = await bench.address(name)
     host = (await bench.client.request("GET", f"/v1/sprites/{name}"))["url"].partition("://")[2]
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
