@@ -241,5 +241,15 @@ def test_a_watch_of_nothing_says_so_at_once(quick: TestNode) -> None:
         assert json.loads(next(answer.iter_lines()))["type"] == "heartbeat"
 
 
+def test_a_service_alone_keeps_no_sprite_awake(quick: TestNode, name: str) -> None:
+    sprite = quick.client().get_sprite(name)
+    sprite.create_service("web", "sleep", ["600"], duration=0.1)
+    before = sprite.get_service("web").state
+    becomes(quick, name, "warm")
+    after = sprite.get_service("web").state
+    assert before is not None and after is not None
+    assert (after.status, after.pid) == (before.status, before.pid) and before.status == "running"
+
+
 def _wait(seconds: float) -> None:
     threading.Event().wait(seconds)
