@@ -10,7 +10,7 @@ from sprites.exceptions import APIError
 
 from tests.sdk.table import Kit, row
 
-_SERVER = ["-c", "echo up; exec sleep 600"]
+_SERVER = ["-c", "exec sleep 600"]
 
 
 @row(
@@ -20,23 +20,25 @@ _SERVER = ["-c", "echo up; exec sleep 600"]
 )  # fmt: skip
 async def the_life_of_services(kit: Kit) -> None:
     sprite = await kit.made()
-    events = list(await kit.do(sprite.create_service, "base", "sh", _SERVER, duration=0.3))
-    assert_stream(events, "started", "stdout", "complete")
-    assert [event.data for event in events if event.type == "stdout"] == ["up"]
+    # What ends is watched no longer, whatever the duration.
     events = list(
         await kit.do(
             sprite.create_service,
-            "web",
+            "once",
             "sh",
-            ["-c", 'echo "$A"; pwd; sleep 600'],
-            ["base"],
-            8080,
-            0.3,
+            ["-c", 'echo "$A"; pwd; exit 3'],
+            duration=60.0,
             env={"A": "b"},
             dir="/usr",
-        )  # fmt: skip
+        )
     )
+    assert_stream(events, "started", "stdout", "exit", "complete")
     assert [event.data for event in events if event.type == "stdout"] == ["b", "/usr"]
+    assert [event.exit_code for event in events if event.type == "exit"] == [3]
+    await kit.do(sprite.delete_service, "once")
+    assert_stream(await kit.do(sprite.create_service, "base", "sh", _SERVER, duration=0.1), "started", "complete")
+    settings = {"env": {"A": "b"}, "dir": "/usr"}
+    await kit.do(sprite.create_service, "web", "sleep", ["600"], ["base"], 8080, 0.1, **settings)
     base, web = sorted(await kit.do(sprite.list_services), key=lambda service: service.name)
     assert (base.name, base.cmd, base.args, base.needs, base.http_port) == ("base", "sh", _SERVER, [], None)
     assert (web.needs, web.http_port, web.env, web.dir) == (["base"], 8080, {"A": "b"}, "/usr")
@@ -44,7 +46,7 @@ async def the_life_of_services(kit: Kit) -> None:
     assert web.state.pid and web.state.started_at.tzinfo is not None
     assert_stream(await kit.do(sprite.stop_service, "web", timeout=5.0), "stopping", "stopped", "complete")
     assert (await kit.do(sprite.get_service, "web")).state.status == "stopped"
-    assert_stream(await kit.do(sprite.start_service, "web", duration=0.3), "started", "complete")
+    assert_stream(await kit.do(sprite.start_service, "web", duration=0.1), "started", "complete")
     assert (await kit.do(sprite.get_service, "web")).state.status == "running"
     assert await kit.do(sprite.signal_service, "web", "SIGCONT") is None
     await kit.do(sprite.delete_service, "web")
@@ -60,10 +62,10 @@ async def the_life_of_services(kit: Kit) -> None:
 )  # fmt: skip
 async def functions_of_the_module(kit: Kit) -> None:
     sprite = await kit.made()
-    with await kit.do(services.create_service, sprite, "one", "sh", _SERVER, duration=0.3, http_port=8080) as stream:
+    with await kit.do(services.create_service, sprite, "one", "sh", _SERVER, duration=0.1, http_port=8080) as stream:
         heard: list[Any] = []
         stream.process_all(heard.append)
-        assert_stream(heard, "started", "stdout", "complete")
+        assert_stream(heard, "started", "complete")
         assert heard[-1].log_files["combined"].startswith("/.sprite/logs/services/")
     assert [each.name for each in await kit.do(services.list_services, sprite)] == ["one"]
     assert (await kit.do(services.get_service, sprite, "one")).state.status == "running"
@@ -77,7 +79,7 @@ async def functions_of_the_module(kit: Kit) -> None:
     with pytest.raises(APIError) as refused:
         await kit.do(services.signal_service, sprite, "one", "SIGHUP")
     assert refused.value.status_code == 409
-    assert_stream(await kit.do(services.start_service, sprite, "one", duration=0.3), "started", "complete")
+    assert_stream(await kit.do(services.start_service, sprite, "one", duration=0.1), "started", "complete")
     await kit.do(services.signal_service, sprite, "one", "HUP")
     await kit.do(services.delete_service, sprite, "one")
     assert await kit.do(services.list_services, sprite) == []
