@@ -73,6 +73,19 @@ def test_a_client_that_goes_while_it_waits_takes_its_request_along(world: World,
 
 
 @pytest.mark.parametrize("target", TARGETS)
+def test_the_log_tells_who_went_before_an_answer_from_who_went_within_one(world: World, target: str) -> None:
+    edge = world.start_edge()
+    for answer in (b"", b"HTTP/1.1 203 Half\r\nContent-Length: 10\r\n\r\nhalf"):
+        watched = server(world, target, Watched(answer))
+        with edge.connect() as client:
+            client.send(get(target))
+            if answer:
+                client.head()
+            assert watched.began.wait(30)
+    eventually(lambda: edge.noted(target) == [499, 203])
+
+
+@pytest.mark.parametrize("target", TARGETS)
 def test_a_client_that_goes_within_its_body_takes_its_request_along(world: World, target: str) -> None:
     watched = server(world, target, Watched(body=4))
     client = world.connect().send(get(target, "Content-Length: 10", method="POST") + b"half")

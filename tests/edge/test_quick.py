@@ -175,6 +175,7 @@ def test_a_client_that_leaves_takes_its_request_along(world: World) -> None:
             serve(client, ask("/"))
         client.send(ask("/never"))
     assert left.wait(30)
+    eventually(lambda: world.edge.noted("/never") == [499])
     before = world.edge.connections()
     with world.connect() as client:
         serve(client, ask("/"))

@@ -243,6 +243,10 @@ class Edge:
             )  # fmt: skip
         listener.close()
 
+    def noted(self, target: str) -> list[int]:
+        """The statuses that its log has of requests for a target."""
+        return [int(words[6]) for line in self.log.read_text().splitlines() if (words := line.split())[5:6] == [target]]
+
     def connect(self) -> Wire:
         return Wire(socket.create_connection(self.address))
 

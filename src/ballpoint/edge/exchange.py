@@ -6,6 +6,7 @@ import asyncio
 
 from ballpoint.core.errors import UnavailableError
 from ballpoint.edge.head import FramingError, RequestHead, ResponseHead, parse_response
+from ballpoint.edge.journal import CLIENT_LEFT
 from ballpoint.edge.passage import Passage, TargetLostError
 from ballpoint.edge.reply import format_head, of_every_response
 from ballpoint.edge.splice import splice
@@ -27,6 +28,7 @@ class Exchange:
 
     Attributes:
         body_begun: some of the request's body may have been passed on, so it cannot be sent again.
+        status: of the answer that came, or CLIENT_LEFT until then.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Exchange:
         self._client_left = False
         self._answered = False
         self.body_begun = False
+        self.status = CLIENT_LEFT
 
     async def run(self) -> tuple[int, bool]:
         """Status of the response, and whether the client's connection can take another request.
@@ -148,6 +151,7 @@ class Exchange:
                 raise UnavailableError("the server ended the connection without an answer", hint="try again")
             if response.status == 101 or response.status >= 200:
                 self._answered = True
+                self.status = response.status
                 self._upstream.limit(None)
                 return response
 

@@ -8,6 +8,9 @@ from contextlib import suppress
 
 from ballpoint.core.clock import SYSTEM_CLOCK
 
+# In the log only, as other servers have it: the client did not wait for an answer.
+CLIENT_LEFT = 499
+
 
 class Journal:
     """Writes lines as the other lines of the log are, to standard error: those of one turn of the loop at once."""

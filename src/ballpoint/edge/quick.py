@@ -21,7 +21,7 @@ from ballpoint.edge import exchange
 from ballpoint.edge.exchange import fields_for_client
 from ballpoint.edge.head import FramingError, RequestHead, ResponseHead, find_end, parse_request, parse_response
 from ballpoint.edge.holds import Holds
-from ballpoint.edge.journal import Journal
+from ballpoint.edge.journal import CLIENT_LEFT, Journal
 from ballpoint.edge.kept import Kept
 from ballpoint.edge.known import Known
 from ballpoint.edge.passage import Passage
@@ -307,7 +307,7 @@ class Quick:
         if error is None and self._form is not None:
             self._done(self._form)
             return
-        self._give_up()
+        self._give_up(answered=True)
         self._cut = True
         self._wake()
 
@@ -332,15 +332,16 @@ class Quick:
         self._begun = Begun(self._head, self._request_id, self._route, self._upstream, patience)
         self._wake()
 
-    def _give_up(self) -> None:
+    def _give_up(self, *, answered: bool = False) -> None:
         """The client has gone, or the answer was cut short."""
         self.busy = False
         if self._passage is not None:
+            answered = True
             self._passage.stop()
             self._passage = None
         self._upstream.passage = None
         self._upstream.abort()
-        self._note(500)
+        self._note(self._form.head.status if answered and self._form is not None else CLIENT_LEFT)
 
     def _note(self, status: int) -> None:
         self._shared.holds.release(self._route["socket"])

@@ -177,7 +177,7 @@ class Edge:
         of_sprite = is_of_sprite(head, self._domain)
         page = of_sprite and wants_html(head)
         say = partial(refuse, client, request_id=request_id, head_only=head_only, page=page)
-        status, keep = 500, False
+        status, keep = 500, False  # a mistake of ours, unless something else is known
         try:
             question = question_of(head, address, self._domain)
             key = Known.key(head, question) if of_sprite else None
@@ -219,6 +219,9 @@ class Edge:
                 try:
                     status, keep = await exchange.run()
                     return keep
+                except ConnectionError:
+                    status = exchange.status
+                    raise
                 except NotStartedError as error:
                     # Its instance has just ended, or a connection that was kept: the node is asked what comes next.
                     if last or exchange.body_begun:
