@@ -91,6 +91,11 @@ def test_packages_of_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyP
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o755)
     assert missing_packages(tmp_path) == []
+    extra = ["npm", "nginx=nginx-light"]
+    assert missing_packages(tmp_path, extra) == ["npm", "nginx-light"]
+    for program in ("npm", "nginx"):
+        (tmp_path / "bin" / program).touch(mode=0o755)
+    assert missing_packages(tmp_path, extra) == []
 
 
 def test_a_host_without_apt_is_told_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

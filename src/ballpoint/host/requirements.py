@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from ballpoint.core.errors import UnavailableError
@@ -52,10 +53,15 @@ _LOAD_SECONDS = 30.0
 _INSTALL_SECONDS = 1800.0
 
 
-def missing_packages(root: Path = Path("/")) -> list[str]:
-    """Packages whose programs or files the host lacks."""
+def missing_packages(root: Path = Path("/"), extra: Sequence[str] = ()) -> list[str]:
+    """Packages whose programs or files the host lacks.
+
+    Args:
+        extra: what there must be beside PACKAGES: a package, or PROGRAM=PACKAGE where they have different names.
+    """
     missing = []
-    for item, package in PACKAGES.items():
+    others = (each.partition("=") for each in extra)
+    for item, package in {**PACKAGES, **{program: package or program for program, _, package in others}}.items():
         there = (root / item.lstrip("/")).exists() if item.startswith("/") else process.which(item) is not None
         if not there:
             missing.append(package)
@@ -185,7 +191,7 @@ def raise_sysctls(root: Path = Path("/proc/sys"), file: Path = SYSCTL_FILE) -> d
 
 def main(extra: list[str]) -> None:
     """Install what the host lacks, and raise its limits; for scripts that run before there is a command line."""
-    missing = missing_packages() + [package for package in extra if process.which(package) is None]
+    missing = missing_packages(extra=extra)
     if missing:
         sys.stderr.write(f"ballpoint: installing {', '.join(missing)}\n")
         install_packages(missing)
