@@ -342,3 +342,20 @@ def test_no_other_page_frames_the_page_to_log_in_or_sends_its_form(
     eventually(lambda: any(browser.texts("[role=alert]")))
     assert browser.host == auth_host(node)
     assert browser.cookies() == known
+
+
+def test_a_page_that_keeps_its_address_to_itself_sends_forms_to_its_own_host(
+    browser: Browser, node: TestNode, app: App, other: App
+) -> None:
+    """Browsers say Origin: null of them, as they do of such a page of another host."""
+    before = app.posts
+    for sprite in (app, other):
+        browser.log_in(sprite.url, node.token)
+        browser.run(
+            "const policy = document.createElement('meta'); policy.name = 'referrer'; policy.content = 'no-referrer';"
+            "document.head.append(policy)"
+        )
+        browser.send_form(f"{app.url}form", {"some": "thing"})
+        eventually(lambda: browser.url == f"{app.url}form")
+        assert (browser.texts("body") == ["taken"]) is (sprite is app)
+        assert app.posts == before + 1

@@ -64,4 +64,8 @@ class Visitor(msgspec.Struct, frozen=True):
             return False
         if self.origin is None:
             return self.site is not None
+        # Said of a form on a page that tells nobody its address (Fetch, "append a request Origin header"), as many do.
+        # Of a page of no origin, as in a sandboxed frame, it is said too, but that is of another site than any.
+        if self.origin == "null":
+            return self.site == "same-origin"
         return self.origin.lower() == f"{site.scheme}://{self.host.lower()}"
