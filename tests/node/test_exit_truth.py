@@ -58,7 +58,7 @@ async def test_quick_commands(node: TestNode, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 async def test_ten_thousand_quick_commands(node: TestNode, name: str) -> None:
     await quick_commands(node, name, 10_000)
 

@@ -31,13 +31,26 @@ class Quick:
     async def websocket(self, *argv: str) -> Heard:
         """Over a WebSocket of its own, which the server ends."""
         query = urlencode([*(("cmd", word) for word in argv), ("stdin", "false")])
-        answer = await self._whole(f"GET {self._path}/exec?{query} {self._fields}{_UPGRADE}")
-        head, _, rest = answer.partition(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 101 "), head
-        heard = Heard()
-        for opcode, payload in _frames(rest):
-            take(heard, opcode, payload)
-        return heard
+        reader, writer = await asyncio.open_connection(self._host, self._port)
+        try:
+            writer.write(f"GET {self._path}/exec?{query} {self._fields}{_UPGRADE}".encode())
+            async with asyncio.timeout(_SECONDS):
+                head = await reader.readuntil(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 101 "), head
+                heard, received = Heard(), b""
+                while data := await reader.read(1 << 16):
+                    received += data
+                    while (frame := _frame(received)) is not None:
+                        opcode, payload, size = frame
+                        received = received[size:]
+                        take(heard, opcode, payload)
+                        if opcode == _CLOSE:
+                            # As RFC 6455 section 5.5.1 asks of a client; a server waits for it before it hangs up.
+                            writer.write(_masked(_CLOSE, payload[:2]))
+            assert not received, "cut in a frame"
+            return heard
+        finally:
+            writer.close()
 
     async def http(self, *argv: str) -> Heard:
         """Over HTTP."""
@@ -124,15 +137,6 @@ def take(heard: Heard, opcode: int, payload: bytes) -> None:
         heard.stdout += payload[1:]
     elif payload:
         heard.stderr += payload[1:]
-
-
-def _frames(data: bytes) -> Iterator[tuple[int, bytes]]:
-    while data:
-        frame = _frame(data)
-        assert frame is not None, "cut in a frame"
-        opcode, payload, size = frame
-        yield opcode, payload
-        data = data[size:]
 
 
 def _frame(data: bytes) -> tuple[int, bytes, int] | None:
