@@ -6,16 +6,14 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
-from ballpoint.api.app import make_app
-
-from .double import NodeDouble, caller_header
+from .double import NodeDouble, app_of, caller_header
 
 
 @pytest.fixture(scope="session")
 def served() -> tuple[NodeDouble, FastAPI]:
     """One application for all tests, as it keeps no state, and the node behind it."""
     node = NodeDouble()
-    return node, make_app(node, node)
+    return node, app_of(node)
 
 
 @pytest.fixture

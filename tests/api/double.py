@@ -10,9 +10,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
+from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ballpoint.api.app import make_app
+from ballpoint.api.tasks import TaskService
 from ballpoint.core.errors import ConflictError, InvalidError, NotFoundError
+from ballpoint.core.metrics import Metrics
 from ballpoint.core.types import Caller
 from ballpoint.node.views import (
     DEFAULT_IDLE_TIMEOUT,
@@ -340,3 +344,8 @@ class NodeDouble:
             durable_at=START,
             size=100 << 30,
         )
+
+
+def app_of(node: NodeDouble, metrics: Metrics | None = None, tasks: TaskService | None = None) -> FastAPI:
+    """The control API of a node that is a double in all that it does."""
+    return make_app(node, node, node, node, metrics, tasks=tasks)

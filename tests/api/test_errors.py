@@ -10,7 +10,6 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
-from ballpoint.api.app import make_app
 from ballpoint.api.errors import ErrorBody
 from ballpoint.api.guard import MAX_BODY
 from ballpoint.core.errors import (
@@ -25,7 +24,7 @@ from ballpoint.core.errors import (
     UnavailableError,
 )
 
-from .double import NodeDouble, caller_header
+from .double import NodeDouble, app_of, caller_header
 
 KINDS: list[type[BallpointError]] = [
     ConflictError,
@@ -41,7 +40,7 @@ KINDS: list[type[BallpointError]] = [
 
 def _operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
     node = NodeDouble()
-    for path, methods in make_app(node, node).openapi()["paths"].items():
+    for path, methods in app_of(node).openapi()["paths"].items():
         for method, operation in methods.items():
             yield method.upper(), path, operation
 

@@ -11,10 +11,9 @@ import httpx2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ballpoint.api.app import make_app
 from ballpoint.core.ids import check_name
 
-from .double import NodeDouble, caller_header
+from .double import NodeDouble, app_of, caller_header
 
 # Every code point, lone surrogates too: an escape in JSON can spell them.
 TEXT = st.text(st.characters(exclude_categories=()))
@@ -37,7 +36,7 @@ ROUTES = [
 
 
 NODE = NodeDouble()
-APP = make_app(NODE, NODE)
+APP = app_of(NODE)
 
 
 def send(method: str, path: str, content: bytes) -> httpx2.Response:

@@ -8,11 +8,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from ballpoint.api.app import make_app
 from ballpoint.api.inside import Inside
 from ballpoint.core.types import Caller
 from ballpoint.node.inside import SCOPE_KEY
-from tests.api.double import ALICE, NodeDouble
+from tests.api.double import ALICE, NodeDouble, app_of
 
 SERVED = [
     ("GET", "/v1/checkpoints", "/v1/sprites/one/checkpoints"),
@@ -106,7 +105,7 @@ async def test_nothing_else_is_there(path: str) -> None:
 async def test_info() -> None:
     node = NodeDouble()
     view = node.put("one")
-    status, info = await ask(make_app(node, node), "GET", "/v1/info")
+    status, info = await ask(app_of(node), "GET", "/v1/info")
     assert status == 200
     assert (info["name"], info["id"], info["org"]) == ("one", view.id, view.organization)
     assert (info["sprite_url"], info["image"]) == (view.url, view.version)
@@ -117,9 +116,9 @@ async def test_from_outside_nothing_is_changed() -> None:
     await ask(Inside(app), "GET", "/v1/checkpoints", inside=False)
     assert app.scopes[0]["path"] == "/v1/checkpoints"
     caller = [(b"x-ballpoint-caller", msgspec.json.encode(ALICE))]
-    assert (await ask(make_app(NodeDouble(), NodeDouble()), "GET", "/v1/info", inside=False, headers=caller))[0] == 404
-    assert (await ask(make_app(NodeDouble(), NodeDouble()), "GET", "/v1/info", inside=False))[0] == 401
+    assert (await ask(app_of(NodeDouble()), "GET", "/v1/info", inside=False, headers=caller))[0] == 404
+    assert (await ask(app_of(NodeDouble()), "GET", "/v1/info", inside=False))[0] == 401
 
 
 def test_what_is_inside_is_not_in_the_document() -> None:
-    assert "/v1/info" not in make_app(NodeDouble(), NodeDouble()).openapi()["paths"]
+    assert "/v1/info" not in app_of(NodeDouble()).openapi()["paths"]

@@ -5,10 +5,9 @@ from __future__ import annotations
 import httpx2
 from fastapi import FastAPI
 
-from ballpoint.api.app import make_app
 from ballpoint.core.metrics import Metrics
 
-from .double import NodeDouble, caller_header
+from .double import NodeDouble, app_of, caller_header
 
 
 async def ask(app: FastAPI, headers: dict[str, str]) -> httpx2.Response:
@@ -20,7 +19,7 @@ async def test_numbers_are_told_as_they_are_now_and_to_those_with_a_token() -> N
     metrics, lag = Metrics(), [0.25]
     saves = metrics.counter("ballpoint_saves_total", "Disks brought into the store.")
     metrics.gauge("ballpoint_lag_seconds_max", "How long.", lambda: lag[0])
-    app = make_app(NodeDouble(), NodeDouble(), metrics)
+    app = app_of(NodeDouble(), metrics)
     saves.add()
     saves.add(2)
     answer = await ask(app, caller_header())

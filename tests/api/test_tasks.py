@@ -10,12 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ballpoint.api.app import make_app
 from ballpoint.core.errors import NotFoundError
 from ballpoint.node.inside import SCOPE_KEY
 from ballpoint.node.lifecycle.holds import HOLDS_MAX, SECONDS_MAX, Holds
 from ballpoint.node.lifecycle.running import Running
-from tests.api.double import ALICE, NodeDouble
+from tests.api.double import ALICE, NodeDouble, app_of
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -61,7 +60,7 @@ class World:
         self.holds = Holds(self, self.clock)
         self.holds.on_change = self.changed.append
         node = NodeDouble()
-        self.app = make_app(node, node, tasks=self.holds)
+        self.app = app_of(node, tasks=self.holds)
 
     async def sprite_id(self, org_id: str, name: str) -> str:
         if org_id != ALICE.org_id:

@@ -14,11 +14,10 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from ballpoint.api.app import make_app
 from ballpoint.cli import columns
 from ballpoint.core.errors import UnavailableError
 from ballpoint.node.views import CheckpointView
-from tests.api.double import START, NodeDouble, behind_edge
+from tests.api.double import START, NodeDouble, app_of, behind_edge
 from tests.cli.command import ballpoint
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -28,7 +27,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 def serving(node: NodeDouble) -> Iterator[str]:
     """The API over `node` at a URL."""
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(behind_edge(make_app(node, node)), http="httptools", lifespan="off", log_config=None)
+    config = uvicorn.Config(behind_edge(app_of(node)), http="httptools", lifespan="off", log_config=None)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=asyncio.run, args=[server.serve(sockets=[listener])])
     thread.start()

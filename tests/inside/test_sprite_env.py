@@ -18,9 +18,8 @@ import pytest
 
 from ballpoint import __version__
 from ballpoint.agent.inside import InsideServer
-from ballpoint.api.app import make_app
 from ballpoint.core.errors import UnavailableError
-from tests.api.double import ALICE, NodeDouble
+from tests.api.double import ALICE, NodeDouble, app_of
 from tests.inside.conftest import Make
 from tests.node.questions import World
 from tests.support.nodes import shell
@@ -42,7 +41,7 @@ class Env:
     def __init__(self, folder: Path) -> None:
         self.node = NodeDouble()
         self.view = self.node.put("one", ALICE)
-        self.world = World(folder, make_app(self.node, self.node))
+        self.world = World(folder, app_of(self.node))
         self.server = InsideServer(self.world.control)
         self.path = folder / "api.sock"
         self.program = folder / "sprite-env"

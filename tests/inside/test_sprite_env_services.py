@@ -15,11 +15,10 @@ from typing import Any
 import pytest
 
 from ballpoint.agent.inside import InsideServer
-from ballpoint.api.app import make_app
 from tests.agent.services.conftest import world as services_world
 from tests.agent.services.world import ServicesWorld
 from tests.agent.world import eventually
-from tests.api.double import ALICE, NodeDouble
+from tests.api.double import ALICE, NodeDouble, app_of
 from tests.api.test_tasks import START, moment
 from tests.api.test_tasks import World as TasksWorld
 from tests.inside.conftest import Make
@@ -38,7 +37,7 @@ class Env:
         self.tasks = TasksWorld()
         node = NodeDouble()
         node.put("one", ALICE)
-        self.world = World(folder, make_app(node, node, tasks=self.tasks.holds))
+        self.world = World(folder, app_of(node, tasks=self.tasks.holds))
         self.server = InsideServer(self.world.control, services.routes)
         self.path = folder / "api.sock"
         self.program = folder / "sprite-env"

@@ -24,7 +24,7 @@ from ballpoint.api.log_in import add_log_in_routes
 from ballpoint.api.metrics import add_metrics_route
 from ballpoint.api.organization import add_organization_routes
 from ballpoint.api.policy import add_policy_routes
-from ballpoint.api.service import DiskService, LogInService, NodeService
+from ballpoint.api.service import DiskService, ListingService, LogInService, NodeService, SettingsService
 from ballpoint.api.sprites import add_sprite_routes
 from ballpoint.api.tasks import TaskService, add_task_routes
 from ballpoint.core.metrics import Metrics
@@ -66,6 +66,8 @@ class ControlApi(FastAPI):
 
 def make_app(
     node: NodeService,
+    listing: ListingService,
+    settings: SettingsService,
     disks: DiskService,
     metrics: Metrics | None = None,
     log_ins: LogInService | None = None,
@@ -74,6 +76,8 @@ def make_app(
     """The ASGI application that answers for `node`.
 
     Args:
+        listing: answers for what is seen of its sprites.
+        settings: answers for what may be changed of them.
         disks: answers for the states of its sprites' disks.
         metrics: the node's numbers; where it is None, there are none.
         log_ins: lets browsers log in; where it is None, there is no page for it.
@@ -91,10 +95,10 @@ def make_app(
     app.add_middleware(Guard)
     app.add_middleware(Inside)
     add_error_handlers(app)
-    add_sprite_routes(app, node)
+    add_sprite_routes(app, node, listing, settings)
     add_checkpoint_routes(app, disks)
-    add_policy_routes(app, node)
-    add_organization_routes(app, node)
+    add_policy_routes(app, settings)
+    add_organization_routes(app, listing)
     add_metrics_route(app, (metrics or Metrics()).samples)
     add_inside_routes(app, node)
     if log_ins is not None:

@@ -6,11 +6,11 @@ from fastapi import FastAPI, Request
 
 from ballpoint.api.bodies import Organization, OrganizationBody
 from ballpoint.api.parameters import caller_of, errors
-from ballpoint.api.service import NodeService
+from ballpoint.api.service import ListingService
 from ballpoint.api.sprites import MAX_PAGE
 
 
-def add_organization_routes(app: FastAPI, node: NodeService) -> None:
+def add_organization_routes(app: FastAPI, listing: ListingService) -> None:
     """Give `app` the route `/v1/organization`."""
 
     @app.get("/v1/organization", tags=["Organization"], responses=errors(503))
@@ -20,7 +20,7 @@ def add_organization_routes(app: FastAPI, node: NodeService) -> None:
         active: list[str] = []
         after = None
         while True:
-            page = await node.list(caller, prefix="", limit=MAX_PAGE, after=after)
+            page = await listing.list(caller, prefix="", limit=MAX_PAGE, after=after)
             active += [sprite.name for sprite in page.sprites if sprite.status == "running"]
             if (after := page.next) is None:
                 break

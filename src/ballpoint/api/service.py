@@ -41,16 +41,6 @@ class NodeService(Protocol):
     async def get(self, caller: Caller, name: str) -> SpriteView:
         """The sprite as it is now."""
 
-    async def list(self, caller: Caller, *, prefix: str, limit: int, after: str | None) -> SpritePage:
-        """At most `limit` sprites whose names begin with `prefix`, continuing behind the token `after`.
-
-        Raises:
-            InvalidError: `after` is no token of an earlier page.
-        """
-
-    async def update(self, caller: Caller, name: str, changes: SpriteChanges) -> SpriteView:
-        """Change settings, all or none, and return the sprite with them. Idempotent."""
-
     async def destroy(self, caller: Caller, name: str) -> None:
         """Remove the sprite and its disk. A second call finds no sprite; after a crash half-way it is still going."""
 
@@ -69,6 +59,17 @@ class NodeService(Protocol):
     async def check(self, caller: Caller, name: str) -> CheckView:
         """Whether the sprite's agent and disk answer, asked now and within deadlines. Asking does not wake it."""
 
+
+class ListingService(Protocol):
+    """What an organization sees of its sprites. What `NodeService` says of its verbs holds for these, too."""
+
+    async def list(self, caller: Caller, *, prefix: str, limit: int, after: str | None) -> SpritePage:
+        """At most `limit` sprites whose names begin with `prefix`, continuing behind the token `after`.
+
+        Raises:
+            InvalidError: `after` is no token of an earlier page.
+        """
+
     def watch_list(self, caller: Caller, *, prefix: str) -> AsyncIterator[ListingLine]:
         """The organization's sprites whose names begin with `prefix`, each when it changes; first all as they are.
 
@@ -84,6 +85,13 @@ class NodeService(Protocol):
 
     def logs(self, caller: Caller, name: str) -> AsyncIterator[bytes]:
         """The log of the sprite's agent and container as UTF-8 text. Errors are raised before the first item."""
+
+
+class SettingsService(Protocol):
+    """What may be changed of a sprite while it lives. What `NodeService` says of its verbs holds for these, too."""
+
+    async def update(self, caller: Caller, name: str, changes: SpriteChanges) -> SpriteView:
+        """Change settings, all or none, and return the sprite with them. Idempotent."""
 
     async def privileges(self, caller: Caller, name: str) -> Privileges:
         """The sprite's privileges; the default ones where none were set."""

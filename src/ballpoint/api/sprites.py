@@ -21,7 +21,7 @@ from ballpoint.api.bodies import (
     UpdateSprite,
 )
 from ballpoint.api.parameters import SpriteOf, caller_of, content, errors
-from ballpoint.api.service import NodeService
+from ballpoint.api.service import ListingService, NodeService, SettingsService
 from ballpoint.api.streams import LineStream, TextStream, event_lines, listing_lines
 
 # The contract's page size. Clients that ask for more get this much, as they do from the original.
@@ -29,7 +29,7 @@ MAX_PAGE = 50
 TAGS: list[str | Enum] = ["Sprites"]
 
 
-def add_sprite_routes(app: FastAPI, node: NodeService) -> None:
+def add_sprite_routes(app: FastAPI, node: NodeService, listing: ListingService, settings: SettingsService) -> None:
     """Give `app` the routes below `/v1/sprites` that the node itself answers."""
 
     @app.post("/v1/sprites", status_code=201, tags=TAGS, responses=errors(400, 409, 413, 422, 503))
@@ -65,9 +65,9 @@ def add_sprite_routes(app: FastAPI, node: NodeService) -> None:
         """
         caller = caller_of(request)
         if LineStream.media_type in request.headers.get("accept", ""):
-            return LineStream(listing_lines(node.watch_list(caller, prefix=prefix), caller.org))
+            return LineStream(listing_lines(listing.watch_list(caller, prefix=prefix), caller.org))
         limit = min(max(max_results, 1), MAX_PAGE)
-        page = await node.list(caller, prefix=prefix, limit=limit, after=continuation_token or None)
+        page = await listing.list(caller, prefix=prefix, limit=limit, after=continuation_token or None)
         counts = {"name": caller.org, **msgspec.structs.asdict(page.counts)}
         return SpriteList(
             **counts,
@@ -85,7 +85,7 @@ def add_sprite_routes(app: FastAPI, node: NodeService) -> None:
     @app.put("/v1/sprites/{name}", tags=TAGS, responses=errors(400, 404, 413, 422, 503))
     async def update_sprite(request: Request, name: SpriteOf, body: UpdateSprite) -> Sprite:
         """Change a sprite's settings. What the body leaves out stays as it is."""
-        return Sprite.model_validate(await node.update(caller_of(request), name, body.changes()))
+        return Sprite.model_validate(await settings.update(caller_of(request), name, body.changes()))
 
     @app.delete("/v1/sprites/{name}", status_code=204, tags=TAGS, responses=errors(404, 503))
     async def destroy_sprite(request: Request, name: SpriteOf) -> Response:
@@ -139,7 +139,7 @@ def add_sprite_routes(app: FastAPI, node: NodeService) -> None:
         follow: Annotated[bool, Query(description="Go on with what happens until the client leaves.")] = False,
     ) -> LineStream:
         """What happened to a sprite and why, oldest first, one JSON object a line."""
-        return LineStream(event_lines(node.events(caller_of(request), name, follow=follow)))
+        return LineStream(event_lines(listing.events(caller_of(request), name, follow=follow)))
 
     @app.get(
         "/v1/sprites/{name}/logs",
@@ -149,4 +149,4 @@ def add_sprite_routes(app: FastAPI, node: NodeService) -> None:
     )
     async def sprite_logs(request: Request, name: SpriteOf) -> TextStream:
         """What the sprite's agent, console and kernel said, and why it stopped before, as lines of text."""
-        return TextStream(node.logs(caller_of(request), name))
+        return TextStream(listing.logs(caller_of(request), name))

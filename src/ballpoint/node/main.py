@@ -49,9 +49,11 @@ from ballpoint.node.lifecycle.instances import Instances
 from ballpoint.node.lifecycle.leases import Leases
 from ballpoint.node.lifecycle.recovery import recover
 from ballpoint.node.lifecycle.running import Starter
+from ballpoint.node.listing import Listing
 from ballpoint.node.logbook import Logbook
 from ballpoint.node.node import Node
 from ballpoint.node.routing import Routing
+from ballpoint.node.settings import Settings
 from ballpoint.node.standby.forks import Forks
 from ballpoint.node.standby.pool import Pool
 from ballpoint.node.standby.spares import MOST as SPARES_MOST
@@ -81,8 +83,8 @@ async def serve(config: NodeConfig, make_app: Any, port: int, edge_uid: int, rea
     """Run the node until SIGTERM, then leave running sprites running.
 
     Args:
-        make_app: makes the control API's ASGI application from the node, its checkpoints, its numbers and its URLs;
-            handed in because it is a layer above.
+        make_app: makes the control API's ASGI application from the node, what is seen and set of its sprites, its
+            checkpoints, its numbers and its URLs; handed in because it is a layer above.
         port: that the front door listens on.
         ready: called once creates work.
     """
@@ -207,7 +209,7 @@ async def serve(config: NodeConfig, make_app: Any, port: int, edge_uid: int, rea
         stack.callback(routing.close)
         measure(metrics, node, pool, disk_pool, storage)
         checkpoints = Checkpoints(node, disks, volumes, saver, forks, space, shown)
-        app = make_app(node, checkpoints, metrics, urls, holds)
+        app = make_app(node, Listing(node), Settings(node), checkpoints, metrics, urls, holds)
         inside.open(app)
         server = _ApiServer(app, config.run / "api.sock", edge_uid)
         tasks.start(server.serve_here(), "control API")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Any, Protocol, TypeVar
@@ -19,7 +19,6 @@ from ballpoint.core.errors import (
     ConflictError,
     CorruptError,
     FencedError,
-    InvalidError,
     NotFoundError,
     UnavailableError,
 )
@@ -33,24 +32,16 @@ from ballpoint.node.lifecycle.running import IDLE_TIMEOUT, Running, Starter
 from ballpoint.node.logbook import Logbook
 from ballpoint.node.standby.spares import Spares
 from ballpoint.node.views import (
-    DEFAULT_IDLE_TIMEOUT,
     ActivityView,
     CheckStatus,
     CheckView,
-    Counts,
-    EventView,
-    ListingLine,
     NewSprite,
-    Privileges,
-    Resources,
-    SpriteChanges,
     SpriteConfig,
-    SpritePage,
     SpriteView,
     Status,
     UrlSettings,
 )
-from ballpoint.registry.records import Event, Sprite, SpriteState
+from ballpoint.registry.records import Sprite, SpriteState
 from ballpoint.registry.registry import Registry
 from ballpoint.volume.pool import AttachedVolume
 from ballpoint.volume.superblock import DamagedDiskError
@@ -63,8 +54,6 @@ T = TypeVar("T")
 _END_SECONDS = 15.0
 # An agent that is asked whether it is quiet.
 _QUIET_SECONDS = 2.0
-_HEARTBEAT_SECONDS = 15.0
-_LISTING_SECONDS = 0.1
 
 _BEGUN = steps.declare("create: the sprite runs")
 _RECORDED = steps.declare("create: the registry knows it")
@@ -253,38 +242,10 @@ class Node:
                 except BallpointError as left:
                     log.error("what was made for %s stays until the next start: %s", sprite.name, left)
                 raise
-        return self._view(sprite)
+        return self.view(sprite)
 
     async def get(self, caller: Caller, name: str) -> SpriteView:
-        return self._view(await self.registry.sprite(caller.org_id, name))
-
-    async def list(self, caller: Caller, *, prefix: str, limit: int, after: str | None) -> SpritePage:
-        sprites, token = await self.registry.list_sprites(caller.org_id, prefix=prefix, limit=limit, after=after)
-        return SpritePage(sprites=tuple(map(self._view, sprites)), next=token, counts=await self._counts(caller))
-
-    async def _counts(self, caller: Caller) -> Counts:
-        warm = [each.sprite_id for each in self.running.values() if each.warm or each.trouble is not None]
-        return Counts(**await self.registry.counts(caller.org_id, warm))
-
-    async def update(self, caller: Caller, name: str, changes: SpriteChanges) -> SpriteView:
-        sprite = await self.registry.sprite(caller.org_id, name)
-        values: dict[str, Any] = {}
-        if changes.labels is not None:
-            values["labels"] = list(changes.labels)
-        if changes.url_settings is not None:
-            settings = changes.url_settings.applied_to(_url_settings(sprite))
-            values["url_settings"] = msgspec.to_builtins(settings)
-        if changes.idle_timeout is not None:
-            asked = None if changes.idle_timeout == DEFAULT_IDLE_TIMEOUT else changes.idle_timeout
-            values["config"] = {name: value for name, value in sprite.config.items() if name != IDLE_TIMEOUT}
-            if asked is not None:
-                values["config"][IDLE_TIMEOUT] = asked
-            if (running := self.running.get(sprite.id)) is not None:
-                running.idle_timeout = asked
-        if values:
-            sprite = await self.registry.update_sprite(sprite.id, **values)
-            await self.saving.changed(sprite.id, sprite.volume_id)
-        return self._view(sprite)
+        return self.view(await self.registry.sprite(caller.org_id, name))
 
     async def destroy(self, caller: Caller, name: str) -> None:
         sprite = await self.registry.sprite(caller.org_id, name)
@@ -311,7 +272,7 @@ class Node:
     async def _restart(self, sprite_id: str, cause: str) -> SpriteView:
         async with self.lock(sprite_id):
             await self._stop(sprite_id, cause, gently=True)
-            return self._view(await self._start(sprite_id, "restarted", cause))
+            return self.view(await self._start(sprite_id, "restarted", cause))
 
     async def sleep(self, caller: Caller, name: str) -> SpriteView:
         sprite = await self.registry.sprite(caller.org_id, name)
@@ -324,7 +285,7 @@ class Node:
             if sprite_id in self.running:
                 await self._stop(sprite_id, cause, gently=True)
                 sprite = await self.registry.set_state(sprite_id, "cold", kind="cold", cause=cause)
-            return self._view(sprite)
+            return self.view(sprite)
 
     async def wake(self, caller: Caller, name: str) -> SpriteView:
         await self.touch(caller, name, f"woken with token {caller.token_id}")
@@ -353,100 +314,6 @@ class Node:
         status: CheckStatus = "unhealthy" if reason else "hibernated" if asleep else "healthy"
         elapsed = self._clock.monotonic() - begun
         return CheckView(sprite=sprite, status=status, reason=reason, checked_at=self._clock.now(), elapsed=elapsed)
-
-    async def watch_list(self, caller: Caller, *, prefix: str) -> AsyncIterator[ListingLine]:
-        shown: dict[str, tuple[Any, ...]] = {}
-        begun = False
-        async with self.registry.watch_all() as changed:
-            while True:
-                views = await self._all(caller, prefix)
-                counts = await self._counts(caller)
-                for view in views:
-                    facts = (view.status, view.health, view.last_running_at, view.last_warming_at)
-                    if shown.get(view.name) != facts:
-                        shown[view.name] = facts
-                        yield ListingLine(kind="sprite", sprite=view, name=view.name, counts=counts)
-                for name in shown.keys() - {view.name for view in views}:
-                    del shown[name]
-                    yield ListingLine(kind="removed", name=name, counts=counts)
-                if not begun and not views:  # whoever asks hears at once that the watch is on
-                    yield ListingLine(kind="heartbeat", counts=counts)
-                begun = True
-                try:
-                    async with asyncio.timeout(_HEARTBEAT_SECONDS):
-                        await changed()
-                except TimeoutError:
-                    yield ListingLine(kind="heartbeat", counts=counts)
-                # Of much that happens at once, the sum is told.
-                await self._clock.sleep(_LISTING_SECONDS)
-
-    async def _all(self, caller: Caller, prefix: str) -> Sequence[SpriteView]:
-        found: tuple[SpriteView, ...] = ()
-        after: str | None = None
-        while True:
-            sprites, after = await self.registry.list_sprites(caller.org_id, prefix=prefix, limit=500, after=after)
-            found += tuple(map(self._view, sprites))
-            if after is None:
-                return found
-
-    async def events(self, caller: Caller, name: str, *, follow: bool) -> AsyncIterator[EventView]:
-        sprite = await self.registry.sprite(caller.org_id, name)
-        after = 0
-        async with self.registry.watch(sprite.id) as changed:
-            while True:
-                found = await self.registry.events(sprite.id, after=after)
-                for event in found:
-                    after = event.id
-                    yield _event_view(event)
-                    if event.kind == "deleted":
-                        return
-                if found:
-                    continue  # there may be more than a page
-                if not follow:
-                    return
-                await changed()
-
-    async def logs(self, caller: Caller, name: str) -> AsyncIterator[bytes]:
-        sprite = await self.registry.sprite(caller.org_id, name)
-        former = await asyncio.to_thread(self.logbook.read, sprite.id)
-        running = self.running.get(sprite.id)
-        yield former + (running.instance.runtime.logs() if running is not None else b"")
-
-    async def privileges(self, caller: Caller, name: str) -> Privileges:
-        sprite = await self.registry.sprite(caller.org_id, name)
-        return msgspec.convert(sprite.privileges, Privileges)
-
-    async def set_privileges(self, caller: Caller, name: str, privileges: Privileges) -> None:
-        if privileges.devices:
-            raise InvalidError("this node offers no devices", hint="leave devices empty")
-        sprite = await self.registry.sprite(caller.org_id, name)
-        await self.registry.update_sprite(sprite.id, privileges=msgspec.to_builtins(privileges))
-        await self.saving.changed(sprite.id, sprite.volume_id)
-        running = self.running.get(sprite.id)
-        if running is not None:
-            await running.instance.runtime.configure(
-                {"profile": privileges.profile or "standard", "no_new_privileges": privileges.no_new_privileges}
-            )
-
-    async def clear_privileges(self, caller: Caller, name: str) -> None:
-        await self.set_privileges(caller, name, Privileges())
-
-    async def resources(self, caller: Caller, name: str) -> Resources:
-        sprite = await self.registry.sprite(caller.org_id, name)
-        return Resources(memory_mb=sprite.config.get("ram_mb"))
-
-    async def set_resources(self, caller: Caller, name: str, resources: Resources) -> None:
-        if resources.autoscale:
-            raise InvalidError("this node changes no limit by itself", hint="leave autoscale out")
-        sprite = await self.registry.sprite(caller.org_id, name)
-        async with self.lock(sprite.id):
-            sprite = await self.living(sprite.id)
-            config = {**sprite.config, "ram_mb": resources.memory_mb}
-            running = self.running.get(sprite.id)
-            if running is not None:
-                await self.starter.limit(running, config, sprite.config)
-            await self.registry.update_sprite(sprite.id, config=config)
-        await self.saving.changed(sprite.id, sprite.volume_id)
 
     # ---- another disk for a sprite; the caller holds its lock ----
 
@@ -756,7 +623,8 @@ class Node:
 
     # ---- views ----
 
-    def _view(self, sprite: Sprite) -> SpriteView:
+    def view(self, sprite: Sprite) -> SpriteView:
+        """A sprite as its callers see it, now."""
         running = self.running.get(sprite.id)
         trouble = running.trouble if running is not None else self._broken.get(sprite.id)
         status: Status = "cold"
@@ -776,7 +644,7 @@ class Node:
             version=sprite.image_digest,
             health="ok" if trouble is None else "degraded",
             health_reason=trouble,
-            url_settings=_url_settings(sprite),
+            url_settings=url_settings(sprite),
             config=msgspec.convert(sprite.config, SpriteConfig, strict=False),
             environment=sprite.environment,
             labels=tuple(sprite.labels),
@@ -787,9 +655,5 @@ class Node:
         )
 
 
-def _url_settings(sprite: Sprite) -> UrlSettings:
+def url_settings(sprite: Sprite) -> UrlSettings:
     return msgspec.convert(sprite.url_settings, UrlSettings)
-
-
-def _event_view(event: Event) -> EventView:
-    return EventView(time=event.time, kind=event.kind, cause=event.cause, detail=event.detail or None)
