@@ -164,6 +164,15 @@ def test_use_selects_for_a_directory_and_those_below(home: Path, sprite: str, tm
     assert ballpoint(home, "exec", "true").returncode == 1
 
 
+def test_scripts_log_in_as_they_do_elsewhere(node: TestNode, tmp_path: Path) -> None:
+    said = f"logged in to {node.url} as {node.org}\n"
+    assert ballpoint(tmp_path, "auth", "setup", "--token", node.token, SPRITES_API_URL=node.url).stdout == said
+    assert ballpoint(tmp_path, "organizations", "auth", node.url, SPRITE_TOKEN=node.token).stdout == said
+    assert ballpoint(tmp_path, "list").returncode == 0
+    assert ballpoint(tmp_path, "auth", "setup", "--token", "wrong", SPRITES_API_URL=node.url).returncode == 1
+    assert ballpoint(tmp_path, "auth", "setup", SPRITES_API_URL=node.url).returncode == 2
+
+
 def files(home: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (home / ".sprites").iterdir()}
 

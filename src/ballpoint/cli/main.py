@@ -20,6 +20,7 @@ _COMMANDS = {
     "activity": ("client.state", "activity"),
     "api": ("client.raw", "api"),
     "attach": ("client.sessions", "attach"),
+    "auth": ("client.login", "auth"),
     "check": ("client.state", "check"),
     "checkpoint": ("client.checkpoints", "checkpoint"),
     "completion": ("client.completion", "completion"),
@@ -58,8 +59,8 @@ _COMMANDS = {
     "use": ("client.sprites", "use"),
     "wake": ("client.sprites", "wake"),
 }
-_OF_NO_SPRITE = ("completion", "create", "list_", "login", "logout", "org", "use")
-_ALIASES = {"ls": "list", "x": "exec", "c": "console", "o": "org", "orgs": "org"}
+_OF_NO_SPRITE = ("auth", "completion", "create", "list_", "login", "logout", "org", "use")
+_ALIASES = {"ls": "list", "x": "exec", "c": "console", "o": "org", "orgs": "org", "organizations": "org"}
 _UNKNOWN_COMMAND = 2
 _STDERR = "-"
 _VALUED = (["-o"], ["--org"], ["-s"], ["--sprite"])

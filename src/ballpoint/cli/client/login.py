@@ -1,9 +1,10 @@
-"""login."""
+"""login, org auth, auth setup."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -24,12 +25,31 @@ def login(ctx: click.Context, api: str | None, token_file: Path | None) -> None:
 
     `ballpoint -o ALIAS:ORG login URL` also gives the node an alias.
     """
+    _log_in(ctx, api, lambda: _token(token_file))
+
+
+@click.group()
+def auth() -> None:
+    """Logging in, as scripts for `sprite` write it."""
+
+
+@auth.command()
+@click.option(
+    "--token", required=True, help="The token: everybody on this machine sees it meanwhile; `login` hides it."
+)
+@click.pass_context
+def setup(ctx: click.Context, token: str) -> None:
+    """Remember TOKEN, for the node that SPRITES_API_URL or -o names."""
+    _log_in(ctx, None, lambda: token)
+
+
+def _log_in(ctx: click.Context, api: str | None, token: Callable[[], str]) -> None:
     named, org = settings.split_choice(ctx.obj["org"])
     chosen = api or named or os.environ.get("SPRITES_API_URL")
     if not chosen:
         raise InvalidError("which node?", hint="ballpoint login http://HOST:PORT")
     alias = settings.checked_alias(named) if api and named else None
-    selected = settings.selection(chosen, _token(token_file))
+    selected = settings.selection(chosen, token())
     if org and org != selected.org:
         raise InvalidError(f"the token is one of {selected.org}, not of {org}", hint="leave out -o, and SPRITE_ORG")
     # Tried before it is remembered: what does not work must not take the place of what does.

@@ -1,4 +1,4 @@
-"""org list, logout: the nodes and organizations that this user is logged in to."""
+"""org auth, org list, logout: the nodes and organizations that this user is logged in to."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ import click
 
 from ballpoint.cli import columns
 from ballpoint.cli.client import settings
+from ballpoint.cli.client.login import login
 from ballpoint.core.errors import NotFoundError
 
 
 @click.group()
 def org() -> None:
     """The nodes and organizations that you are logged in to. `ballpoint login` adds one."""
+
+
+org.add_command(login, "auth")
 
 
 @org.command("list")
