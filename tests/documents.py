@@ -1,7 +1,7 @@
 """Documents that are made from the code, and the check that they still say what the code says.
 
 `python -m tests.documents` fails where one is stale, names a test or a file that is not there, or has a row of what
-works in a sprite that no test proves; with --write it writes those that are made.
+works in a sprite that no test proves; with --write it writes those that are made, and the README's tour.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from tests.inside import test_works
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
+README = ROOT / "README.md"
+TOUR = ROOT / "examples" / "tour.sh"
+_TOUR_BEGINS, _TOUR_ENDS = "<!-- tour: written by ./dev docs from examples/tour.sh -->\n", "<!-- tour ends -->\n"
 # A test as documents name it: a directory, a file, or a function of one; with `*` where there are several.
 TEST = re.compile(r"`(tests/[\w/.*-]*)(?:::(\w+))?")
 
@@ -80,18 +83,27 @@ def configuration_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"commands.md": commands_page, "configuration.md": configuration_page}
+def readme() -> str:
+    """README.md with the commands of examples/tour.sh, which are all that comes after its first paragraph."""
+    before, _, rest = README.read_text().partition(_TOUR_BEGINS)
+    _, ends, after = rest.partition(_TOUR_ENDS)
+    assert ends, "the README has no place for the tour"
+    commands = TOUR.read_text().partition("\n\n")[2]
+    return f"{before}{_TOUR_BEGINS}```sh\n{commands}```\n{_TOUR_ENDS}{after}"
+
+
+PAGES = {DOCS / "commands.md": commands_page, DOCS / "configuration.md": configuration_page, README: readme}
 
 
 def stale() -> list[str]:
     """Names of pages that do not say what the code says."""
-    return [name for name, page in PAGES.items() if not (DOCS / name).exists() or (DOCS / name).read_text() != page()]
+    return [path.name for path, page in PAGES.items() if not path.exists() or path.read_text() != page()]
 
 
 def absent_tests() -> list[str]:
     """Tests that a page names and that are not there: "page: test"."""
     found = []
-    for page in sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.glob("*.md")]):
+    for page in sorted([README, ROOT / "CONTRIBUTING.md", *DOCS.glob("*.md")]):
         for path, function in TEST.findall(page.read_text()):
             files = list(ROOT.glob(path))
             if not files or (function and function not in _functions(files[0])):
@@ -102,7 +114,7 @@ def absent_tests() -> list[str]:
 def broken_links() -> list[str]:
     """Links of pages to files that are not there: "page: link"."""
     found = []
-    for page in sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.glob("*.md")]):
+    for page in sorted([README, ROOT / "CONTRIBUTING.md", *DOCS.glob("*.md")]):
         for link in LINK.findall(page.read_text()):
             if not (page.parent / link).exists():
                 found.append(f"{page.name}: {link}")
@@ -123,8 +135,8 @@ def promises_without_proof() -> list[str]:
 
 def main() -> int:
     if "--write" in sys.argv:
-        for name, page in PAGES.items():
-            (DOCS / name).write_text(page())
+        for path, page in PAGES.items():
+            path.write_text(page())
         return 0
     wrong = [
         *(f"{page} is stale; run ./dev docs" for page in stale()),
