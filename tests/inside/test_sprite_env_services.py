@@ -105,6 +105,16 @@ async def test_a_service_from_its_creation_to_its_end(env: Env) -> None:
     assert env.services.services.listing() == []
 
 
+async def test_arguments_may_begin_with_a_hyphen(env: Env) -> None:
+    said = await env(
+        "services", "create", "web", "--cmd", "bash", "--args", "-e,-c", "--arg", "-x; exit 4", "--no-stream"
+    )
+    assert said == Said(0, "started\n", "")
+    assert json.loads((await env("services", "get", "web")).out)["args"] == ["-e", "-c", "-x; exit 4"]
+    assert (await env("services", "create", "web", "--cmd", "bash", "--args")).code == 2
+    assert await env("services", "delete", "web") == Said(0, "", "")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -153,7 +163,7 @@ async def test_a_stream_that_nobody_reads_ends_with_its_connection(env: Env) -> 
 @pytest.mark.host
 def test_it_is_in_a_sprite(make_sprite: Make) -> None:
     sprite: Any = make_sprite()
-    create = "sprite-env services create web --cmd bash --arg=-c --arg='echo on; exec sleep inf' --duration 2s"
+    create = "sprite-env services create web --cmd bash --args -c --arg 'echo on; exec sleep inf' --duration 2s"
     code, said = shell(sprite, create)
     assert (code, said.split()) == (0, ["started", "on"])
     assert shell(sprite, "sprite-env services get web | grep -c '\"running\"'") == (0, "1\n")
