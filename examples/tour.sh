@@ -14,12 +14,12 @@ ballpoint -s tour exec -- sh -c 'mkdir site && figlet Hello > site/index.html'
 ballpoint -s tour services create web --cmd python3 --args -m,http.server,3000,--directory,site --http-port 3000
 ballpoint url update tour --auth public
 url=$(ballpoint url tour | awk '$1 == "url" { print $2 }')
-curl -sS "$url"
+curl -sS --retry 5 "$url"
 
 # Asleep it has nothing but its disk. Whoever opens the URL wakes it, its service too.
 ballpoint sleep tour
 ballpoint list --prefix tour
-curl -sS "$url"
+curl -sS --retry 5 "$url"
 ballpoint list --prefix tour
 
 # A second computer that begins as the checkpoint, with what was installed.

@@ -1,11 +1,10 @@
-"""The examples of docs/clients.md, as they stand there."""
+"""The JavaScript of docs/clients.md, as it stands there; `tests/docs/` runs the Python."""
 
 from __future__ import annotations
 
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -28,10 +27,6 @@ def said(node: TestNode, command: list[str | Path]) -> str:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_SECONDS, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def test_python(node: TestNode) -> None:
-    assert said(node, [sys.executable, "-c", example("python")]).strip() == "hello"
 
 
 def test_javascript(node: TestNode, packages: Path, tmp_path: Path) -> None:
