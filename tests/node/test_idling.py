@@ -47,7 +47,7 @@ class Clock:
         await asyncio.sleep(0)
 
 
-@dataclass
+@dataclass(eq=False)
 class Runtime:
     """An instance of no processes, which is frozen as slowly as the test wants."""
 
@@ -57,6 +57,7 @@ class Runtime:
     freezes: bool = True
     held: bool = False
     let: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
+    note: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.socket = Path(f"{self.id}.sock")
@@ -77,6 +78,10 @@ class Runtime:
 
     def thaw(self) -> None:
         self.frozen = False
+
+    async def set_note(self, note: dict[str, Any]) -> None:
+        self.note = note
+        await self._step()
 
     def logs(self) -> bytes:
         return b""
@@ -246,6 +251,21 @@ async def test_what_keeps_it_awake(what: str) -> None:
         runtime.busy, running.idle_timeout, running.trouble, running.frozen = False, None, None, False
         await at.pass_time(IDLE)
         assert runtime.frozen
+
+
+async def test_a_task_that_comes_when_it_is_frozen_has_it_thawed() -> None:
+    """Code inside had asked before; nothing else goes cold for it, or wakes."""
+    async with scene() as at:
+        one, two = await at.sprite("one"), await at.sprite("two")
+        await at.pass_time(IDLE)
+        assert (one.frozen, two.frozen) == (True, True)
+        at.tasks.held.add("one")
+        at.missing = 1
+        await at.pass_time(COLD)
+        await asyncio.sleep(0.1)
+        assert (one.frozen, at.node.running["one"].warm) == (False, False)
+        assert at.starts.ended == [("two", True)]
+        assert (await at.kinds("one"))[-1] == ("running", "task: t")
 
 
 async def test_one_that_cannot_be_frozen_goes_on_and_is_tried_again() -> None:

@@ -441,10 +441,11 @@ class Node:
         """Its agent has something to do, or no more: one that is warm cannot do it."""
         if running.instance.runtime.busy and not running.awake:
             cause = "a command on a control socket"
-            self._tasks.start(self._wanted(running, cause), f"wake {running.sprite_id}")
+            self._tasks.start(self.rouse(running, cause), f"wake {running.sprite_id}")
         running.changed = self._clock.monotonic()
 
-    async def _wanted(self, running: Running, cause: str) -> None:
+    async def rouse(self, running: Running, cause: str) -> None:
+        """Let a warm sprite go on for which something is there to do. Idempotent."""
         async with self.lock(running.sprite_id):
             if self.running.get(running.sprite_id) is running and running.warm:
                 self._thaw(running, cause)

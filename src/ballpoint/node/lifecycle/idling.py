@@ -80,7 +80,10 @@ class Idling:
         self._seen = {instance: moment for instance, moment in self._seen.items() if instance in known}
         for each in running:
             if each.warm:
-                if self._cold_seconds and now - each.changed >= self._cold_seconds:
+                if wanted := self._wanted(each):
+                    # It came when the processes had stopped already, or before a killed node could know of it.
+                    self._begin(each, partial(self._node.rouse, each, f"{wanted[0].kind}: {wanted[0].what}"))
+                elif self._cold_seconds and now - each.changed >= self._cold_seconds:
                     cause = f"idle for {self._cold_seconds:g} s more"
                     self._begin(each, partial(self._node.cool, each, cause))
             elif self.reasons(each):
@@ -136,11 +139,13 @@ class Idling:
         )
 
     async def _pause(self, running: Running) -> None:
-        def idle() -> bool:
-            return not [reason for reason in self.reasons(running) if reason.kind != "change"]
-
         if not running.frozen and running.trouble is None:
-            await self._node.pause(running, f"idle for {self.timeout(running):g} s", idle)
+            cause = f"idle for {self.timeout(running):g} s"
+            await self._node.pause(running, cause, lambda: not self._wanted(running))
+
+    def _wanted(self, running: Running) -> list[Reason]:
+        """Why a sprite must be awake also while it is being frozen, which is a change itself."""
+        return [reason for reason in self.reasons(running) if reason.kind != "change"]
 
     def _begin(self, running: Running, work: Callable[[], Awaitable[object]]) -> None:
         """Do `work` for a sprite, unless something is under way already."""
