@@ -64,15 +64,15 @@ class Health:
             if self._written.get(volume.id) == statistics and not now:
                 return None
             probe = self._hanging[volume.id] = _in_thread(volume.mount)
+            # Several may wait for it, as who asks and the round; it is the first to hear of its end.
+            probe.add_done_callback(lambda _: self._hanging.pop(volume.id))
         try:
             async with asyncio.timeout(_DISK_SECONDS):
                 await asyncio.shield(probe)
         except TimeoutError:
             return f"the disk does not take a write within {_DISK_SECONDS:g} s"
         except OSError as error:
-            del self._hanging[volume.id]
             return f"the disk refuses a write ({error.strerror})"
-        del self._hanging[volume.id]
         self._written[volume.id] = (Path("/sys/block") / Path(volume.device).name / "stat").read_text()
         return None
 
