@@ -12,7 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from ballpoint.core import ids
 from ballpoint.host.cgroup import Cgroup
 from tests.crash.test_random import EXITED_WELL, VICTIMS
 from tests.inside.conftest import group_of
+from tests.node.test_pauses import Freezes
 from tests.support.host import traces
 from tests.support.nodes import TestNode
 from tests.support.raw import Cursors, watch
@@ -185,7 +186,8 @@ class Sprite:
         said = _json(self.ask("GET"))
         listed = _json(self.ask_for_all())
         checked = _json(self.ask("GET", "/check"))
-        if not (said and listed and checked):
+        active = _json(self.ask("GET", "/activity"))
+        if not (said and listed and checked and active):
             return "no answer"
         status, health = said["status"], checked["status"]
         self.status = str(status)
@@ -196,6 +198,8 @@ class Sprite:
             return f"{status}, but listed as {listed}"
         if health != ("healthy" if status == "running" else "hibernated"):
             return f"{status}, but {health}: {checked.get('reason')}"
+        if active["status"] != status:
+            return f"{status}, but active as {active}"
         found = self._note()
         if status == "cold" or found is None:
             return None if status == "cold" and found is None else f"{status} in {found}"
@@ -205,8 +209,8 @@ class Sprite:
         frozen = "frozen 1" in (inner.v2 / "cgroup.events").read_text()
         if frozen != (status == "warm"):
             return f"{status}, but the kernel has frozen it: {frozen}"
-        if "t" in note.get("tasks", {}) and frozen:
-            return "frozen with a task"
+        if "t" in note.get("tasks", {}) and (frozen or "task" not in [each["kind"] for each in active["reasons"]]):
+            return f"it has a task, but is {status} and active as {active}"
         agents = _called(group.child("agent"), "agent")
         if len(agents) != 1:
             return f"{len(agents)} agents"
@@ -304,6 +308,16 @@ _STEPS_KNOWN: dict[str, tuple[int, Step]] = {
 }
 
 
+def _wait_for_a_moment(node: TestNode, chance: random.Random) -> None:
+    """Any moment of a step, or one in which a sprite is being frozen or ended, if there is one soon."""
+    within, soon = chance.uniform(0.0, _MOMENT_SECONDS), chance.uniform(0.0, 0.02)
+    if chance.random() < 0.5:
+        with closing(Freezes(node)) as freezes:
+            freezes.wait(2 * _MOMENT_SECONDS)
+        within = soon
+    threading.Event().wait(within)
+
+
 @pytest.mark.timeout(0)
 def test_what_a_node_says_is_so_whatever_is_killed(own_node: TestNode, soak: bool) -> None:
     seed = fresh_seed()
@@ -320,7 +334,7 @@ def test_what_a_node_says_is_so_whatever_is_killed(own_node: TestNode, soak: boo
             killed = chance.choice([*VICTIMS]) if chance.random() < 0.5 else None
             asked = threads.submit(_STEPS_KNOWN[name][1], sprite, random.Random(chance.random()))
             if killed is not None:
-                threading.Event().wait(chance.uniform(0.0, _MOMENT_SECONDS))
+                _wait_for_a_moment(own_node, chance)
                 VICTIMS[killed](own_node, chance)
             done = asked.result()
             sys.stdout.write(f"{sprite.name} {name}: {done}, killed: {killed}\n")

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from websockets.sync.client import connect
 
+from ballpoint.core.clock import SYSTEM_CLOCK
 from ballpoint.host.cgroup import Cgroup
 from ballpoint.host.changes import Changes
 from tests.inside.conftest import group_of, instance_of
@@ -146,15 +147,16 @@ class Freezes:
     def __init__(self, node: TestNode) -> None:
         self._changes = Changes(node.config.instance_changes, counts=False)
 
-    def wait(self) -> None:
-        """Until the next begins. It takes some milliseconds, so nothing slower than this serves here."""
+    def wait(self, seconds: float = _SECONDS) -> bool:
+        """Until the next begins, or for so long; looked for again and again, as a freeze takes some milliseconds."""
         before = self._changes.look()
+        until = SYSTEM_CLOCK.monotonic() + seconds
         soon = threading.Event()
-        for _ in range(60_000):
-            if self._changes.look() != before:
-                return
+        while self._changes.look() == before:
+            if SYSTEM_CLOCK.monotonic() > until:
+                return False
             soon.wait(0.0005)
-        raise AssertionError("nothing is frozen")
+        return True
 
     def close(self) -> None:
         self._changes.close()
@@ -229,7 +231,7 @@ def test_whoever_comes_at_the_moment_of_a_freeze_is_served(own_node: TestNode, s
     touches += [partial(over, control) for control in sockets]
     with closing(Freezes(own_node)) as freezes, ThreadPoolExecutor(len(touches)) as threads:
         for _ in range(_SOAK_ROUNDS if soak else _ROUNDS):
-            freezes.wait()
+            assert freezes.wait()
             # Some at once, some while it goes on, some just after.
             coming = [threads.submit(come, chance.choice([0.0, chance.uniform(0, 0.03)]), each) for each in touches]
             for each in coming:
@@ -276,7 +278,7 @@ def test_a_task_that_is_asked_for_at_the_moment_of_a_freeze_keeps_it_awake(own_n
     granted = 0
     with closing(Freezes(own_node)) as freezes:
         for _ in range(_SOAK_ROUNDS if soak else _ROUNDS):
-            freezes.wait()
+            assert freezes.wait()
             threading.Event().wait(chance.uniform(0, 0.02))
             for pid in askers.values():
                 os.kill(pid, signal.SIGUSR1)
