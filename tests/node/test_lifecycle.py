@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import httpx2
@@ -202,6 +203,28 @@ def test_the_next_node_knows_who_is_warm_and_who_is_held(own_node: TestNode) -> 
             cursors.take(connection.recv(timeout=60))
     becomes(own_node, "held", "warm")
     assert shell(own_node.client().get_sprite("asleep"), "echo on") == (0, "on\n")
+
+
+@pytest.mark.parametrize("what", ["connection", "task"])
+def test_what_a_killed_node_was_freezing_goes_on_if_it_is_held(own_node: TestNode, what: str) -> None:
+    """It had begun before it could hear of that, and was killed before it asked again."""
+    sprite = own_node.start().client().create_sprite("one")
+    inner = group_of(own_node, instance_of(own_node, sprite)).child("inner")
+    with ExitStack() as stack:
+        if what == "task":
+            task = """-X PUT http://sprite/v1/tasks/t -d '{"expire": "1h"}'"""
+            assert shell(sprite, f"curl -fsS --unix-socket /.sprite/api.sock {task}")[0] == 0
+        else:
+            connection = stack.enter_context(watch(own_node, "one", None, Cursors(), cmd=["cat"], stdin="true"))
+            connection.recv(timeout=60)
+        (node,) = own_node.processes("node")
+        os.kill(node, signal.SIGKILL)
+        inner.freeze(True)
+        eventually(lambda: own_node.processes("node") not in ([], [node]))
+        eventually(lambda: own_node.api("GET", "/v1/sprites/one/activity").status_code == 200)
+        eventually(lambda: status(own_node, "one") == "running")
+        assert not frozen(own_node, "one")
+        assert own_node.api("GET", "/v1/sprites/one/activity").json()["reasons"]
 
 
 def test_from_warm_to_cold_and_back_with_the_disk(own_node: TestNode) -> None:
