@@ -147,6 +147,7 @@ async def test_what_is_there_is_not_begun_again(world: World) -> None:
         {"name": "a/b", "expire": 5}, {"name": "x" * 129, "expire": 5}, {"name": "x", "expire": 0},
         {"name": "x", "expire": -1}, {"name": "x", "expire": SECONDS_MAX + 1}, {"name": "x", "expire": "61m"},
         {"name": "x", "expire": "soon"}, {"name": "x", "expire": True}, {"name": "x", "expire": None},
+        b'{"name": "\\ud800", "expire": 5}',
         b'{"name": "x", "expire": NaN}', b'{"name": "x", "expire": 1' + b"0" * 400 + b"}",
     ],
 )  # fmt: skip

@@ -25,7 +25,8 @@ from ballpoint.registry.registry import Registry
 SECONDS_MAX = 3600.0
 # Of one sprite, at once.
 HOLDS_MAX = 64
-_NAME = re.compile(r"[^/\x00-\x1f\x7f]{1,128}")
+# Without surrogates, which an escape in JSON can spell and no answer can.
+_NAME = re.compile(r"[^/\x00-\x1f\x7f\ud800-\udfff]{1,128}")
 _NOTE = "tasks"
 
 
