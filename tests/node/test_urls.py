@@ -326,6 +326,11 @@ def test_a_log_in_dies_with_its_token_and_by_logging_out(node: TestNode, private
     assert ask(node, host, cookie).status == 401
 
 
+def test_a_query_of_many_fields_is_one_without_a_code(node: TestNode, public: str) -> None:
+    answer = ask(node, host_of(node, public), target=f"/.ballpoint/log-in?{'a&' * 100}code=x")
+    assert (answer.status, answer.get("location")) == (303, f"http://{host_of(node, public)}/")
+
+
 def test_our_paths_never_reach_a_server(node: TestNode, public: str) -> None:
     for target in ("/.ballpoint", "/.ballpoint/", "/.ballpoint/x", "/.ballpoint/log-out", "/.ballpoint?x"):
         assert ask(node, host_of(node, public), target=target).status == 404

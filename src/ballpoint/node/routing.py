@@ -29,7 +29,7 @@ import os
 import socket
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import parse_qs, unquote
+from urllib.parse import unquote
 
 import msgspec
 
@@ -41,6 +41,7 @@ from ballpoint.core.peer import Peer
 from ballpoint.node.lifecycle.leases import Leases
 from ballpoint.node.node import Node
 from ballpoint.node.urls.urls import Urls
+from ballpoint.node.urls.visitor import first_field
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ class Routing:
         if path in _PUBLIC:
             return {"to": "api", "caller": {}}
         if path == _MAY_HAVE_CERTIFICATE and is_within(str(message["peer"]), self._proxies):
-            domain = parse_qs(query, max_num_fields=8).get("domain", [""])[0]
+            domain = first_field(query, "domain")
             return {"answer": {"status": 200 if await self._urls.has_host(domain.lower()) else 404, "headers": {}}}
         caller = await self._node.registry.authenticate(str(message["token"]))
         name, what, rest = _split(path)

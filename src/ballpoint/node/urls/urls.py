@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from typing import Any
-from urllib.parse import parse_qs, quote
+from urllib.parse import quote
 
 import msgspec
 
@@ -26,7 +26,7 @@ from ballpoint.core.hosts import OWN_PATH, Place, Site
 from ballpoint.core.types import Caller
 from ballpoint.node.node import Node
 from ballpoint.node.urls.codes import Codes, Pass
-from ballpoint.node.urls.visitor import Visitor
+from ballpoint.node.urls.visitor import Visitor, first_field
 from ballpoint.node.views import UrlSettings
 from ballpoint.registry.records import SpriteAtHost
 
@@ -147,7 +147,7 @@ class Urls:
     async def _own(self, visitor: Visitor, place: Place) -> dict[str, Any]:
         """A path that sprites' hosts keep for us."""
         if visitor.path == LOG_IN_PATH and visitor.method == "GET":
-            code = parse_qs(visitor.target.partition("?")[2], max_num_fields=8).get("code", [""])[0]
+            code = first_field(visitor.target.partition("?")[2], "code")
             found = self._codes.take(code, place.label)
             if found is None:
                 return _redirect(f"{self._site.origin(place.label or _NOBODY)}/")  # from where one is asked to log in

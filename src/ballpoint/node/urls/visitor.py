@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import parse_qs
 
 import msgspec
 
@@ -12,6 +13,16 @@ from ballpoint.core.hosts import Site
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 # Fetch Metadata: the page itself sent it, or nobody's page did (the address bar, a bookmark).
 _OWN_SITES = frozenset({"same-origin", "none"})
+# No query of ours has more.
+_FIELDS_MAX = 8
+
+
+def first_field(query: str, name: str) -> str:
+    """The first value of a field of a query; "" where there is none, or where the query is none of ours."""
+    try:
+        return parse_qs(query, max_num_fields=_FIELDS_MAX).get(name, [""])[0]
+    except ValueError:  # there are more
+        return ""
 
 
 class Visitor(msgspec.Struct, frozen=True):
