@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ballpoint.api.app import make_app
+from ballpoint.api.service import LogInService
 from ballpoint.api.tasks import TaskService
 from ballpoint.core.errors import ConflictError, InvalidError, NotFoundError
 from ballpoint.core.metrics import Metrics
@@ -101,6 +102,23 @@ class NodeDouble:
             **{"status": "running", "created_at": START, "updated_at": START, **fields},
         )
         self.sprites[caller.org_id, name] = view
+        return view
+
+    def put_checkpoint(
+        self, name: str, caller: Caller = ALICE, *, comment: str = "", durable: bool = False
+    ) -> CheckpointView:
+        """Have another checkpoint of that sprite."""
+        made = self._checkpoints(caller, name)
+        view = CheckpointView(
+            id=f"v{len(made)}",
+            create_time=START,
+            comment=comment,
+            is_auto=False,
+            durable=durable,
+            source_id=made[-1].id if made else None,
+            history=tuple(each.id for each in made),
+        )
+        made.append(view)
         return view
 
     def _meet(self, verb: str, **arguments: Any) -> None:
@@ -253,17 +271,7 @@ class NodeDouble:
     ) -> AsyncIterator[Progress]:
         self._meet("checkpoint", comment=comment, wait_durable=wait_durable)
         self._find(caller, name)
-        made = self._checkpoints(caller, name)
-        view = CheckpointView(
-            id=f"v{len(made)}",
-            create_time=START,
-            comment=comment,
-            is_auto=False,
-            durable=wait_durable,
-            source_id=made[-1].id if made else None,
-            history=tuple(each.id for each in made),
-        )
-        made.append(view)
+        view = self.put_checkpoint(name, caller, comment=comment, durable=wait_durable)
         async with aclosing(self._steps("the disk is kept", f"{name} has the checkpoint {view.id}")) as steps:
             async for step in steps:
                 yield step
@@ -346,6 +354,11 @@ class NodeDouble:
         )
 
 
-def app_of(node: NodeDouble, metrics: Metrics | None = None, tasks: TaskService | None = None) -> FastAPI:
+def app_of(
+    node: NodeDouble,
+    metrics: Metrics | None = None,
+    log_ins: LogInService | None = None,
+    tasks: TaskService | None = None,
+) -> FastAPI:
     """The control API of a node that is a double in all that it does."""
-    return make_app(node, node, node, node, metrics, tasks=tasks)
+    return make_app(node, node, node, node, metrics, log_ins, tasks)

@@ -25,7 +25,7 @@ from pydantic_core import PydanticCustomError
 
 from ballpoint.api.parameters import CheckpointId
 from ballpoint.core.clock import rfc3339
-from ballpoint.core.duration import parse_duration
+from ballpoint.core.duration import DURATION, DURATION_MAX, parse_duration
 from ballpoint.core.errors import InvalidError
 from ballpoint.core.ids import NAME_MAX, check_name
 from ballpoint.node import views
@@ -57,7 +57,12 @@ def _environment(variables: dict[str, str]) -> dict[str, str]:
     return variables
 
 
-Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+def _whole(value: object) -> object:
+    """30.0 is an integer to JSON Schema, and so to who reads the document."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Count = Annotated[int, Field(ge=1, le=2**31 - 1), BeforeValidator(_whole)]
 SpriteName = Annotated[
     str,
     AfterValidator(_sprite_name),
@@ -84,7 +89,7 @@ def _idle_timeout(value: object) -> float:
         return views.DEFAULT_IDLE_TIMEOUT
     try:
         seconds = parse_duration(value) if isinstance(value, str) else float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, InvalidError):
+    except (TypeError, ValueError, OverflowError, InvalidError):
         seconds = -1.0
     if isinstance(value, bool) or not 0 <= seconds <= MAX_IDLE_SECONDS:
         raise PydanticCustomError(
@@ -98,7 +103,14 @@ def _idle_timeout(value: object) -> float:
 IdleTimeout = Annotated[
     float,
     BeforeValidator(_idle_timeout),
-    WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0}, {"type": "string"}]}),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "minimum": 0, "maximum": MAX_IDLE_SECONDS},
+                {"type": "string", "pattern": f"^(default|{DURATION})$", "maxLength": DURATION_MAX},
+            ]
+        }
+    ),
 ]
 _IDLE = (
     "After so long without use it is frozen: seconds, a duration such as 5m, 0 for never, `default` as the node has it."
