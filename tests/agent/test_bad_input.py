@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 from urllib.parse import quote_plus
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from websockets.exceptions import InvalidStatus
 
+from tests.acceptance.hostile import JSON, TEXT
+from tests.agent.test_control_socket import hear
 from tests.agent.world import PREAMBLE, World, listen, output_until, post_head
 
 BAD_QUERIES = [
@@ -247,3 +250,28 @@ async def test_any_bytes_as_frames(world: World, data: bytes) -> None:
 async def test_any_query(world: World, query: str) -> None:
     answer = await world.ask(f"POST /exec?cmd=true&{quote_plus(query, safe='=&%;+')}", {"Content-Length": "0"})
     assert answer.status in (200, 400)
+
+
+# None of them names a program: they run here.
+ARGUMENTS = st.dictionaries(
+    st.sampled_from(["id", "since", "dir", "env", "rows", "cols", "stdin", "max_run_after_disconnect"]) | TEXT,
+    JSON,
+).map(lambda said: {name: value for name, value in said.items() if name not in ("cmd", "path")})
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    said=st.fixed_dictionaries({"args": ARGUMENTS, "op": st.just("exec") | TEXT, "type": st.just("op.start") | JSON}),
+    commands=st.sampled_from([["true"], []]),
+)
+@example(said={"type": "op.start", "op": "exec", "args": {"id": "x", "since": "\ud800"}}, commands=[])
+@example(said={"type": "op.start", "op": "exec", "args": {"env": "A=\ud800"}}, commands=["true"])
+async def test_any_operation_on_a_control_socket(world: World, said: dict[str, Any], commands: list[str]) -> None:
+    """It is done or refused, and the socket goes on."""
+    said["args"]["cmd"] = commands
+    async with world.control() as client:
+        for message in (said, {"type": "op.start", "op": "exec", "args": {"cmd": ["true"]}}):
+            await client.send("control:" + json.dumps(message))
+            heard = await hear(client)
+            assert heard.told[-1] in ("complete", "error")
+        assert heard.codes == [0, 0]

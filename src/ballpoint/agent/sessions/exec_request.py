@@ -91,6 +91,15 @@ def command_of(pairs: list[tuple[str, str]], *, tty_allowed: bool, stdin_default
     )
 
 
+def check_texts(pairs: list[tuple[str, str]]) -> None:
+    """Refuse, with InvalidError, what no query could say: a lone surrogate, which an escape in JSON can spell."""
+    for text in (each for pair in pairs for each in pair):
+        try:
+            text.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError as error:
+            raise InvalidError(f"{text[:64]!a} is no text") from error
+
+
 def _pairs(query: str) -> list[tuple[str, str]]:
     try:
         return parse_qsl(query, keep_blank_values=True, max_num_fields=_FIELDS_MAX, errors="surrogateescape")

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from urllib.parse import parse_qsl, urlencode
 
 from ballpoint.agent.server import Connection, Request
-from ballpoint.agent.sessions.exec_request import command_of
+from ballpoint.agent.sessions.exec_request import check_texts, command_of
 from ballpoint.agent.sessions.frames import EXIT, WebSocketViewer, parsed_object
 from ballpoint.agent.sessions.session import Command
 from ballpoint.agent.websocket import WebSocket
@@ -106,8 +106,9 @@ class MultiplexedSocket:
         if self._activity is not None:
             self._activity.began()
         try:
+            check_texts(fields)
             if named.get("id") and not named.get("cmd"):
-                self._execs.attach(named["id"], urlencode(fields), viewer)
+                self._execs.attach(named["id"], urlencode(fields, errors="surrogateescape"), viewer)
             else:
                 self._execs.start(command_of(fields, tty_allowed=True, stdin_default=False), viewer)
         except BallpointError as error:
