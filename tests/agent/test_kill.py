@@ -6,11 +6,12 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ballpoint.agent.sessions.kill import Wish, parse_kill
 from ballpoint.core.errors import InvalidError
+from tests.acceptance.hostile import JSON
 from tests.agent.world import World, alive, eventually, listen, output_until
 
 OBEYS = "trap 'exit 9' TERM; echo on; while :; do read x < {gate}; done"
@@ -135,7 +136,12 @@ async def test_too_much_is_refused(world: World) -> None:
         assert (await listen(client)).terminal == [0]
 
 
-@given(st.text(max_size=40), st.binary(max_size=60))
+@given(
+    st.text(max_size=40),
+    st.binary(max_size=60)
+    | st.dictionaries(st.sampled_from(["signal", "timeout"]), JSON).map(lambda said: json.dumps(said).encode()),
+)
+@example("", b'{"timeout": 1' + b"0" * 400 + b"}")
 def test_any_wish_is_one_or_is_refused(query: str, body: bytes) -> None:
     try:
         wish = parse_kill(query, body)

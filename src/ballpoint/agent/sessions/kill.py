@@ -64,10 +64,10 @@ def parse_kill(query: str, body: bytes) -> Wish:
         return Wish(number, _TIMEOUT_SECONDS)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise InvalidError("the timeout is no time", hint="seconds, or a Go duration such as 10s")
-    timeout = parse_duration(value) if isinstance(value, str) else float(value)
+    timeout = parse_duration(value) if isinstance(value, str) else value
     if not 0 <= timeout <= _TIMEOUT_MAX:
         raise InvalidError(f"the timeout is not within 0 to {_TIMEOUT_MAX:g} seconds")
-    return Wish(number, timeout)
+    return Wish(number, float(timeout))  # only now: a whole number may be more than a float can hold
 
 
 class Kill:
