@@ -329,6 +329,7 @@ def test_a_process_name_forges_no_session(stat: bytes, session: int) -> None:
         (b"Name:\tx\nNSpid:\t300\t17\t2\n", 17),
         (b"Name:\tx\nNSpid:\t300\n", 300),
         (b"Name:\tNSpid: 1 2\nNSpid:\t300\t17\n", 17),
+        (b"Name:\t\rNSpid: 1 2\nNSpid:\t300\t17\n", 17),
         (b"", 300),
     ],
 )

@@ -94,9 +94,9 @@ def session_of(stat: bytes) -> int:
 def inner_pid(status: bytes, pid: int) -> int:
     """The second number of NSpid, proc_pid_status(5): that of the pid namespace below this one. `pid` if there is none.
 
-    The name, in an earlier line, has its line breaks escaped.
+    The name, in an earlier line, has its line feeds escaped, and no other control character.
     """
-    for line in status.splitlines():
+    for line in status.split(b"\n"):
         if line.startswith(b"NSpid:"):
             numbers = line.split()[1:]
             return int(numbers[1]) if len(numbers) > 1 and numbers[1].isdigit() else pid
