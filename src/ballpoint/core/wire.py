@@ -56,7 +56,7 @@ def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]]:
         message = json.loads(data)
         if not isinstance(message, dict):
             raise InvalidError("a message is not an object")
-    except (ValueError, InvalidError) as error:
+    except (ValueError, RecursionError, InvalidError) as error:  # deep nesting is found out by the second
         for fd in fds:
             os.close(fd)
         if isinstance(error, InvalidError):

@@ -108,7 +108,7 @@ def error_of(status: int, body: bytes) -> BallpointError:
     try:
         content = json.loads(body)
         message, hint = str(content["message"]), content.get("hint")
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, RecursionError, KeyError, TypeError):
         message, hint = f"the node answered {status}", None
     kind = _KINDS.get(status, UnavailableError if status in (429, 502, 503) else InternalError)
     return kind(message, hint=hint)

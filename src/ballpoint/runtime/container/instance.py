@@ -221,9 +221,7 @@ class ContainerInstance:
         agent = self._cgroup.child("agent")
         for pid in agent.pids():
             try:
-                status = Path(f"/proc/{pid}/status").read_text()
-                numbers = next(line for line in status.splitlines() if line.startswith("NSpid:")).split()
-                if len(numbers) != 3 or numbers[-1] != "1":
+                if not is_anchor(Path(f"/proc/{pid}/status").read_bytes()):
                     continue
                 pidfd = os.pidfd_open(pid)
             except (FileNotFoundError, ProcessLookupError):
@@ -274,7 +272,8 @@ class ContainerInstance:
         except BaseException:
             control.close()
             raise
-        if len(fds) != 3 or hello.get("nonce") != self.nonce or hello.get("instance") != self.id:
+        known = {"nonce": self.nonce, "instance": self.id}
+        if len(fds) != 3 or not isinstance(hello, dict) or {name: hello.get(name) for name in known} != known:
             for fd in fds:
                 os.close(fd)
             control.close()
@@ -282,7 +281,7 @@ class ContainerInstance:
         self._close_descriptors()
         self._control = control
         self._log, self.netns, self.userns = fds
-        self.phase = str(hello["phase"])
+        self.phase = str(hello.get("phase"))
         self._active(hello)
         if self.phase == "dead":  # before there was somebody to tell
             self._inner_exited(hello)
@@ -391,8 +390,8 @@ class ContainerInstance:
 
     async def shown(self) -> set[str]:
         """Names of the checkpoints that the sprite can read."""
-        names = (await self._call("shown", seconds=_CLAIM_SECONDS))["names"]
-        return {name for name in names if isinstance(name, str)}
+        names = self._object(await self._call("shown", seconds=_CLAIM_SECONDS)).get("names")
+        return {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
 
     async def ping(self, seconds: float) -> dict[str, Any]:
         """Ask the agent whether it lives.
@@ -401,11 +400,11 @@ class ContainerInstance:
             UnavailableError: no answer within `seconds`.
         """
         try:
-            return dict(await self._call("ping", seconds=seconds))
+            return self._object(await self._call("ping", seconds=seconds))
         except UnavailableError:
             if self._control is not None and not self._control.closed:
                 raise
-            return dict(await self._call("ping", seconds=seconds))  # it died; this asks its successor
+            return self._object(await self._call("ping", seconds=seconds))  # it died; this asks its successor
 
     async def freeze(self) -> bool:
         """Stop all processes of the container, which keep their memory. Returns whether they have stopped.
@@ -497,6 +496,12 @@ class ContainerInstance:
             os.close(fd)
         return result
 
+    def _object(self, answer: Any) -> dict[str, Any]:
+        """What the agent answered. InternalError where it is no object: one that was taken over says what it likes."""
+        if not isinstance(answer, dict):
+            raise InternalError(f"the agent of instance {self.id} does not make sense")
+        return answer
+
     def _noticed(self, notice: dict[str, Any]) -> None:
         if notice.get("notice") == "inner-exited":
             self._inner_exited(notice)
@@ -564,6 +569,15 @@ class ContainerInstance:
         self._log = self.netns = self.userns = -1
 
 
+def is_anchor(status: bytes) -> bool:
+    """Whether proc_pid_status(5) is of pid 1 of a pid namespace right below ours.
+
+    A process chooses its own name, of any bytes, in a line before; in it only line feeds are escaped.
+    """
+    numbers = next((line.split()[1:] for line in status.split(b"\n") if line.startswith(b"NSpid:")), [])
+    return len(numbers) == 2 and numbers[-1] == b"1"
+
+
 def _end_agents(group: Cgroup) -> None:
     """Kill an agent that lives and does not answer: an instance has one."""
     for pid in group.pids():
@@ -572,8 +586,8 @@ def _end_agents(group: Cgroup) -> None:
         except ProcessLookupError:
             continue
         try:
-            name = Path(f"/proc/{pid}/comm").read_text()
-            if name == "agent\n" and pid in group.pids():  # still the same process: its number was not used again
+            name = Path(f"/proc/{pid}/comm").read_bytes()  # a process chooses it, and it may be no text
+            if name == b"agent\n" and pid in group.pids():  # still the same process: its number was not used again
                 prctl.pidfd_send_signal(pidfd, signal.SIGKILL)
         except FileNotFoundError:
             continue  # it has just ended
