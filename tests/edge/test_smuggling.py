@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+import socket
+from contextlib import ExitStack
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
-from tests.edge.wires import Wire, get, parse
+from tests.edge.test_known import LONG, serve
+from tests.edge.test_urls import HOST as SPRITE
+from tests.edge.test_urls import ask
+from tests.edge.wires import Wire, get, parse, post
 from tests.edge.world import World
 
 HOST = b"Host: edge\r\n"
@@ -185,6 +193,148 @@ def test_an_upgrade_beside_a_body_is_no_upgrade(world: World, framing: list[str]
     assert [question["target"] for question in world.questions] == ["/agent/exec", "/"]
 
 
+# ---- two kept connections to a sprite's URL, whose requests are served by callbacks (edge/quick.py) ----
+
+
+def to_sprite(data: bytes) -> bytes:
+    return data.replace(b"edge", SPRITE.encode())
+
+
+def kept(world: World, stack: ExitStack) -> Wire:
+    """A connection whose next request is like those before, of which the node's answer is known."""
+    world.lasts = LONG
+    client = stack.enter_context(world.connect())
+    for _ in range(2):
+        serve(client, ask("/kept"))
+    return client
+
+
+def heard(world: World) -> list[bytes]:
+    """The first lines of what the server in the sprite has got, but for what `kept` asks."""
+    found = []
+    while not world.web.seen.empty():
+        found.append(world.web.seen.get().partition(b"\r\n")[0])
+    return [line for line in found if line != b"GET /kept HTTP/1.1"]
+
+
+@pytest.mark.parametrize("data", AMBIGUOUS.values(), ids=AMBIGUOUS.keys())
+def test_an_ambiguous_request_behind_ones_that_are_known_is_refused(world: World, data: bytes) -> None:
+    with ExitStack() as stack:
+        client, other = kept(world, stack), kept(world, stack)
+        answer = client.send(to_sprite(data + HIDDEN)).response()
+        assert (answer.status, answer.get("connection"), client.rest()) == (400, "close", b"")
+        assert other.send(ask("/own")).response().body.startswith(b"GET /own HTTP/1.1\r\n")
+    assert heard(world) == [b"GET /own HTTP/1.1"]
+    assert world.web.accepted == 1
+
+
+@pytest.mark.parametrize(
+    "raw", [b"5;extension\r\nhello\r\n0\r\n\r\n", b"5\nhello\r\n0\r\n\r\n", b"5\r\nhello!\r\n0\r\n\r\n", b"0\r\n\n"]
+)
+def test_a_malformed_chunk_behind_requests_that_are_known_is_refused(world: World, raw: bytes) -> None:
+    with ExitStack() as stack:
+        client, other = kept(world, stack), kept(world, stack)
+        client.send(ask("/chunks", "Transfer-Encoding: chunked") + raw + to_sprite(HIDDEN))
+        answer = client.response()
+        assert (answer.status, answer.get("connection"), client.rest()) == (400, "close", b"")
+        assert other.send(ask("/own")).response().body.startswith(b"GET /own HTTP/1.1\r\n")
+    assert heard(world) == [b"GET /own HTTP/1.1"]
+
+
+def test_an_enormous_header_behind_requests_that_are_known_is_refused(world: World) -> None:
+    with ExitStack() as stack:
+        client = kept(world, stack)
+        answer = client.send(ask("/large", "X: " + "y" * 70_000)[:66_000]).response()
+        assert (answer.status, answer.get("connection")) == (431, "close")
+    assert heard(world) == []
+
+
+def test_what_follows_an_upgrade_is_of_its_own_connection(world: World) -> None:
+    """Also where the server agrees: no other client's request goes that way, and nothing of it comes back to one."""
+
+    def serve_all(connection: Wire) -> None:
+        while True:
+            message = world.web.request(connection)
+            if message.get("upgrade"):
+                connection.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n")
+                connection.send(connection.until(b"\r\n\r\n"))
+                return
+            connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(message.raw), message.raw))
+
+    world.web.handler = serve_all
+    garbage = to_sprite(HIDDEN)
+    with ExitStack() as stack:
+        client, other = kept(world, stack), kept(world, stack)
+        client.send(ask("/up", "Connection: Upgrade", "Upgrade: x") + garbage)
+        assert client.response().status == 101
+        assert other.send(ask("/own")).response().body.startswith(b"GET /own HTTP/1.1\r\n")
+        assert client.until(b"\r\n\r\n") == garbage
+        assert client.rest() == b""
+    assert heard(world) == [b"GET /up HTTP/1.1", b"GET /own HTTP/1.1"]
+
+
+# What one client sends. Each `@` is the number of a request that is meant.
+SPRITE_HIDDEN = to_sprite(HIDDEN)
+CHUNKED_HIDDEN = b"%x\r\n%b\r\n0\r\n\r\n" % (len(SPRITE_HIDDEN), SPRITE_HIDDEN)
+BODY_FIELD = f"Content-Length: {len(SPRITE_HIDDEN)}"
+FORMS = [
+    ask("/@"),
+    ask("/@", "X: other"),
+    ask("/@", BODY_FIELD) + SPRITE_HIDDEN,
+    ask("/@", "Transfer-Encoding: chunked") + CHUNKED_HIDDEN,
+    ask("/@", "Content-Length: 0"),
+    ask("/@", "Connection: keep-alive"),
+    ask("/@", "Connection: keep-alive", version="1.0"),
+    ask("/@", BODY_FIELD, "Connection: Upgrade", "Upgrade: h2c") + SPRITE_HIDDEN,
+    post("/@", SPRITE_HIDDEN, host=SPRITE),
+    post("/@", b"", host=SPRITE),
+]
+GOOD = st.lists(st.sampled_from(FORMS), min_size=1, max_size=3).map(b"".join)
+BAD = st.sampled_from(sorted(AMBIGUOUS.values()))
+PIECES = st.sampled_from(["whole", "behind its head"]) | st.floats(0, 1)
+STEPS = st.lists(st.tuples(st.integers(0, 1), st.one_of(GOOD, GOOD, GOOD, BAD), PIECES), min_size=1, max_size=8)
+
+
+@given(STEPS)
+@example([(0, FORMS[0] * 3, "whole"), (1, FORMS[2], "behind its head"), (1, FORMS[0], "whole")])
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_two_clients_get_each_their_own_and_the_server_what_was_meant(
+    world: World, steps: list[tuple[int, bytes, str | float]]
+) -> None:
+    """Whatever is sent in whatever pieces: each answer tells the request that it answers, by its number."""
+    world.reset()
+    number = 0
+    meant: list[bytes] = []
+    with ExitStack() as stack:
+        clients = [kept(world, stack), kept(world, stack)]
+        for who, form, piece in steps:
+            client = clients[who]
+            good = b" /@ " in form
+            targets = []
+            data = form if good else to_sprite(form + HIDDEN)
+            while good and b" /@ " in data:
+                number += 1
+                targets.append(b"/%d" % number)
+                data = data.replace(b" /@ ", b" /%d " % number, 1)
+            cut = int(piece * len(data)) if isinstance(piece, float) else 0
+            if piece == "behind its head":
+                cut = data.find(b"\r\n\r\n") + 4
+            client.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            client.send(data[:cut]).send(data[cut:])
+            for target in targets:
+                answer = client.response()
+                assert answer.status == 200
+                line = answer.body.partition(b"\r\n")[0]
+                assert line.split(b" ")[1] == target
+                meant.append(line)
+            if not good:
+                answer = client.response()
+                assert (answer.status, answer.get("connection"), client.rest()) == (400, "close", b"")
+                clients[who] = kept(world, stack)
+    assert heard(world) == meant
+    assert all(re.fullmatch(rb"(GET|POST) /[0-9]+ HTTP/1.1", line) for line in meant)
+
+
 # ---- the same for what a server answers: an agent may be hostile ----
 
 AMBIGUOUS_RESPONSES = {
@@ -242,3 +392,22 @@ def test_what_a_server_says_after_its_response_is_nobodys(world: World) -> None:
             for _ in range(3):
                 assert client.send(get(target)).response().body == b"true"
         assert server.accepted == 3
+
+
+def test_what_a_server_in_a_sprite_says_after_its_response_is_nobodys(world: World) -> None:
+    """Neither its own client's, whose request was known, nor that of the next one on a kept connection."""
+    extra = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nforged"
+
+    def serve_all(connection: Wire) -> None:
+        while True:
+            message = world.web.request(connection)
+            more = extra if "/more" in message.line else b""
+            connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(message.raw), message.raw) + more)
+
+    world.web.handler = serve_all
+    with ExitStack() as stack:
+        clients = [kept(world, stack), kept(world, stack)]
+        for count in range(6):
+            for client in clients:
+                assert client.send(ask(f"/more/{count}")).response().body.startswith(b"GET /more/%d " % count)
+                assert client.send(ask(f"/own/{count}")).response().body.startswith(b"GET /own/%d " % count)
