@@ -15,6 +15,7 @@ from ballpoint.core.errors import InternalError, InvalidError, UnavailableError
 from ballpoint.core.peer import Peer
 from ballpoint.node import inside
 from ballpoint.node.inside import QUESTIONS_MAX, SCOPE_KEY, TOKEN_ID
+from ballpoint.runtime.container import instance
 from tests.node.questions import World
 from tests.support.waiting import eventually_async
 
@@ -261,6 +262,33 @@ async def test_an_agent_that_was_taken_over_asks_nothing_strange(world: World, m
     for number in strange:
         world.instance._noticed({"notice": "gone", "question": number})
     assert (await ask(world)).status == 201
+
+
+async def test_what_is_no_text_is_asked_as_one(world: World) -> None:
+    await ask(world, "/v1/\ud800?\udc80")
+    (scope,) = world.app.scopes
+    assert (scope["path"], scope["query_string"]) == ("/v1/?", b"?")
+
+
+async def test_an_agent_asks_so_many_questions_at_once_and_no_more(world: World) -> None:
+    go_on = asyncio.Event()
+
+    async def wait(question: Any) -> None:
+        await go_on.wait()
+
+    def asked(number: int) -> Awaitable[Any]:
+        message = {"op": "ask", "question": number, "method": "GET", "target": "/", "body": ""}
+        return world.instance._asked(world.connection, message)
+
+    world.instance.on_question = wait
+    async with asyncio.TaskGroup() as group:
+        for number in range(instance.QUESTIONS_MAX):
+            group.create_task(asked(number))  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        with pytest.raises(UnavailableError):
+            await asked(instance.QUESTIONS_MAX)
+        go_on.set()
+    await asked(0)
 
 
 async def test_the_node_that_came_last_is_asked(world: World, tmp_path: Path) -> None:

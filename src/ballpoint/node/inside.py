@@ -78,16 +78,17 @@ class Inside:
     async def _ask_app(self, running: Running, question: Question) -> None:
         sprite = await self._registry.sprite_by_id(running.sprite_id)
         caller = Caller(org_id=sprite.org_id, org=sprite.org, token_id=TOKEN_ID)
-        path, _, query = question.target.partition("?")
+        # An agent that was taken over may send what is no text.
+        path, query = (part.encode("utf-8", "replace") for part in question.target.partition("?")[::2])
         scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": "1.1",
             "method": question.method,
             "scheme": "http",
-            "path": unquote(path),
-            "raw_path": path.encode("utf-8", "replace"),
-            "query_string": query.encode("utf-8", "replace"),
+            "path": unquote(path.decode()),
+            "raw_path": path,
+            "query_string": query,
             "root_path": "",
             "headers": [(b"host", b"sprite"), (b"content-length", str(len(question.body)).encode())],
             "client": None,

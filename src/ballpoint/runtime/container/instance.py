@@ -36,6 +36,9 @@ _KILL_SECONDS = 10.0
 _FREEZE_SECONDS = 2.0
 # Its init gives its processes 5 s.
 _HALT_SECONDS = 8.0
+# An agent has one for each connection inside, of which there are fewer (agent/inside.py). Who took it over may ask for
+# more, and leave the answers.
+QUESTIONS_MAX = 64
 
 # An agent's own limits: it serves sessions, and whoever took it over gets no more than this.
 _AGENT_LIMITS = Limits(memory=256 << 20, pids=64)
@@ -516,7 +519,8 @@ class ContainerInstance:
         if message["op"] != "ask":
             raise InvalidError("a node does nothing else for an agent")
         question = Question(agent, message)
-        if self.on_question is None or question.number in self._questions:
+        full = len(self._questions) >= QUESTIONS_MAX
+        if self.on_question is None or question.number in self._questions or full:
             raise UnavailableError("the node does not take this question")
         self._questions[question.number] = question
         try:
