@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from ballpoint.core.tasks import for_each
+from ballpoint.core.tasks import Tasks, for_each
 
 
 async def test_for_each_does_all_in_order_and_never_too_many_at_once() -> None:
@@ -40,3 +40,23 @@ async def test_the_first_error_of_for_each_ends_the_rest_and_is_raised_as_it_is(
     with pytest.raises(KeyError):
         await for_each(range(10), work, at_once=3)
     assert sorted(ended) == [0, 1]
+
+
+async def test_an_owner_that_cannot_go_on_without_a_task_hears_of_its_failure_and_of_no_other_end() -> None:
+    ended = asyncio.Event()
+    tasks = Tasks(failed=ended.set)
+    await tasks.start(asyncio.sleep(0), "one that is done")
+    left = tasks.start(asyncio.Event().wait(), "one that is cancelled")
+    left.cancel()
+    await asyncio.wait([left])
+    assert not ended.is_set()
+    failure = OSError("lost")
+
+    async def fail() -> None:
+        raise failure
+
+    tasks.start(fail(), "one that fails")
+    async with asyncio.timeout(10):
+        await ended.wait()
+    assert tasks.failure is failure
+    await tasks.close()

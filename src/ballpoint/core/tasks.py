@@ -16,9 +16,17 @@ class Tasks:
     """A set of background tasks that end with their owner.
 
     A task's failure is logged with its traceback; `close` cancels what still runs and waits for it.
+
+    Args:
+        failed: called after a failure, for an owner that cannot go on without one of them.
+
+    Attributes:
+        failure: the first there was.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, failed: Callable[[], None] | None = None) -> None:
+        self.failure: BaseException | None = None
+        self._failed = failed
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def start(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
@@ -32,6 +40,9 @@ class Tasks:
         self._tasks.discard(task)
         if not task.cancelled() and (failure := task.exception()) is not None:
             log.error("background task %s failed", task.get_name(), exc_info=failure)
+            self.failure = self.failure or failure
+            if self._failed is not None:
+                self._failed()
 
     async def close(self) -> None:
         """Cancel every task and wait until all have ended. Idempotent."""

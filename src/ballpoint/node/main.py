@@ -186,7 +186,8 @@ async def serve(config: NodeConfig, make_app: Any, port: int, edge_uid: int, rea
         pool.start()
         spares.start()
         forks.start()
-        tasks = Tasks()
+        # Without one of these it would do half of its work and say nothing: the next node takes over what runs.
+        tasks = Tasks(failed=stop.set)
         stack.push_async_callback(tasks.close)
         tasks.start(health.run(), "health")
         tasks.start(space.run(), "space")
@@ -218,6 +219,8 @@ async def serve(config: NodeConfig, make_app: Any, port: int, edge_uid: int, rea
         ready()
         log.info("node %s is ready: %d sprites adopted", config.node_id, len(node.running))
         await stop.wait()
+        if tasks.failure is not None:
+            raise tasks.failure
 
         log.info("stopping; %d sprites go on running", len(node.running))
         server.should_exit = True

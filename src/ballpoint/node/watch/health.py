@@ -39,9 +39,12 @@ class Health:
             for sprite_id, running in list(self._node.running.items()):
                 if running.frozen:
                     continue  # said already, with its cause; the disk would only be found not to answer
-                trouble = await self.check(running)
-                if self._node.running.get(sprite_id) is running:
-                    await self._node.report_trouble(running, trouble)
+                try:
+                    trouble = await self.check(running)
+                    if self._node.running.get(sprite_id) is running:
+                        await self._node.report_trouble(running, trouble)
+                except (BallpointError, OSError) as error:
+                    log.error("whether %s is well could not be found out: %s", sprite_id, error)
             await self._clock.sleep(_ROUND_SECONDS)
 
     async def check(self, running: Running, *, now: bool = False) -> str | None:
