@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,25 @@ def test_an_owner_knows_its_devices_and_forgets_them_when_they_let_go(tmp_path: 
         loop.wait_released(path, 10)
         assert owner.find(path) is None
         assert loop.find_by_backing(path) is None
+
+
+def test_who_waits_for_a_device_to_let_go_waits_for_those_who_only_ask_whose_it_is(tmp_path: Path) -> None:
+    """As another node does that starts: what was waited for is attached again at once, or refused as attached."""
+    file = image(tmp_path / "image")
+    owner = loop.Attachments()
+    device, fd = owner.attach(file)
+    asking = os.open(device, os.O_RDONLY)
+    os.close(fd)
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(owner.wait_released, file, 10)
+        with pytest.raises(TimeoutError):
+            waiting.result(0.2)
+        os.close(asking)
+        waiting.result()
+    assert owner.find(file) is None
+    device, fd = owner.attach(file)
+    owner.wait_released(file, 0)  # nobody uses it, and there is no time to see it go
+    os.close(fd)
 
 
 def test_a_device_of_the_host_is_given_back_without_a_bound(tmp_path: Path) -> None:
