@@ -111,8 +111,8 @@ def test_output_that_cannot_be_written_is_said(home: Path, sprite: str) -> None:
 
 
 def test_console_is_a_shell_on_this_terminal(home: Path, sprite: str) -> None:
-    """With what was typed before it was there."""
-    terminal = Terminal(home, "console", sprite)
+    """With what was typed before it was there, and of the terminal's size, whatever its environment says."""
+    terminal = Terminal(home, "console", sprite, LINES="24", COLUMNS="80")
     terminal.type(b"stty size; exit 5\r")
     assert terminal.end() == 5, terminal.said
     assert b"%d %d" % (ROWS, COLUMNS) in terminal.said

@@ -6,7 +6,6 @@ import asyncio
 import http.client
 import logging
 import os
-import shutil
 import sys
 from pathlib import Path
 from typing import BinaryIO
@@ -18,7 +17,7 @@ from ballpoint.cli.client import complete, streams
 from ballpoint.cli.client.forward import Forwards
 from ballpoint.cli.client.http import Api, api, error_of, no_answer, sprite_name, sprite_path
 from ballpoint.cli.client.joined import Joined, cut
-from ballpoint.cli.client.terminal import RawTerminal, notice
+from ballpoint.cli.client.terminal import RawTerminal, notice, window
 from ballpoint.core.errors import InvalidError
 
 _EXIT = 3
@@ -141,7 +140,7 @@ def run(
     """
     if terminal:
         environment = {**{key: os.environ[key] for key in _TERMINAL_VARIABLES if key in os.environ}, **environment}
-    query = _query(command, directory, environment, shutil.get_terminal_size() if terminal else None, keep)
+    query = _query(command, directory, environment, window() if terminal else None, keep)
     forwards = Forwards(node, name, notice) if forward else None
     with RawTerminal() as keys:
         if terminal:

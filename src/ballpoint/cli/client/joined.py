@@ -11,7 +11,6 @@ import asyncio
 import json
 import logging
 import os
-import shutil
 import signal
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -19,7 +18,7 @@ from urllib.parse import quote, urlencode
 from ballpoint.cli.client import streams
 from ballpoint.cli.client.forward import Forwards
 from ballpoint.cli.client.http import Api, error_of, no_answer, sprite_path
-from ballpoint.cli.client.terminal import RawTerminal, notice
+from ballpoint.cli.client.terminal import RawTerminal, notice, window
 from ballpoint.core.clock import SYSTEM_CLOCK
 from ballpoint.core.errors import BallpointError, UnavailableError
 
@@ -304,7 +303,7 @@ class Joined:
 
 
 def _window() -> str:
-    size = shutil.get_terminal_size()
+    size = window()
     return json.dumps({"type": "resize", "rows": size.lines, "cols": size.columns})
 
 

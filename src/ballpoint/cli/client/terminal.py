@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 import termios
 import tty
@@ -35,6 +36,17 @@ class RawTerminal:
         if self._before is not None:
             termios.tcsetattr(0, termios.TCSADRAIN, self._before)
             self._before = None
+
+
+def window() -> os.terminal_size:
+    """The terminal's size, or what commands take for it where there is none.
+
+    The terminal is asked first: LINES and COLUMNS, which readline exports to what it starts, do not follow it.
+    """
+    for standard in (0, 1):
+        with suppress(OSError):
+            return os.get_terminal_size(standard)
+    return shutil.get_terminal_size()
 
 
 def notice(text: str) -> None:
