@@ -23,8 +23,8 @@ from tests.agent.files.world import PlainFiles
 from tests.agent.world import DEADLINE, ENVIRONMENT, Answer, KeptFds, Wire, World, eventually
 from tests.support.nodes import CACHE
 
-# What a shell does first to be in a group.
-_JOIN = 'echo 0 >&9 || exit 126; exec 9>&-; cd -- "$0" || exit 126; exec "$@"'
+# What a shell does first to be in a group; the end of 8 says that it is.
+_JOIN = 'echo 0 >&9 || exit 126; exec 8>&- 9>&-; cd -- "$0" || exit 126; exec "$@"'
 
 
 class HandClock:
@@ -78,14 +78,18 @@ class PlainServices:
             raise SpawnError(126, self.refuses)
         argv = ["sh", "-c", _JOIN, spec.cwd or "/", *spec.argv]
         streams = [(os.POSIX_SPAWN_DUP2, fd, n) for n, fd in enumerate((spec.stdin, spec.stdout, spec.stderr))]
+        reader, writer = os.pipe()
         pid = os.posix_spawnp(
             "sh",
             argv,
             spec.env,
             setsid=True,
             setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
-            file_actions=[*streams, (os.POSIX_SPAWN_DUP2, procs, 9)],
+            file_actions=[*streams, (os.POSIX_SPAWN_DUP2, writer, 8), (os.POSIX_SPAWN_DUP2, procs, 9)],
         )
+        os.close(writer)
+        os.read(reader, 1)
+        os.close(reader)
         self.spawned.append(pid)
         return pid, os.pidfd_open(pid)
 
