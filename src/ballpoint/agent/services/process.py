@@ -80,13 +80,15 @@ class Process:
                 ours, theirs = os.pipe2(os.O_CLOEXEC)
                 pipes.append(ours)
                 given.append(theirs)
-            writer = start_writer(spawner, log_path, pipes[0], pipes[1])
+            _, stdout, stderr = given
+            spec = ProcessSpec(command.argv, command.path, command.env, command.cwd, null, stdout, stderr)
+            # First: somebody may be waiting for what it serves, and what it says waits in the pipes.
+            pid, pidfd = spawner.spawn_in(spec, group.procs)
             try:
-                _, stdout, stderr = given
-                spec = ProcessSpec(command.argv, command.path, command.env, command.cwd, null, stdout, stderr)
-                pid, pidfd = spawner.spawn_in(spec, group.procs)
+                writer = start_writer(spawner, log_path, pipes[0], pipes[1])
             except BaseException:
-                _abandon(spawner, *writer)
+                group.kill()
+                _abandon(spawner, pid, pidfd)
                 raise
         except BaseException as error:
             for fd in pipes:
@@ -198,7 +200,7 @@ class Process:
 
 
 def _abandon(spawner: ServiceSpawner, pid: int, pidfd: int) -> None:
-    """End a helper that is of no use, and wait for it in the background."""
+    """End a process that is of no use, and wait for it in the background."""
     loop = asyncio.get_running_loop()
 
     def ended() -> None:

@@ -20,8 +20,9 @@ _DEMAND_SECONDS = 20.0
 # More than one at a time overlaps the waiting for the kernel; more than two only crowd out claims on a small host.
 _FILLERS = 2
 _RETRY_FIRST, _RETRY_MAX = 0.1, 5.0
-# After a claim its sprite's first command comes; what can wait lets it pass.
-_CALM_SECONDS = 0.05
+# After a claim its sprite's first command comes, or the start of its services: what can wait lets an interpreter start,
+# for which a blank that is made beside it is a third of a processor's time on a small host.
+_CALM_SECONDS = 0.2
 
 
 class Pool:
