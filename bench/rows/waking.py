@@ -18,6 +18,8 @@ _WAIT_SECONDS = 60.0
 _PORT = 8080
 _SERVER = ("python3", "-m", "http.server")
 _RETRY_SECONDS = 0.001
+# As a node has it that is told nothing. The last blank would be replaced at once, beside what has just been woken.
+_POOL = 4
 
 
 async def warm(context: Context) -> Result:
@@ -64,7 +66,7 @@ async def warm(context: Context) -> Result:
 async def cold_exec(context: Context) -> Result:
     size = context.count(2_000_000_000, 200_000_000)
     result = Result("wake-exec", f"exec `/bin/true` in a cold sprite of {number(size / 1e9)} GB with a service")
-    async with context.node(pool=1) as bench:
+    async with context.node(pool=_POOL) as bench:
         name = bench.name()
         await bench.client.create(name)
         await bench.client.run(name, *python(FILL, "data", size))
@@ -109,7 +111,7 @@ async def cold_exec(context: Context) -> Result:
 
 async def cold_url(context: Context) -> Result:
     result = Result("wake-url", "a request to a cold sprite's URL, whose service is `python3 -m http.server`")
-    async with context.node(pool=1) as bench:
+    async with context.node(pool=_POOL) as bench:
         served, awake = bench.name(), bench.name()
         for name in (served, awake):
             await bench.client.create(name)
