@@ -56,7 +56,7 @@ class World:
         """Its instance is another, or the node is."""
         self.runtime = Runtime(note or {"sprite": "s-one", "disk": 5})
         instance = cast(Any, type("Instance", (), {"runtime": self.runtime, "id": "i1"})())
-        self.running = {"s-one": Running("s-one", instance, cast(Any, None))}
+        self.running = {"s-one": Running("s-one", instance, cast(Any, None), org_id="o1")}
         self.holds = Holds(self, self.clock)
         self.holds.on_change = self.changed.append
         node = NodeDouble()

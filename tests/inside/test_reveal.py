@@ -75,7 +75,7 @@ class Scene:
         found = await self.runtime.adopt(instance_of(self.node, self.sprite))
         assert found is not None
         self.instance = found
-        self.running = Running("sprite", Instance(found, slot(0)), cast(Any, None))
+        self.running = Running("sprite", Instance(found, slot(0)), cast(Any, None), org_id="o1")
 
     def checkpoint(self, name: str) -> Readable:
         image = self.folder / f"{name}.img"

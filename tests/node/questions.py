@@ -36,7 +36,9 @@ class World:
         self.app = app
         self.inside = Inside(cast(Any, Sprites()))
         self.instance = ContainerInstance(cast(Any, self), "i1", 0, "n")
-        self.running = Running("sprite-1", cast(Any, type("Instance", (), {"id": "i1"})()), cast(Any, None))
+        self.running = Running(
+            "sprite-1", cast(Any, type("Instance", (), {"id": "i1"})()), cast(Any, None), org_id="o1"
+        )
         self.instance.on_question = lambda question: self.inside.answer(self.running, question)
         self.connection = Peer(
             peer.connect(folder / "control.sock"),

@@ -52,7 +52,7 @@ class Starts:
 
     async def start(self, sprite: Sprite) -> Running:
         instance: Any = type("Instance", (), {"runtime": Runtime()})()
-        return Running(sprite.id, instance, cast(Any, Runtime()))
+        return Running(sprite.id, instance, cast(Any, Runtime()), org_id=sprite.org_id)
 
     async def stop(self, running: Running, *, gently: bool = False) -> None:
         self.stopping.release()
@@ -184,6 +184,6 @@ def test_an_instance_that_died_before_anybody_listened_is_told_of(alive: bool) -
     )
     runtime = Runtime()
     runtime.alive = alive
-    running = Running("s", cast(Any, type("Instance", (), {"runtime": runtime})()), nothing)
+    running = Running("s", cast(Any, type("Instance", (), {"runtime": runtime})()), nothing, org_id="o1")
     starter.watch(running)
     assert told == ([] if alive else [running])

@@ -146,7 +146,7 @@ class Scene:
         runtime = Runtime(f"i-{name}")
         instance: Any = type("Instance", (), {"runtime": runtime, "id": runtime.id})()
         volume: Any = type("Volume", (), {"id": f"v-{name}", "release": lambda self: None})()
-        self.node.running[name] = Running(name, instance, volume, changed=self.clock.at)
+        self.node.running[name] = Running(name, instance, volume, org_id="o1", changed=self.clock.at)
         return runtime
 
     async def touch(self, name: str, edge: object) -> None:

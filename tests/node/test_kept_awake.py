@@ -101,7 +101,7 @@ class Life:
         self.inside.open(self._serve)
         instance: Any = SimpleNamespace(runtime=runtime, id=runtime.id)
         volume: Any = SimpleNamespace(id="v", release=lambda: None)
-        self.running = Running(SPRITE, instance, volume, warm=runtime.frozen, changed=clock.at)
+        self.running = Running(SPRITE, instance, volume, org_id="o1", warm=runtime.frozen, changed=clock.at)
         self.node.running[SPRITE] = self.running
 
     async def _serve(self, scope: dict[str, Any], receive: Any, send: Any) -> None:

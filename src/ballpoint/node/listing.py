@@ -29,8 +29,13 @@ class Listing:
         return SpritePage(sprites=tuple(map(self._node.view, sprites)), next=token, counts=await self._counts(caller))
 
     async def _counts(self, caller: Caller) -> Counts:
-        warm = [each.sprite_id for each in self._node.running.values() if each.warm or each.trouble is not None]
-        return Counts(**await self._node.registry.counts(caller.org_id, warm))
+        """As the registry has it, but for those of which it does not know yet what has become of them."""
+        counts = await self._node.registry.counts(caller.org_id)
+        for each in self._node.running.values():
+            if each.status != each.recorded and each.org_id == caller.org_id and counts[each.recorded]:
+                counts[each.recorded] -= 1
+                counts[each.status] += 1
+        return Counts(**counts)
 
     async def watch_list(self, caller: Caller, *, prefix: str) -> AsyncIterator[ListingLine]:
         shown: dict[str, tuple[Any, ...]] = {}

@@ -28,7 +28,7 @@ from ballpoint.core.types import Caller
 from ballpoint.host.changes import Changes
 from ballpoint.node.disks import Disks
 from ballpoint.node.lifecycle.leases import Leases
-from ballpoint.node.lifecycle.running import IDLE_TIMEOUT, Running, Starter
+from ballpoint.node.lifecycle.running import IDLE_TIMEOUT, Awake, Running, Starter
 from ballpoint.node.logbook import Logbook
 from ballpoint.node.standby.spares import Spares
 from ballpoint.node.views import (
@@ -41,7 +41,7 @@ from ballpoint.node.views import (
     Status,
     UrlSettings,
 )
-from ballpoint.registry.records import Sprite, SpriteState
+from ballpoint.registry.records import Sprite
 from ballpoint.registry.registry import Registry
 from ballpoint.volume.pool import AttachedVolume
 from ballpoint.volume.superblock import DamagedDiskError
@@ -416,7 +416,7 @@ class Node:
                 running.changed = self._clock.monotonic()
             finally:
                 running.pausing = False
-            self._record(running.sprite_id, "warm", "warm", cause)
+            self._record(running, "warm", cause)
         return True
 
     def _thaw(self, running: Running, cause: str) -> None:
@@ -424,17 +424,18 @@ class Node:
         running.instance.runtime.thaw()
         running.warm = False
         running.changed = self._clock.monotonic()
-        self._record(running.sprite_id, "running", "running", cause)
+        self._record(running, "running", cause)
 
-    def _record(self, sprite_id: str, state: SpriteState, kind: str, cause: str) -> None:
+    def _record(self, running: Running, state: Awake, cause: str) -> None:
         """Record what has happened, and let nobody wait. What is recorded later comes later: it has one writer."""
-        self._tasks.start(self._recorded(sprite_id, state, kind, cause), f"{kind} {sprite_id}")
+        self._tasks.start(self._recorded(running, state, cause), f"{state} {running.sprite_id}")
 
-    async def _recorded(self, sprite_id: str, state: SpriteState, kind: str, cause: str) -> None:
+    async def _recorded(self, running: Running, state: Awake, cause: str) -> None:
         try:
-            await self.registry.set_state(sprite_id, state, kind=kind, cause=cause)
+            await self.registry.set_state(running.sprite_id, state, kind=state, cause=cause)
         except NotFoundError:
             return  # it has been destroyed since
+        running.recorded = state
         await self.registry.refresh()
 
     def activity_changed(self, running: Running) -> None:
@@ -630,8 +631,7 @@ class Node:
         trouble = running.trouble if running is not None else self._broken.get(sprite.id)
         status: Status = "cold"
         if sprite.state != "deleting" and running is not None:
-            # The contract's three values have none for trouble; `health` beside it says what is wrong.
-            status = "running" if trouble is None and not running.warm else "warm"
+            status = running.status
         # One that is not saved works: only what it writes would be lost with its host.
         trouble = trouble or self.saving.trouble(sprite.volume_id)
         return SpriteView(

@@ -8,7 +8,7 @@ import binascii
 import hmac
 import re
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -16,12 +16,9 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import (
-    ColumnElement,
     Connection,
     RowMapping,
-    and_,
     bindparam,
-    case,
     delete,
     func,
     insert,
@@ -379,20 +376,9 @@ class Registry:
         more = _encode_page(found[limit - 1].name) if len(found) > limit else None
         return found[:limit], more
 
-    async def counts(self, org_id: str, warm: Collection[str] = ()) -> dict[str, int]:
-        """How many of an organization's sprites are running, warm and cold.
-
-        Args:
-            warm: ids of those that are warm of all that have an instance. What is recorded may be behind.
-        """
-        state: ColumnElement[str] = sprites.c.state
-        state = case(
-            (and_(state.in_(("running", "warm")), sprites.c.id.in_(warm)), "warm"),
-            (state == "warm", "running"),
-            else_=state,
-        )
-        # By its name: to Postgres, two expressions with parameters are never the same.
-        query = select(state.label("shown"), func.count()).where(sprites.c.org_id == org_id).group_by("shown")
+    async def counts(self, org_id: str) -> dict[str, int]:
+        """How many of an organization's sprites are recorded as running, warm and cold."""
+        query = select(sprites.c.state, func.count()).where(sprites.c.org_id == org_id).group_by(sprites.c.state)
         found = await self._database.read(lambda connection: {row[0]: row[1] for row in connection.execute(query)})
         return {state: found.get(state, 0) for state in ("running", "warm", "cold")}
 

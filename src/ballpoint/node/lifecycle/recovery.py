@@ -12,7 +12,6 @@ from ballpoint.node.disks import Disks
 from ballpoint.node.lifecycle.instances import Instances
 from ballpoint.node.lifecycle.running import IDLE_TIMEOUT, Running
 from ballpoint.node.node import Node
-from ballpoint.registry.records import SpriteState
 from ballpoint.volume.pool import VolumePool
 from ballpoint.volume.record import read_record
 
@@ -54,12 +53,14 @@ async def recover(node: Node, instances: Instances, disks: Disks) -> None:
                 said[sprite.id] = instance.runtime.logs()
             await _remove(instance_id, partial(instances.end, instance), disks.pool)
             continue
-        running = Running(sprite.id, instance, volume, idle_timeout=sprite.config.get(IDLE_TIMEOUT))
+        timeout = sprite.config.get(IDLE_TIMEOUT)
+        running = Running(sprite.id, instance, volume, org_id=sprite.org_id, idle_timeout=timeout)
         # What the kernel says: the node may have died before it had written down what it had done.
         running.warm = instance.runtime.frozen
+        running.recorded = "warm" if running.warm else "running"
         if running.warm != (sprite.state == "warm"):
-            state: SpriteState = "warm" if running.warm else "running"
-            await node.registry.set_state(sprite.id, state, kind=state, cause="found so when the node started again")
+            cause = "found so when the node started again"
+            await node.registry.set_state(sprite.id, running.recorded, kind=running.recorded, cause=cause)
         node.running[sprite.id] = running
         node.starter.watch(running)
         log.info("adopted %s in instance %s", sprite.name, instance_id)

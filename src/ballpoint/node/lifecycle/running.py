@@ -9,7 +9,7 @@ import math
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, AsyncExitStack, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from ballpoint.core.clock import SYSTEM_CLOCK
 from ballpoint.core.errors import BallpointError, ConflictError
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 # A client waits 120 s for a create; a blank that does not come in this time is not coming.
 _BLANK_SECONDS = 100.0
+Awake = Literal["running", "warm"]
 # In a sprite's `config`.
 IDLE_TIMEOUT = "idle_timeout"
 
@@ -35,6 +36,8 @@ class Running:
     """A sprite that has an instance.
 
     Attributes:
+        org_id: of the organization that owns it.
+        recorded: what the registry has for it, which may be behind what it is.
         trouble: why it is degraded; None while it is well.
         frozen: its writers wait, because the pool is full.
         said: its log, once it is being stopped; the instance may be gone before its volume is.
@@ -49,6 +52,8 @@ class Running:
     sprite_id: str
     instance: Instance
     volume: AttachedVolume
+    org_id: str = field(kw_only=True)
+    recorded: Awake = "running"
     trouble: str | None = None
     frozen: bool = False
     said: bytes = b""
@@ -58,6 +63,11 @@ class Running:
     pausing: bool = False
     changed: float = field(default_factory=SYSTEM_CLOCK.monotonic)
     idle_timeout: float | None = None
+
+    @property
+    def status(self) -> Awake:
+        """As the contract calls it, whose three values have none for trouble; `health` beside it says what is wrong."""
+        return "running" if self.trouble is None and not self.warm else "warm"
 
     @property
     def awake(self) -> bool:
@@ -157,6 +167,7 @@ class Starter:
                 sprite.id,
                 blank,
                 volume,
+                org_id=sprite.org_id,
                 since=SYSTEM_CLOCK.monotonic(),
                 idle_timeout=sprite.config.get(IDLE_TIMEOUT),
             )
