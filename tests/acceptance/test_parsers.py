@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import fcntl
+import json
 import os
 import socket
 from collections.abc import Iterator
@@ -21,9 +22,12 @@ from hypothesis import strategies as st
 
 from ballpoint.agent import ringlog
 from ballpoint.agent.services.log import parse_line
+from ballpoint.cli.client import streams
 from ballpoint.cli.client.http import error_of
+from ballpoint.cli.client.joined import Joined
+from ballpoint.cli.client.terminal import RawTerminal
 from ballpoint.core import wire
-from ballpoint.core.errors import BallpointError, InvalidError
+from ballpoint.core.errors import BallpointError, InvalidError, UnavailableError
 from ballpoint.core.hosts import Site
 from ballpoint.edge import dial
 from ballpoint.edge.head import FramingError, parse_request
@@ -52,14 +56,14 @@ OURS = (
     "agent/notes.py", "agent/sessions/journal.py", "agent/ringlog.py:Ring", "cli/client/settings.py",
     "cli/client/exec_command.py", "cli/host/", "core/config.py", "edge/__main__.py", "host/blocktrace.py",
     "host/btf.py", "host/fiemap.py", "host/filesystem.py", "host/held.py", "host/loop.py", "host/namespaces.py",
-    "host/netlink.py", "host/nft.py", "image/", "node/durable/", "node/main.py", "node/node.py", "node/supervisor.py",
-    "node/urls/urls.py:_settings", "runtime/container/runtime.py", "runtime/container/zygote.py", "store/deployment.py",
-    "volume/pool.py", "volume/record.py", "volume/superblock.py", "volume/sync/reads.py",
+    "host/netlink.py", "host/nft.py", "image/", "node/durable/", "node/main.py", "node/node.py", "node/settings.py",
+    "node/supervisor.py", "node/urls/urls.py:_settings", "runtime/container/runtime.py",
+    "runtime/container/zygote.py", "store/deployment.py", "volume/pool.py", "volume/record.py",
+    "volume/superblock.py", "volume/sync/reads.py",
 )  # fmt: skip
-# What a sprite says to the command line of who works in it: one that makes no sense ends the command with a trace.
-TRACES = ("cli/client/forward.py:tunnel", "cli/client/joined.py:Joined._receive")
 # A log is written by nodes alone, but by those of many versions.
 TRIED = {
+    "cli/client/said.py": f"{HERE}::test_whatever_a_sprite_says_ends_a_command_with_a_code_or_in_words",
     "agent/files/request.py": "tests/agent/files/test_requests.py::test_any_body_is_an_object_or_refused",
     "agent/frames.py": "tests/agent/test_frames.py::test_garbage_is_read_alike_however_it_is_cut",
     "agent/ports/handover.py": "tests/agent/ports/test_handover.py::test_whatever_is_wanted_is_a_port_or_refused",
@@ -121,9 +125,9 @@ def _is_sign(called: ast.expr) -> bool:
 
 def test_everything_that_takes_bytes_apart_has_its_line() -> None:
     takers = set(_takers())
-    nobodys = [each for each in takers if not each.startswith((*TRIED, *OURS, *TRACES))]
+    nobodys = [each for each in takers if not each.startswith((*TRIED, *OURS))]
     assert nobodys == [], "name the test that tries anything on it in TRIED, or whose it is in OURS"
-    unused = [line for line in (*TRIED, *OURS, *TRACES) if not any(each.startswith(line) for each in takers)]
+    unused = [line for line in (*TRIED, *OURS) if not any(each.startswith(line) for each in takers)]
     assert unused == []
 
 
@@ -273,3 +277,41 @@ def test_any_text_is_the_url_of_a_store_or_refused(text: str) -> None:
 @given(st.integers(400, 599), BYTES | JSON.map(lambda value: b'{"message": "x", "hint": 5}'))
 def test_any_answer_is_an_error_that_can_be_told(status: int, body: bytes) -> None:
     assert isinstance(error_of(status, body), BallpointError)
+
+
+class Telling:
+    """A WebSocket on which all of `messages` come, and then the end."""
+
+    def __init__(self, messages: list[str | bytes]) -> None:
+        self._messages = iter(messages)
+
+    async def recv(self) -> str | bytes:
+        message = next(self._messages, None)
+        if message is None:
+            raise ConnectionError("it has said all")
+        return message
+
+    async def send(self, message: str | bytes) -> None:
+        """Whatever it is told is well."""
+
+
+_SAID = st.fixed_dictionaries(
+    {"type": st.sampled_from(["session_info", "dropped", "exit", "port_opened"])},
+    optional={
+        name: JSON | st.sampled_from([0, 7, "stdout", {"stdout": 3}, {"stderr": "x"}])
+        for name in ("session_id", "tty", "offsets", "start", "end", "stream", "exit_code", "port", "address")
+    },
+)
+
+
+@given(st.lists(_SAID.map(json.dumps) | JSON.map(json.dumps) | st.text() | BYTES, max_size=6))
+async def test_whatever_a_sprite_says_ends_a_command_with_a_code_or_in_words(messages: list[str | bytes]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streams, "write", lambda stream, data: None)
+        node: Any = None
+        joined = Joined(node, "web", terminal=RawTerminal(), forwards=None)
+        try:
+            code = await joined._receive(Telling(messages))
+        except (UnavailableError, ConnectionError):
+            return
+        assert type(code) is int

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from ballpoint.cli.client.http import Api, error_of, no_answer, sprite_path
+from ballpoint.cli.client.said import object_of
 from ballpoint.core.errors import BallpointError, UnavailableError
 
 log = logging.getLogger(__name__)
@@ -58,8 +59,8 @@ async def tunnel(node: Api, name: str, host: str, port: int) -> AsyncIterator[An
         try:
             await opened.send(json.dumps({"host": host, "port": port}))
             async with asyncio.timeout(_ANSWER_SECONDS):
-                said = json.loads(await opened.recv())
-        except (ConnectionClosed, TimeoutError, ValueError) as error:
+                said = object_of(await opened.recv())
+        except (ConnectionClosed, TimeoutError) as error:
             raise UnavailableError("the sprite did not answer", hint="try again") from error
         if said.get("status") != "connected":
             raise UnavailableError(str(said.get("message", "the sprite refused")))

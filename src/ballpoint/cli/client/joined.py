@@ -18,6 +18,7 @@ from urllib.parse import quote, urlencode
 from ballpoint.cli.client import streams
 from ballpoint.cli.client.forward import Forwards
 from ballpoint.cli.client.http import Api, error_of, no_answer, sprite_path
+from ballpoint.cli.client.said import exit_code_of, number_of, object_of
 from ballpoint.cli.client.terminal import RawTerminal, notice, window
 from ballpoint.core.clock import SYSTEM_CLOCK
 from ballpoint.core.errors import BallpointError, UnavailableError
@@ -183,14 +184,14 @@ class Joined:
             async with asyncio.timeout(_SILENCE_SECONDS if self._cursors is not None else None):
                 message = await socket.recv()
             if isinstance(message, str):
-                said = json.loads(message)
+                said = object_of(message)
                 if said.get("type") == "exit" and self._tty:
-                    return int(said["exit_code"])
+                    return number_of(said, "exit_code")
                 await self._told(socket, said)
             elif self._tty:
                 self._write(_STDOUT, message)
             elif message[:1] == bytes((_EXIT,)):
-                return int(message[1])
+                return exit_code_of(message)
             elif message[:1] in (bytes((_STDOUT,)), bytes((_STDERR,))):
                 self._write(message[0], message[1:])
 
@@ -204,15 +205,21 @@ class Joined:
         if kind == "session_info":
             if self._cursors is not None:
                 notice("connected again")
-            self._session, self._tty = str(said["session_id"]), bool(said.get("tty"))
+            self._session, self._tty = str(said.get("session_id", self._session)), bool(said.get("tty"))
             offsets = said.get("offsets")
-            self._cursors = {**dict.fromkeys(_STREAMS.values(), 0), **offsets} if isinstance(offsets, dict) else None
+            self._cursors = None
+            if isinstance(offsets, dict):
+                self._cursors = {
+                    stream: number_of(offsets, stream) if stream in offsets else 0 for stream in _STREAMS.values()
+                }
             await self._introduce(socket)
         elif kind == "dropped":
-            start, end, stream = int(said["start"]), int(said["end"]), str(said["stream"])
-            streams.write(_STDERR, f"ballpoint: {end - start} bytes of its {stream} are not kept any more\n".encode())
-            if self._cursors is not None:
-                self._cursors[stream] = end
+            start, end, stream = number_of(said, "start"), number_of(said, "end"), str(said.get("stream"))
+            if stream in _STREAMS.values():
+                lost = f"ballpoint: {end - start} bytes of its {stream} are not kept any more\n"
+                streams.write(_STDERR, lost.encode())
+                if self._cursors is not None:
+                    self._cursors[stream] = end
         elif self._forwards is not None:
             await self._forwards.told(said)
 
