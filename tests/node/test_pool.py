@@ -193,10 +193,10 @@ def test_what_can_wait_lets_claims_pass() -> None:
             world.attempts.release()
         await pool.stand_by(_SECONDS)
         await settle()
-        await pool.calm()
+        await pool.calm(60)
         await pool.take(_SECONDS)
         await pool.take(_SECONDS)
-        waiting = asyncio.create_task(pool.calm())
+        waiting = asyncio.create_task(pool.calm(60))
         pool.claimed()
         await settle()
         assert not waiting.done()
@@ -217,7 +217,7 @@ def test_what_can_wait_lets_more_than_a_claim_pass() -> None:
         with pytest.raises(ZeroDivisionError), pool.undisturbed():
             await pool.take(_SECONDS)
             pool.claimed()
-            waiting = asyncio.create_task(pool.calm())
+            waiting = asyncio.create_task(pool.calm(60))
             await settle()
             assert (waiting.done(), world.made) == (False, 5)
             raise ZeroDivisionError

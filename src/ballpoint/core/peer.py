@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 Serve = Callable[[dict[str, Any], list[int]], Awaitable[tuple[Any, Sequence[int]]]]
 
 _MAX_QUEUED = 1024
+_MAX_WORDS = 1024
 
 
 class Peer:
@@ -130,7 +131,7 @@ class Peer:
             except OSError:
                 self.close()
                 return
-            except InvalidError:
+            except Exception:  # it cannot be sent, now or later, and must not keep back what comes after it
                 self._queue.popleft()
                 _close_all(fds)
                 raise
@@ -149,6 +150,10 @@ class Peer:
             return
         if not message:
             self.close()
+        elif "id" in message and type(message["id"]) is not int:
+            _close_all(fds)
+            log.warning("connection ended: a message's id is no number")
+            self.close()
         elif "op" in message and "id" in message:
             task = self._loop.create_task(self._answer(message, fds))
             self._serving.add(task)
@@ -161,13 +166,12 @@ class Peer:
                 self._on_notice(message)
 
     def _settle(self, message: dict[str, Any], fds: list[int]) -> None:
-        number = message["id"]
-        future = self._calls.get(number) if isinstance(number, int) else None
+        future = self._calls.get(message["id"])
         if future is None or future.done():
             _close_all(fds)  # its caller gave up
         elif "error" in message:
             _close_all(fds)
-            future.set_exception(InternalError(str(message["error"])))
+            future.set_exception(InternalError(words(message["error"])))
         else:
             future.set_result((message.get("ok"), fds))
 
@@ -189,6 +193,12 @@ class Peer:
             _close_all(answer)
         else:
             self._send(reply, list(answer))
+
+
+def words(said: object) -> str:
+    """What another side gave as a reason, as a text that every log and database takes: bounded, and of characters."""
+    text = said if isinstance(said, str) else "it gave no reason"
+    return text[:_MAX_WORDS].encode("utf-8", "replace").decode()
 
 
 def _give_up(future: asyncio.Future[tuple[Any, list[int]]], why: str) -> None:

@@ -75,6 +75,7 @@ log = logging.getLogger("node")
 # Blanks that must stand by before the node answers.
 _FIRST_BLANK_SECONDS = 60.0
 _SWITCH_SECONDS = 0.0002
+_END_SECONDS = 20
 # The edges keep their connections; one that were closed just as a request comes would cost that request.
 _API_KEEP_ALIVE_SECONDS = 24 * 3600
 
@@ -220,6 +221,8 @@ async def serve(config: NodeConfig, make_app: Any, port: int, edge_uid: int, rea
         log.info("node %s is ready: %d sprites adopted", config.node_id, len(node.running))
         await stop.wait()
         if tasks.failure is not None:
+            # The supervisor ends a node that it has told to stop; this one ends itself, whatever its threads hang in.
+            signal.alarm(_END_SECONDS)
             raise tasks.failure
 
         log.info("stopping; %d sprites go on running", len(node.running))
@@ -317,14 +320,19 @@ def main(make_app: Any) -> int:
     mount.mount("none", "/", flags=mount.MS_REC | mount.MS_PRIVATE)
     config = msgspec.json.decode(options.config.read_bytes(), type=NodeConfig, dec_hook=lambda kind, value: kind(value))
 
-    def ready() -> None:
-        os.write(options.ready_fd, b"ready")
-        os.close(options.ready_fd)
+    told = False
+
+    def tell(words: bytes) -> None:
+        nonlocal told
+        if not told:
+            os.write(options.ready_fd, words)
+            os.close(options.ready_fd)
+        told = True
 
     try:
-        uvloop.run(serve(config, make_app, options.port, options.edge_uid, ready))
+        uvloop.run(serve(config, make_app, options.port, options.edge_uid, lambda: tell(b"ready")))
     except BallpointError as error:
-        os.write(options.ready_fd, f"{error.message}\n{error.hint or ''}".encode())
+        tell(f"{error.message}\n{error.hint or ''}".encode())
         log.error("%s", error)
         return error.exit_code
     return 0

@@ -253,6 +253,8 @@ class _Supervisor:
             failure = await self._ready(ready_read, [zygote, *tasks])
             if failure is not None:
                 raise failure
+            # A node that is started again says so, too; nobody asks, and a pipe that is full would stop it.
+            loop.add_reader(ready_read, os.read, ready_read, 4096)
             if not self._stopping.is_set():
                 edges = self._config.edges or os.cpu_count() or 1
                 children = [_Child(f"edge {n}", self._start_edge) for n in range(edges)]
@@ -267,6 +269,7 @@ class _Supervisor:
             await asyncio.gather(*tasks, return_exceptions=True)
             node_ended.set()
             await asyncio.gather(zygote, return_exceptions=True)
+            loop.remove_reader(ready_read)
             os.close(ready_read)
             os.close(ready_write)
         return 0

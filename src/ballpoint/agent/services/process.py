@@ -87,8 +87,8 @@ class Process:
             try:
                 writer = start_writer(spawner, log_path, pipes[0], pipes[1])
             except BaseException:
-                group.kill()
                 _abandon(spawner, pid, pidfd)
+                group.kill()
                 raise
         except BaseException as error:
             for fd in pipes:

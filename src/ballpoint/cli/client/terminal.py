@@ -45,7 +45,9 @@ def window() -> os.terminal_size:
     """
     for standard in (0, 1):
         with suppress(OSError):
-            return os.get_terminal_size(standard)
+            size = os.get_terminal_size(standard)
+            if size.lines and size.columns:  # nobody may have told it how large it is
+                return size
     return shutil.get_terminal_size()
 
 

@@ -66,7 +66,7 @@ class Collector:
                 async for lineage in lineages(self._store):
                     self.later(lineage, 0.0)
                 self._all_due = now + _ALL_SECONDS
-        except BallpointError as error:
+        except (BallpointError, OSError) as error:
             log.warning("lineages are not looked at: %s", error)
         for lineage in [lineage for lineage, due in self._due.items() if due <= now]:
             del self._due[lineage]
@@ -76,7 +76,7 @@ class Collector:
         try:
             await self._saver.compact(lineage)
             done = await collect(self._store, lineage, writer=self._name, clock=self._clock)
-        except BallpointError as error:
+        except (BallpointError, OSError) as error:
             log.warning("garbage of lineage %s stays in the store: %s", lineage, error)
             self.later(lineage)
             return

@@ -107,7 +107,7 @@ class Saver:
         """Something may have changed: save it soon."""
         try:
             volume = await self._volumes.held(sprite_id, volume_id)
-        except BallpointError as error:
+        except (BallpointError, OSError) as error:
             log.error("volume %s is not saved: %s", volume_id, error)
             return
         if volume.since is None:
@@ -238,9 +238,12 @@ class Saver:
 
     async def run(self) -> None:
         """Look at all volumes, again and again, and save those that are due."""
-        await self.look_at_all()
+        looked = False
         while True:
             try:
+                if not looked:
+                    await self.look_at_all()
+                    looked = True
                 await self._tick()
             except (BallpointError, OSError) as error:
                 log.error("volumes could not be looked at: %s", error)

@@ -83,6 +83,8 @@ class Shown:
                 self._settled[running.instance.id] = ids
         except (BallpointError, OSError) as error:
             log.warning("checkpoints of %s are not shown inside: %s", running.sprite_id, error)
+        except Exception:  # noqa: BLE001 - told here; what one sprite's agent says must not end this for all
+            log.exception("checkpoints of %s are not shown inside", running.sprite_id)
 
     async def show_checkpoints(self, running: Running, wanted: Sequence[Readable]) -> dict[str, str]:
         """Make `wanted` what can be read inside, no more and no less. Idempotent; a start need not wait for it.

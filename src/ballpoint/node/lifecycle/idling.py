@@ -65,7 +65,10 @@ class Idling:
 
     async def run(self) -> None:
         while True:
-            self.look()
+            try:
+                self.look()
+            except OSError as error:
+                log.error("how much memory there is could not be read: %s", error)
             await self._clock.sleep(_ROUND_SECONDS)
 
     async def close(self) -> None:

@@ -7,7 +7,7 @@ import errno
 import logging
 import math
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager, AsyncExitStack, suppress
+from contextlib import AbstractContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -214,10 +214,8 @@ class Starter:
         return self._pool.undisturbed()
 
     async def calm(self, seconds: float) -> None:
-        """Wait for so long at most until nobody waits for a start, nor did a moment ago: a first command goes first."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._pool.calm()
+        """As `Pool.calm`."""
+        await self._pool.calm(seconds)
 
     async def _end(self, instance: Instance) -> None:
         try:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from ballpoint.core.clock import SYSTEM_CLOCK, Clock
 from ballpoint.core.errors import NO_CAPACITY, BallpointError, UnavailableError
@@ -164,9 +164,11 @@ class Pool:
             self._calm.set()
             self._changed.set()
 
-    async def calm(self) -> None:
-        """Wait until no claim is under way, nor was a moment ago."""
-        await self._calm.wait()
+    async def calm(self, seconds: float) -> None:
+        """Wait for so long at most until no claim is under way, nor was a moment ago: a first command goes first."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._calm.wait()
 
     def _add(self, blank: Instance) -> None:
         if not blank.runtime.usable:

@@ -43,8 +43,8 @@ class Health:
                     trouble = await self.check(running)
                     if self._node.running.get(sprite_id) is running:
                         await self._node.report_trouble(running, trouble)
-                except (BallpointError, OSError) as error:
-                    log.error("whether %s is well could not be found out: %s", sprite_id, error)
+                except Exception:  # noqa: BLE001 - told here; what one sprite's agent says must not end the watch over all
+                    log.exception("whether %s is well could not be found out", sprite_id)
             await self._clock.sleep(_ROUND_SECONDS)
 
     async def check(self, running: Running, *, now: bool = False) -> str | None:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from ballpoint.agent import ringlog
 from ballpoint.core import peer
 from ballpoint.core.errors import ConflictError, InternalError, InvalidError, UnavailableError
-from ballpoint.core.peer import Peer
+from ballpoint.core.peer import Peer, words
 from ballpoint.core.tasks import Tasks
 from ballpoint.host import namespaces, prctl
 from ballpoint.host.cgroup import Cgroup, Limits
@@ -276,7 +276,8 @@ class ContainerInstance:
             control.close()
             raise
         known = {"nonce": self.nonce, "instance": self.id}
-        if len(fds) != 3 or not isinstance(hello, dict) or {name: hello.get(name) for name in known} != known:
+        known_by = isinstance(hello, dict) and {name: hello.get(name) for name in known} == known
+        if len(fds) != 3 or not known_by or not isinstance(hello.get("phase"), str):
             for fd in fds:
                 os.close(fd)
             control.close()
@@ -284,7 +285,7 @@ class ContainerInstance:
         self._close_descriptors()
         self._control = control
         self._log, self.netns, self.userns = fds
-        self.phase = str(hello.get("phase"))
+        self.phase = hello["phase"]
         self._active(hello)
         if self.phase == "dead":  # before there was somebody to tell
             self._inner_exited(hello)
@@ -540,7 +541,7 @@ class ContainerInstance:
         self.phase = "dead"
         self._inner_ended.set()
         if self.on_inner_exit is not None:
-            self.on_inner_exit(str(said.get("how") or "unknown"))
+            self.on_inner_exit(words(said.get("how")) if said.get("how") else "unknown")
 
     # ---- ended ----
 
