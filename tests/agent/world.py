@@ -256,6 +256,13 @@ class Wire:
     def close(self) -> None:
         self.writer.close()
 
+    async def ended(self) -> None:
+        """Close it, and wait until nothing is left of it."""
+        self.close()
+        with suppress(OSError):  # how it ended is of no interest
+            async with asyncio.timeout(DEADLINE):
+                await self.writer.wait_closed()
+
     async def head(self) -> tuple[int, dict[str, str]]:
         async with asyncio.timeout(DEADLINE):
             raw = await self.reader.readuntil(b"\r\n\r\n")
@@ -315,6 +322,7 @@ class World:
         self.routes = Routes()
         self.sessions = Sessions(self.spawner, anchor, self.journals())
         self.network = Network(None)
+        self._wires: list[Wire] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: self.failures.append(context))
 
     def journals(self) -> Journals:
@@ -352,6 +360,8 @@ class World:
         for session in self.sessions:
             session.signal(signal.SIGKILL)
         await eventually(lambda: len(self.sessions) == 0)
+        for wire in self._wires:  # their transports end with the loop, or somewhere in another test
+            await wire.ended()
         if self._journal >= 0:
             os.close(self._journal)
             self._journal = -1
@@ -387,7 +397,8 @@ class World:
     async def wire(self, preamble: bytes = PREAMBLE) -> Wire:
         reader, writer = await asyncio.open_unix_connection(self._path, limit=1 << 20)
         writer.write(preamble)
-        return Wire(reader, writer)
+        self._wires.append(Wire(reader, writer))
+        return self._wires[-1]
 
     async def ask(self, request: str, fields: dict[str, str] | None = None, body: bytes = b"") -> Answer:
         """Send a request (`GET /exec`) and read its response."""
