@@ -8,7 +8,7 @@ from tests.docs.pages import blocks, says, steps, unaccounted
 from tests.documents import DOCS, ROOT
 
 CONCEPTS = (
-    "agent", "clients", "edge", "files", "inside", "lifecycle", "ports", "services", "sessions", "tasks", "tls", "urls",
+    "agent", "checkpoints", "clients", "edge", "files", "inside", "lifecycle", "ports", "services", "sessions", "tasks", "tls", "urls",
 )  # fmt: skip
 # What is no concept of a user's: how it is made, run, measured, kept, and what it is made of.
 OTHERS = (
