@@ -192,9 +192,9 @@ class Report:
         machine = self.machine
         shown = [replace(result, checks=_headlines(result.checks)) for result in self.results]
         lines = [
-            f"Measured on {self.date[:10]} (revision {self.revision}) with {machine['cores']} cores"
+            f"The last of it was measured on {self.date[:10]} (revision {self.revision}) with {machine['cores']} cores"
             f" ({machine['cpu']}), {machine['memory_gb']} GB, {machine['system']}, kernel {machine['kernel']};"
-            " what was measured before that or elsewhere, and all other lines, are in [docs/bench.md](docs/bench.md):",
+            " which row is of which day and machine, and all other lines, are in [docs/bench.md](docs/bench.md):",
             "",
             *_table(shown),
         ]

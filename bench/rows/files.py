@@ -61,7 +61,9 @@ async def files(context: Context) -> Result:
         text = f"{ours}: {number(mine)} MiB/s (n={len(samples[ours])})"
         result.checks.append(at_least(text, mine / other, 0.5, yardstick=f"`{theirs}` inside: {number(other)} MiB/s"))
     result.notes.append(
-        "`cp` moves pages within one kernel; by the API each byte passes two sockets to another process"
+        "client: one process, one connection; what is read is in the page cache, what is written comes from a file"
+        " that is, and is on the disk when it is answered. `cp` moves pages within one kernel; by the API each byte"
+        " passes two sockets to another process"
     )
     result.profile = profile
     return result

@@ -64,7 +64,9 @@ async def proxy(context: Context) -> Result:
         else:
             result.checks.append(missing(text, "socat", "not installed", "at least 0.5x"))
     result.notes.append(
-        "socat runs in the sprite's network namespace, with its buffers of 8 KiB; the host connects to it"
+        "client: one process, one connection; no file is read or written, so there is no cache. Socat runs in the"
+        " sprite's network namespace, with its buffers of 8 KiB (with larger ones: docs/ports.md); the host"
+        " connects to it"
     )
     result.profile = [
         cpu_sentence(before, between, 1, f"{total // _MIB} MiB to the sprite"),

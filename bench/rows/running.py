@@ -89,7 +89,8 @@ async def control(context: Context) -> Result:
     yardstick = f"posix_spawn of the host's: p50 {number(spawn.p50)} ms"
     result.checks = [at_most(str(sprite), sprite.p50 / spawn.p50, 4.0, yardstick=yardstick)]
     result.notes.append(
-        "client: one process, one WebSocket, one command after the other, each until its operation is complete"
+        "client: one process, one WebSocket, one command after the other, each until its operation is complete."
+        " Both programs are in the page cache"
     )
     result.profile = [cpu_sentence(before, after, count, "exec")]
     return result
@@ -103,6 +104,9 @@ async def close(context: Context) -> Result:
         done = [await bench.client.exec(name, "/bin/true") for _ in range(context.count(1000, 100))]
     result.series = {"close": Series.of([(each.closed - each.exited) * 1000 for each in done], "ms")}
     result.checks = [at_most(str(result.series["close"]), result.series["close"].p99, 50.0, unit=" ms at p99")]
+    result.notes.append(
+        "client: one process, a fresh WebSocket for each, one after the other; the program is in the page cache"
+    )
     result.profile = ["the server's close frame and the end of its connection come after the exit frame"]
     return result
 

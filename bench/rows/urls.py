@@ -73,8 +73,10 @@ async def _measure(context: Context, result: Result, name: str, unit: str, which
         )
     )
     result.notes.append(
-        "the ratio is the median of pairs' ratios. The server is nginx with one process, in the sprite's network"
-        " namespace; the proxy reaches it over the sprite's own interface, and has as many processes as there are edges"
+        f"client: wrk, one thread and {CONNECTIONS} connections that are kept, on the host, from the sprite to it."
+        " The files are in the page cache. The ratio is the median of pairs' ratios. The server is nginx with one"
+        " process, in the sprite's network namespace; the proxy reaches it over the sprite's own interface, and has"
+        " as many processes as there are edges"
     )
     count = rate * seconds
     used = {key: (after[key] - before[key]) / count * 1e6 for key in ("edge", "node")}
