@@ -52,8 +52,11 @@ def last_lines(log: Path) -> str:
         return "\n".join([line for line in lines if not _ANSWERED.search(line)][-_LOG_LINES:])
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first: a mistake in one layer should not cost the time of all layers."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Fast tests first: a mistake in one layer should not cost the time of all layers. A search for long has no end."""
+    if config.getoption("soak"):
+        for item in items:
+            item.add_marker(pytest.mark.timeout(0), append=False)
     items.sort(key=lambda item: ("node" in item.keywords, "host" in item.keywords, "slow" in item.keywords))
 
 

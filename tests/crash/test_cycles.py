@@ -36,7 +36,7 @@ def answered(call: Any) -> bool:
     return False
 
 
-@pytest.mark.timeout(0)
+@pytest.mark.timeout(900)
 def test_cycles_with_random_kills(own_node: TestNode, soak: bool) -> None:
     seed = fresh_seed()
     chance = random.Random(seed)

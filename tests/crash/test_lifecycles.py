@@ -200,6 +200,10 @@ class Sprite:
             return f"{status}, but {health}: {checked.get('reason')}"
         if active["status"] != status:
             return f"{status}, but active as {active}"
+        events = self.ask("GET", "/events")
+        told = [each for each in _lines(events) if each["kind"] in _STATE_OF] if events is not None else []
+        if not told or _STATE_OF[told[-1]["kind"]] != status or not all(each["cause"] for each in told):
+            return f"{status}, but the last of its events is {told[-1:]}"
         found = self._note()
         if status == "cold" or found is None:
             return None if status == "cold" and found is None else f"{status} in {found}"
@@ -292,6 +296,11 @@ def _commands(group: Cgroup) -> list[str]:
     return found
 
 
+# What an event says that the sprite is from then on.
+_STATE_OF = {
+    "created": "running", "running": "running", "restarted": "running", "restored": "running", "warm": "warm",
+    "cold": "cold", "stopped": "cold", "fenced": "cold",
+}  # fmt: skip
 Step = Callable[[Sprite, random.Random], bool]
 _STEPS_KNOWN: dict[str, tuple[int, Step]] = {
     "exec": (2, lambda sprite, chance: sprite.executes()),
@@ -318,7 +327,7 @@ def _wait_for_a_moment(node: TestNode, chance: random.Random) -> None:
     threading.Event().wait(within)
 
 
-@pytest.mark.timeout(0)
+@pytest.mark.timeout(900)
 def test_what_a_node_says_is_so_whatever_is_killed(own_node: TestNode, soak: bool) -> None:
     seed = fresh_seed()
     chance = random.Random(seed)

@@ -35,7 +35,7 @@ print("bad:", bad)
 """
 
 
-@pytest.mark.timeout(0)
+@pytest.mark.timeout(900)
 def test_a_storm_kills_nothing_and_is_saved(own_node: TestNode, soak: bool) -> None:
     node = own_node.start()
     sprite = new_sprite(node)

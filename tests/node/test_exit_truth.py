@@ -33,14 +33,19 @@ async def quick_commands(node: TestNode, name: str, count: int) -> None:
 
     async def run(way: Callable[..., Awaitable[Heard]], number: int) -> None:
         text = f"line {number}"
-        kind = chance.choice(["echo", "exit", "kill"])
+        kind = chance.choice(["echo", "exit", "kill", "more"])
+        more, errors = chance.randrange(200_000), b""
         if kind == "echo":
             heard, code, out = await way("echo", text), 0, f"{text}\n"
         elif kind == "exit":
             heard, code, out = await way("sh", "-c", f"echo {text}; exit 3"), 3, f"{text}\n"
+        elif kind == "more":
+            script = f"echo {text} >&2; head -c {more} /dev/zero; echo {text} >&2; exit 4"
+            heard, code, out = await way("sh", "-c", script), 4, "\0" * more
+            errors = f"{text}\n{text}\n".encode()
         else:
             heard, code, out = await way("sh", "-c", f"echo {text}; kill -9 $$"), 128 + 9, f"{text}\n"
-        assert (heard.terminal, heard.stdout, heard.stderr, heard.after) == ([code], out.encode(), b"", b"")
+        assert (heard.terminal, heard.stdout, heard.stderr, heard.after) == ([code], out.encode(), errors, b"")
 
     async def worker() -> None:
         control = await quick.control()

@@ -76,7 +76,23 @@ def test_idle_then_warm_then_woken_with_its_memory(quick: TestNode, name: str) -
     assert causes["running"].startswith("exec by token ")
 
 
-@pytest.mark.parametrize("way", ["exec", "http", "fs", "control", "proxy", "attach", "wake", "restart"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        "exec",
+        "http",
+        "fs",
+        "fs/watch",
+        "services",
+        "ports/watch",
+        "sessions",
+        "control",
+        "proxy",
+        "attach",
+        "wake",
+        "restart",
+    ],
+)
 def test_every_touch_wakes_it(quick: TestNode, name: str, way: str) -> None:
     sprite = quick.client().get_sprite(name)
     cursors = Cursors()
@@ -91,6 +107,18 @@ def test_every_touch_wakes_it(quick: TestNode, name: str, way: str) -> None:
         assert quick.api("POST", f"/v1/sprites/{name}/exec?cmd=true").content == b"\3\0"
     elif way == "fs":
         assert (sprite.filesystem() / "/etc/hostname").read_text() == "sprite\n"
+    elif way in ("services", "sessions"):
+        below = "exec" if way == "sessions" else way
+        assert quick.api("GET", f"/v1/sprites/{name}/{below}").status_code == 200
+    elif way in ("fs/watch", "ports/watch"):
+        with connect(
+            f"{quick.url.replace('http', 'ws', 1)}/v1/sprites/{name}/{way}",
+            additional_headers={"Authorization": f"Bearer {quick.token}"},
+            proxy=None,
+        ) as watching:
+            if way == "fs/watch":
+                watching.send(json.dumps({"type": "subscribe", "paths": ["/tmp"], "workingDir": "/"}))
+                watching.recv(timeout=60)
     elif way == "control":
         assert control.run("echo", "hi").stdout == b"hi\n"
     elif way == "proxy":

@@ -125,7 +125,7 @@ def post_service(node: TestNode, name: str, service: str, body: dict[str, Any]) 
     return '"complete"' in answer.text
 
 
-@pytest.mark.timeout(0)
+@pytest.mark.timeout(900)
 def test_no_file_is_lost_or_torn_in_two_hundred_pauses(own_node: TestNode, soak: bool) -> None:
     chance = random.Random(fresh_seed())
     own_node.options += ["--cold-seconds", "0"]
@@ -212,7 +212,7 @@ def _falling_asleep(node: TestNode, number: int) -> list[Any]:
     return made
 
 
-@pytest.mark.timeout(0)
+@pytest.mark.timeout(900)
 def test_whoever_comes_at_the_moment_of_a_freeze_is_served(own_node: TestNode, soak: bool) -> None:
     chance = random.Random(fresh_seed())
     own_node.options += ["--cold-seconds", "0"]
@@ -258,7 +258,7 @@ while True:
 """
 
 
-@pytest.mark.timeout(0)
+@pytest.mark.timeout(900)
 def test_a_task_that_is_asked_for_at_the_moment_of_a_freeze_keeps_it_awake(own_node: TestNode, soak: bool) -> None:
     chance = random.Random(fresh_seed())
     own_node.options += ["--cold-seconds", "0"]

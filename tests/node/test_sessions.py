@@ -79,10 +79,10 @@ def test_reads_from_cursors_are_one_read_over_disconnects_and_restarts(own_node:
             former = agent_of(own_node, instance_of(own_node, sprite))
             os.kill(former, signal.SIGKILL)
             next_agent(own_node, instance_of(own_node, sprite), former)
-        own_node.terminate()
-        own_node.start()
-        own_node.kill()
-        own_node.start()
+        for end in (own_node.terminate, own_node.kill):
+            assert any(not each.terminal for each in readers), "all was read before the node was started again"
+            end()
+            own_node.start()
         for thread in threads:
             thread.join(120)
     finally:
