@@ -76,70 +76,96 @@ def test_idle_then_warm_then_woken_with_its_memory(quick: TestNode, name: str) -
     assert causes["running"].startswith("exec by token ")
 
 
-@pytest.mark.parametrize(
-    "way",
-    [
-        "exec",
-        "http",
-        "fs",
-        "fs/watch",
-        "services",
-        "ports/watch",
-        "sessions",
-        "control",
-        "proxy",
-        "attach",
-        "wake",
-        "restart",
-    ],
-)
+# What is asked of a sprite, by ways of which each must wake it.
+TOUCHES = (
+    "exec", "http", "fs", "fs/watch", "services", "ports/watch", "sessions", "control", "proxy", "wake", "restart",
+)  # fmt: skip
+
+
+def touch(node: TestNode, name: str, way: str) -> None:
+    """Ask something of it, and see that it is answered."""
+    if way == "exec":
+        assert shell(node.client().get_sprite(name), "echo hi") == (0, "hi\n")
+    elif way == "http":
+        assert node.api("POST", f"/v1/sprites/{name}/exec?cmd=true").content == b"\3\0"
+    elif way == "fs":
+        assert (node.client().get_sprite(name).filesystem() / "/etc/hostname").read_text() == "sprite\n"
+    elif way in ("services", "sessions"):
+        below = "exec" if way == "sessions" else way
+        assert node.api("GET", f"/v1/sprites/{name}/{below}").status_code == 200
+    elif way == "control":
+        control = ControlSocket(node, name)
+        assert control.run("echo", "hi").stdout == b"hi\n"
+        control.close()
+    elif way in ("wake", "restart"):
+        assert node.api("POST", f"/v1/sprites/{name}/{way}").status_code == 200
+    else:
+        with connect(
+            f"{node.url.replace('http', 'ws', 1)}/v1/sprites/{name}/{way}",
+            additional_headers={"Authorization": f"Bearer {node.token}"},
+            proxy=None,
+        ) as opened:
+            if way == "proxy":
+                opened.send(json.dumps({"host": "localhost", "port": 1}))
+            elif way == "fs/watch":
+                opened.send(json.dumps({"type": "subscribe", "paths": ["/tmp"], "workingDir": "/"}))
+            if way != "ports/watch":  # which says something when a port is opened
+                opened.recv(timeout=60)
+                assert status(node, name) == "running"
+
+
+def woken(node: TestNode, name: str, way: str) -> bool:
+    return ("restarted" if way == "restart" else "running") in [kind for kind, _ in events(node, name)]
+
+
+@pytest.mark.parametrize("way", TOUCHES)
 def test_every_touch_wakes_it(quick: TestNode, name: str, way: str) -> None:
-    sprite = quick.client().get_sprite(name)
+    becomes(quick, name, "warm")
+    touch(quick, name, way)
+    eventually(lambda: woken(quick, name, way))
+    becomes(quick, name, "warm")
+
+
+@pytest.mark.parametrize("way", TOUCHES)
+def test_every_touch_starts_it_from_its_disk(quick: TestNode, name: str, way: str) -> None:
+    assert quick.api("POST", f"/v1/sprites/{name}/sleep").json()["status"] == "cold"
+    touch(quick, name, way)
+    eventually(lambda: woken(quick, name, way))
+
+
+def test_who_goes_on_with_what_he_had_wakes_it(quick: TestNode, name: str) -> None:
     cursors = Cursors()
     with watch(quick, name, None, cursors, cmd=["sleep", "600"], max_run_after_disconnect="0") as begun:
         cursors.take(begun.recv(timeout=60))
     control = ControlSocket(quick, name)
     assert control.run("true").terminal == [0]
     becomes(quick, name, "warm")
-    if way == "exec":
-        assert shell(sprite, "echo hi") == (0, "hi\n")
-    elif way == "http":
-        assert quick.api("POST", f"/v1/sprites/{name}/exec?cmd=true").content == b"\3\0"
-    elif way == "fs":
-        assert (sprite.filesystem() / "/etc/hostname").read_text() == "sprite\n"
-    elif way in ("services", "sessions"):
-        below = "exec" if way == "sessions" else way
-        assert quick.api("GET", f"/v1/sprites/{name}/{below}").status_code == 200
-    elif way in ("fs/watch", "ports/watch"):
-        with connect(
-            f"{quick.url.replace('http', 'ws', 1)}/v1/sprites/{name}/{way}",
-            additional_headers={"Authorization": f"Bearer {quick.token}"},
-            proxy=None,
-        ) as watching:
-            if way == "fs/watch":
-                watching.send(json.dumps({"type": "subscribe", "paths": ["/tmp"], "workingDir": "/"}))
-                watching.recv(timeout=60)
-    elif way == "control":
-        assert control.run("echo", "hi").stdout == b"hi\n"
-    elif way == "proxy":
-        with connect(
-            f"{quick.url.replace('http', 'ws', 1)}/v1/sprites/{name}/proxy",
-            additional_headers={"Authorization": f"Bearer {quick.token}"},
-            proxy=None,
-        ) as proxy:
-            proxy.send(json.dumps({"host": "localhost", "port": 1}))
-            proxy.recv(timeout=60)
-            assert status(quick, name) == "running"
-    elif way == "attach":
-        with watch(quick, name, str(cursors.info["session_id"]), Cursors()) as again:
-            again.recv(timeout=60)
-            assert status(quick, name) == "running"
-    else:
-        assert quick.api("POST", f"/v1/sprites/{name}/{way}").status_code == 200
-    wanted = "restarted" if way == "restart" else "running"
-    eventually(lambda: wanted in [kind for kind, _ in events(quick, name)])
+    assert control.run("echo", "hi").stdout == b"hi\n"
+    becomes(quick, name, "warm")
+    with watch(quick, name, str(cursors.info["session_id"]), Cursors()) as again:
+        again.recv(timeout=60)
+        assert status(quick, name) == "running"
     control.close()
     becomes(quick, name, "warm")
+
+
+def test_where_memory_is_short_who_sleeps_gives_back_his(own_node: TestNode) -> None:
+    own_node.options += ["--cold-seconds", "0"]
+    own_node.start()
+    own_node.api("POST", "/v1/sprites", json={"name": "sleeper", "idle_timeout": 0.5})
+    assert shell(own_node.client().get_sprite("sleeper"), "echo kept > notes; sync")[0] == 0
+    becomes(own_node, "sleeper", "warm")
+    own_node.terminate()
+    options = own_node.options
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
+    own_node.options = [*options, "--reserve-mb", str(total)]  # more than is left, whatever else runs
+    own_node.start()
+    becomes(own_node, "sleeper", "cold")
+    assert ("cold", "memory is short") in events(own_node, "sleeper")
+    own_node.terminate()
+    own_node.options = options
+    own_node.start()
+    assert shell(own_node.client().get_sprite("sleeper"), "cat notes") == (0, "kept\n")
 
 
 def test_looking_at_it_wakes_nothing(quick: TestNode, name: str) -> None:
