@@ -288,10 +288,10 @@ class Checkpoints:
         old = self._node.replace(sprite, new)
         if old is not None:
             afterwards.push_async_callback(self._end, sprite, old, cause)
+        if kept.image != sprite.image_digest:  # who is told that it is done may ask at once what it is on
+            await self._node.registry.update_sprite(sprite.id, image_digest=kept.image)
         saved = told()
         await self._node.registry.set_state(sprite.id, "running", kind="restored", cause=cause)
-        if kept.image != sprite.image_digest:
-            await self._node.registry.update_sprite(sprite.id, image_digest=kept.image)
         if saved is not None:
             await asyncio.wait({saved})
 
