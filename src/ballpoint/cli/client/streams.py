@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
+import signal
+from collections.abc import Generator
 
 import click
 
@@ -47,3 +50,26 @@ async def read(fd: int, size: int) -> bytes:
     finally:
         loop.remove_reader(fd)
     return os.read(fd, size)
+
+
+def pieces(size: int) -> Generator[bytes]:
+    """What comes on standard input, in pieces of at most `size` bytes, until its end.
+
+    Ctrl+C ends the wait for it whenever it comes: Python looks for signals before it reads, and one that comes between
+    that look and the read would be heard of with the next byte only.
+    """
+    woken, wakes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    former = signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
+    try:
+        while True:
+            ready, _, _ = select.select([0, woken], [], [])
+            if woken in ready:
+                os.read(woken, size)
+            elif data := os.read(0, size):
+                yield data
+            else:
+                return
+    finally:
+        signal.set_wakeup_fd(former)
+        os.close(woken)
+        os.close(wakes)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import posixpath
 import stat
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from ballpoint.cli.client import streams
 from ballpoint.cli.client.remote_files import RemoteFiles
@@ -116,8 +116,8 @@ def _walk(path: Path, dest: str, status: os.stat_result, plan: Plan) -> None:
 def push(remote: RemoteFiles, plan: Plan, report: Report) -> None:
     """Do it. Each file is there whole, or what was there before is."""
     for each in plan.files:
-        with _local(each.source), _opened(each.source) as file:
-            remote.write(each.dest, _pieces(file, each.source, report), each.mode)
+        with _local(each.source), _opened(each.source) as found:
+            remote.write(each.dest, _told(found, each.source, report), each.mode)
     full = {posixpath.dirname(path) for path in (*(each.dest for each in plan.files), *dict(plan.directories))}
     for path, mode in reversed(plan.directories):
         if path not in full:
@@ -127,16 +127,18 @@ def push(remote: RemoteFiles, plan: Plan, report: Report) -> None:
 
 
 @contextmanager
-def _opened(source: str) -> Iterator[BinaryIO]:
+def _opened(source: str) -> Iterator[Iterator[bytes]]:
+    """What it holds, in pieces."""
     if source == STDIO:
-        yield sys.stdin.buffer
+        with closing(streams.pieces(_READ)) as found:
+            yield found
         return
     with Path(source).open("rb") as file:
-        yield file
+        yield iter(partial(file.read, _READ), b"")
 
 
-def _pieces(file: BinaryIO, name: str, report: Report) -> Iterator[bytes]:
-    while data := file.read(_READ):
+def _told(pieces: Iterable[bytes], name: str, report: Report) -> Iterator[bytes]:
+    for data in pieces:
         yield data
         report(Path(name).name, len(data))
 
