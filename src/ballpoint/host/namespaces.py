@@ -107,3 +107,12 @@ def ns_owner_uid(fd: int) -> int:
     uid = bytearray(4)
     fcntl.ioctl(fd, _NS_GET_OWNER_UID, uid)
     return int(struct.unpack("=I", uid)[0])
+
+
+def ns_pids(status: bytes) -> list[int]:
+    """NSpid of a proc_pid_status(5): a process's number in our pid namespace, and in each below it that it is in.
+
+    A process chooses its own name, of any bytes, in a line before; in it only line feeds are escaped.
+    """
+    line = next((line for line in status.split(b"\n") if line.startswith(b"NSpid:")), b"")
+    return [int(number) for number in line.split()[1:] if number.isdigit()]

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from ballpoint.host import namespaces
+
 # Of one process, and of one search. Listening sockets are opened early, and so have low numbers.
 DESCRIPTORS_MOST, SEARCH_MOST = 1024, 20_000
 _STEP = 500
@@ -92,12 +94,6 @@ def session_of(stat: bytes) -> int:
 
 
 def inner_pid(status: bytes, pid: int) -> int:
-    """The second number of NSpid, proc_pid_status(5): that of the pid namespace below this one. `pid` if there is none.
-
-    The name, in an earlier line, has its line feeds escaped, and no other control character.
-    """
-    for line in status.split(b"\n"):
-        if line.startswith(b"NSpid:"):
-            numbers = line.split()[1:]
-            return int(numbers[1]) if len(numbers) > 1 and numbers[1].isdigit() else pid
-    return pid
+    """Of a proc_pid_status(5), the number in the pid namespace below this one. `pid` if there is none."""
+    numbers = namespaces.ns_pids(status)
+    return numbers[1] if len(numbers) > 1 else pid

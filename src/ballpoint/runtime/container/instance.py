@@ -575,12 +575,8 @@ class ContainerInstance:
 
 
 def is_anchor(status: bytes) -> bool:
-    """Whether proc_pid_status(5) is of pid 1 of a pid namespace right below ours.
-
-    A process chooses its own name, of any bytes, in a line before; in it only line feeds are escaped.
-    """
-    numbers = next((line.split()[1:] for line in status.split(b"\n") if line.startswith(b"NSpid:")), [])
-    return len(numbers) == 2 and numbers[-1] == b"1"
+    """Whether a proc_pid_status(5) is of pid 1 of a pid namespace right below ours."""
+    return namespaces.ns_pids(status)[1:] == [1]
 
 
 def _end_agents(group: Cgroup) -> None:
