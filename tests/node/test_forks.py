@@ -39,7 +39,7 @@ class World:
         self.calm = asyncio.Event()
         self.calm.set()
         self.uploads = Uploads()
-        claims: Any = SimpleNamespace(calm=lambda _: self.calm.wait())
+        claims: Any = SimpleNamespace(calm=self.calm.wait)
         disks: Any = SimpleNamespace(attach=pool.attach, pool=pool)
         self.forks = Forks(disks, claims, Spares(disks, claims, 0), self.clock)
         self.forks.start()

@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 # Of so many checkpoints, for so long after the last fork: it holds blocks of one that may be evicted meanwhile.
 MOST: Final = 4
 SECONDS: Final = 30.0
-_PATIENCE_SECONDS = 1.0
 
 _Key = tuple[str, str]
 
@@ -130,7 +129,7 @@ class Forks:
                 if (ready := self._ready.pop(key, None)) is not None:  # somebody may have taken it meanwhile
                     await self._spares.destroy(ready)
             for key in self._wanted.keys() - self._ready.keys():
-                await self._pool.calm(_PATIENCE_SECONDS)  # claims go first
+                await self._pool.calm()  # claims go first
                 if (wanted := self._wanted.get(key)) is not None:
                     await self._make_ready(key, wanted)
             await self._changed.wait()

@@ -23,6 +23,8 @@ _RETRY_FIRST, _RETRY_MAX = 0.1, 5.0
 # After a claim its sprite's first command comes, or the start of its services: what can wait lets an interpreter start,
 # for which a blank that is made beside it is a third of a processor's time on a small host.
 _CALM_SECONDS = 0.2
+# But where claims never cease they would have to make themselves what should stand by.
+_PATIENCE_SECONDS = 1.0
 
 
 class Pool:
@@ -164,7 +166,7 @@ class Pool:
             self._calm.set()
             self._changed.set()
 
-    async def calm(self, seconds: float) -> None:
+    async def calm(self, seconds: float = _PATIENCE_SECONDS) -> None:
         """Wait for so long at most until no claim is under way, nor was a moment ago: a first command goes first."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):

@@ -20,8 +20,6 @@ log = logging.getLogger(__name__)
 
 # Making one takes less time than filling a blank, so a few serve any number of creates in a row.
 MOST = 4
-# Claims go first, but where they never cease they would have to make their disks themselves.
-_PATIENCE_SECONDS = 1.0
 
 
 class Spares:
@@ -83,7 +81,7 @@ class Spares:
             self._changed.clear()
             try:
                 while len(self._ready) < self._count:
-                    await self._pool.calm(_PATIENCE_SECONDS)
+                    await self._pool.calm()  # claims go first
                     self._ready.append(await self._make())
             except (BallpointError, OSError) as error:
                 log.warning("no disk can stand by: %s", error)  # a create that needs one says so to its caller
