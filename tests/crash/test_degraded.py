@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from ballpoint.core import ids
@@ -43,6 +45,47 @@ def test_an_agent_that_does_not_answer(own_node: TestNode) -> None:
     assert_degraded_then_mended(own_node, sprite.name, undo_at_end=False)
     assert shell(sprite, "cat file") == (0, "kept\n")
     assert "degraded" in kinds(own_node, sprite)
+
+
+def test_calls_under_way_when_an_agent_stops_answering(own_node: TestNode) -> None:
+    """Each ends: with what was asked for once the sprite runs again, or by saying that it cannot be had now."""
+    own_node.start()
+    name = f"t-{ids.new_instance_id()}"
+    path = f"/v1/sprites/{name}"
+    sprite = own_node.client().create_sprite(name)
+    assert shell(sprite, "truncate -s 4G large; sync")[0] == 0
+    host = httpx2.URL(own_node.api("GET", path).json()["url"]).host
+    asked = [
+        ("GET", f"{path}/fs/list?path=/home/sprite", {}), ("GET", f"{path}/services", {}),
+        ("PUT", f"{path}/fs/write?path=/home/sprite/new", {}), ("POST", f"{path}/exec?cmd=true", {}),
+        ("PUT", f"{path}/services/web", {}), ("GET", "/", {"Host": host}), ("POST", "/", {"Host": host}),
+    ]  # fmt: skip
+    headers = {"Authorization": f"Bearer {own_node.token}"}
+    with (
+        ThreadPoolExecutor(len(asked)) as threads,
+        httpx2.stream(
+            "GET", f"{own_node.url}{path}/fs/read?path=/home/sprite/large", headers=headers, timeout=60
+        ) as body,
+    ):
+        pieces = body.iter_raw()
+        next(pieces)
+        (agent,) = inside(own_node, "agent")
+        os.kill(agent, signal.SIGSTOP)
+        waiting = [
+            threads.submit(own_node.api, method, target, headers=more, json={"cmd": "true"}, timeout=120)
+            for method, target, more in asked
+        ]
+        assert_degraded_then_mended(own_node, name, undo_at_end=False)
+        answers = [each.result() for each in waiting]
+        with pytest.raises(httpx2.TransportError):
+            for _ in pieces:
+                pass
+    for (method, target, _), answer in zip(asked, answers, strict=True):
+        assert answer.status_code in (200, 503), (method, target, answer.text)
+        if answer.status_code == 503:
+            assert "Retry-After" in answer.headers
+            assert answer.json()["hint"]
+    assert shell(sprite, "true")[0] == 0
 
 
 def test_an_agent_that_nobody_can_reach(own_node: TestNode) -> None:

@@ -8,10 +8,12 @@ import threading
 from collections.abc import Callable
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.edge.test_known import LONG, serve
 from tests.edge.test_urls import ask
-from tests.edge.wires import Wire, post
+from tests.edge.wires import EndedError, Wire, post
 from tests.edge.world import World
 from tests.support.waiting import eventually
 
@@ -105,6 +107,60 @@ def test_an_answer_is_the_same(world: World, name: str, size: int) -> None:
             heard += answer
             if not goes_on:
                 break
+        return heard
+
+    world.web.handler = reply
+    general, quick = both(world, talk)
+    assert quick == general
+
+
+FIELDS = [
+    b"Content-Length: 2", b"Content-Length: 0", b"Content-Length: 40", b"content-length:2", b"Content-Length: 2, 2",
+    b"Content-Length: +2", b"Transfer-Encoding: chunked", b"Transfer-Encoding: gzip", b"Connection: close",
+    b"Connection: keep-alive, X-A", b"Connection: Content-Length", b"Upgrade: x", b"X-A: b", b"X-Request-Id: 00000000",
+    b"Trailer: X-A", b"Set-Cookie: a=1", b" folded", b"X-A : b", b"X-A", b": x", b"X: \xff\x80", b"X: \x00",
+]  # fmt: skip
+answers = st.builds(
+    lambda line, fields, end, body: b"\r\n".join([line, *fields]) + end + body,
+    st.sampled_from([
+        b"HTTP/1.1 200 OK", b"HTTP/1.0 200 OK", b"HTTP/1.1 404", b"HTTP/1.1 204 None", b"HTTP/1.1 304 Same",
+        b"HTTP/1.1 103 Early", b"HTTP/1.1 101 Switching", b"HTTP/1.1 999 X", b"HTTP/1.1 99 X", b"HTTP/2 200",
+        b"ICY 200 OK",
+    ]),
+    st.lists(st.sampled_from(FIELDS), max_size=4),
+    st.sampled_from([b"\r\n\r\n", b"\r\n\r\n", b"\r\n\r\n", b"\n\n", b"\r\n", b""]),
+    st.sampled_from([b"", b"ok", b"2\r\nok\r\n0\r\n\r\n", b"o", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"])
+    | st.binary(max_size=40),
+)  # fmt: skip
+
+
+@given(st.one_of(answers, answers, st.binary(max_size=60)), st.integers(0, 200))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_is_answered_is_the_same(world: World, data: bytes, cut: int) -> None:
+    """Also what no server means to say; the connection of a client that is answered goes on, or ends."""
+
+    def reply(connection: Wire) -> None:
+        connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while True:
+            if "/x" in world.web.request(connection).line:
+                connection.send(data[:cut]).send(data[cut:]).finish()
+                connection.rest()
+                return
+            connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    def talk(client: Wire) -> bytes:
+        client.send(ask("/x"))
+        heard = b""
+        try:
+            while True:
+                answer = client.response()
+                heard += answer.raw + b"|".join(answer.chunks or [answer.body])
+                if answer.status >= 200:
+                    break
+        except EndedError as ended:
+            return heard + b"".join(ended.args)
+        if answer.get("connection") != "close":
+            serve(client, ask("/"))
         return heard
 
     world.web.handler = reply
