@@ -14,13 +14,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from socket import SO_LINGER, SOL_SOCKET
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import Protocol, cast
 
 from ballpoint.core.errors import UnavailableError
 from ballpoint.edge.head import FramingError, find_end
-
-if TYPE_CHECKING:
-    from ballpoint.edge.passage import Passage
 
 
 class Taker(Protocol):
@@ -30,6 +27,17 @@ class Taker(Protocol):
 
     def source_ended(self) -> None:
         """No more will come. May be said twice."""
+
+
+class Source(Protocol):
+    """Writes to a connection, as fast as it is taken."""
+
+    def hold(self) -> None: ...
+
+    def go_on(self) -> None: ...
+
+    def target_lost(self) -> None:
+        """Nobody is there any more to take it."""
 
 
 # Read ahead at most this much, then let the sender wait.
@@ -69,7 +77,7 @@ class Stream(asyncio.Protocol):
         self._connected = connected
         self._loop = asyncio.get_running_loop()
         self.passage: Taker | None = None
-        self.source: Passage | None = None
+        self.source: Source | None = None
         self.on_end: Callable[[], None] | None = None
         self.buffer = bytearray()
         self.ended = False
