@@ -19,7 +19,7 @@ from ballpoint.agent.server import Route, Routes
 from ballpoint.agent.services.routes import ServiceRoutes
 from ballpoint.agent.sessions.exec import ExecRoutes
 from ballpoint.core import ids
-from ballpoint.node.main import registry_url
+from ballpoint.registry.database import url_of
 from ballpoint.registry.registry import Registry
 from tests.support.nodes import TestNode, shell
 
@@ -57,7 +57,7 @@ def stranger(node: TestNode) -> str:
     """A token of another organization."""
 
     async def make() -> str:
-        registry = await Registry.open(registry_url(node.config))
+        registry = await Registry.open(url_of(node.config.registry_file))
         try:
             return (await registry.create_token("strangers", "of the test"))[1]
         finally:

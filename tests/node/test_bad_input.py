@@ -13,7 +13,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from ballpoint.core import ids
-from ballpoint.node.main import registry_url
+from ballpoint.registry.database import url_of
 from ballpoint.registry.registry import Registry
 from tests.support.nodes import TestNode, shell
 from tests.support.raw import exec_websocket, raw_request
@@ -168,7 +168,7 @@ def test_a_client_that_vanishes_leaves_nothing(node: TestNode, name: str) -> Non
 
 def test_another_organization_sees_nothing(node: TestNode, name: str) -> None:
     async def make() -> tuple[str, str]:
-        registry = await Registry.open(registry_url(node.config))
+        registry = await Registry.open(url_of(node.config.registry_file))
         try:
             info, text = await registry.create_token("rival", "test")
             return text, info.id
@@ -176,7 +176,7 @@ def test_another_organization_sees_nothing(node: TestNode, name: str) -> None:
             await registry.close()
 
     async def revoke(token_id: str) -> None:
-        registry = await Registry.open(registry_url(node.config))
+        registry = await Registry.open(url_of(node.config.registry_file))
         try:
             assert await registry.revoke_token(token_id)
         finally:

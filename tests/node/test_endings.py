@@ -18,9 +18,9 @@ from ballpoint.node.lifecycle.leases import Leases
 from ballpoint.node.lifecycle.running import Running, Starter
 from ballpoint.node.logbook import Logbook
 from ballpoint.node.node import Node
+from ballpoint.registry.database import url_of
 from ballpoint.registry.records import Sprite
 from ballpoint.registry.registry import Registry
-from tests.registry.world import url_of
 
 
 class Runtime:

@@ -24,9 +24,9 @@ from ballpoint.node.lifecycle.running import Running
 from ballpoint.node.logbook import Logbook
 from ballpoint.node.node import Node
 from ballpoint.node.views import Reason
+from ballpoint.registry.database import url_of
 from ballpoint.registry.registry import Registry
 from tests.node.test_endings import Disks, Savings
-from tests.registry.world import url_of
 
 IDLE, COLD = 30.0, 3600.0
 

@@ -19,8 +19,8 @@ from ballpoint.core.types import Caller
 from ballpoint.image.archive import drop, fetch, keep, kept_images
 from ballpoint.image.catalogue import Catalogue, Image
 from ballpoint.image.uses import Uses
-from ballpoint.node.main import registry_url
 from ballpoint.node.watch.images import Images
+from ballpoint.registry.database import url_of
 from ballpoint.registry.registry import Registry
 from ballpoint.store.directory import DirectoryStore
 from ballpoint.store.faulty import Faults, FaultyStore
@@ -115,7 +115,7 @@ def config(tmp_path: Path) -> NodeConfig:
 
 @pytest.fixture
 async def registry(config: NodeConfig) -> AsyncIterator[Registry]:
-    made = await Registry.open(registry_url(config))
+    made = await Registry.open(url_of(config.registry_file))
     yield made
     await made.close()
 

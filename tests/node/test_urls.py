@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, quote, urlencode, urlsplit
 import pytest
 
 from ballpoint.core import ids
-from ballpoint.node.main import registry_url
+from ballpoint.registry.database import url_of
 from ballpoint.registry.registry import Registry
 from tests.edge.wires import Message, Wire, parse, post
 from tests.edge.wires import get as head_of
@@ -63,7 +63,7 @@ def registered(node: TestNode, work: Callable[[Registry], Coroutine[Any, Any, T]
     """What `work` does in the node's registry, from outside it."""
 
     async def run() -> T:
-        registry = await Registry.open(registry_url(node.config))
+        registry = await Registry.open(url_of(node.config.registry_file))
         try:
             return await work(registry)
         finally:

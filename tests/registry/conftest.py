@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from ballpoint.registry.database import url_of
 from ballpoint.registry.registry import Registry
 
-from .world import StandingClock, url_of
+from .world import StandingClock
 
 
 @pytest.fixture

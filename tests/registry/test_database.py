@@ -12,10 +12,10 @@ from sqlalchemy import Connection, text
 from ballpoint.core.errors import BallpointError, CorruptError, NotFoundError, UnavailableError
 from ballpoint.host.changes import Changes
 from ballpoint.registry import database
-from ballpoint.registry.database import Database, changes_of
+from ballpoint.registry.database import Database, changes_of, url_of
 from ballpoint.registry.registry import Registry
 
-from .world import add, other_writer, url_of
+from .world import add, other_writer
 
 
 async def test_only_its_owner_reads_the_files(registry: Registry, org: str, file: Path) -> None:

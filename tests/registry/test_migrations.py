@@ -23,10 +23,11 @@ from sqlalchemy import create_engine
 from ballpoint.core.errors import ConflictError, UnauthorizedError, UnavailableError
 from ballpoint.host.files import fsync_directory
 from ballpoint.registry import database
+from ballpoint.registry.database import url_of
 from ballpoint.registry.registry import Registry
 from ballpoint.registry.schema import metadata
 
-from .world import add, url_of
+from .world import add
 
 _RELEASED = sorted(Path(__file__).with_name("released").glob("*.sql"))
 _FUTURE = '''"""A later version, as far as these tests are concerned."""

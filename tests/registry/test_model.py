@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
 from ballpoint.core.errors import ConflictError, NotFoundError
+from ballpoint.registry.database import url_of
 from ballpoint.registry.records import Sprite, SpriteState
 from ballpoint.registry.registry import Registry
 
-from .world import StandingClock, add, url_of
+from .world import StandingClock, add
 
 T = TypeVar("T")
 

@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 
+from ballpoint.registry.database import url_of
 from ballpoint.registry.registry import Registry
-
-from .world import url_of
 
 
 class Rival:

@@ -12,10 +12,11 @@ import pytest
 
 from ballpoint.core.errors import ConflictError, InvalidError, NotFoundError
 from ballpoint.core.types import Caller
+from ballpoint.registry.database import url_of
 from ballpoint.registry.records import SpriteState
 from ballpoint.registry.registry import Registry
 
-from .world import StandingClock, add, names, url_of
+from .world import StandingClock, add, names
 
 
 async def test_a_sprite_is_recorded_as_it_was_given(registry: Registry, org: str, clock: StandingClock) -> None:

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from ballpoint.core.errors import ConflictError, InvalidError, UnauthorizedError
 from ballpoint.core.types import Caller
+from ballpoint.registry.database import url_of
 from ballpoint.registry.registry import Registry, split_token
 
-from .world import StandingClock, add, other_writer, url_of
+from .world import StandingClock, add, other_writer
 
 _IMPORTED = "acme/o1/t1/a-secret-value"
 

@@ -36,10 +36,6 @@ class StandingClock:
         return self._now
 
 
-def url_of(file: Path) -> str:
-    return f"sqlite:///{file}"
-
-
 async def add(registry: Registry, org_id: str, name: str, **given: Any) -> Sprite:
     """Record a sprite with values of no consequence, but for those `given`."""
     values: dict[str, Any] = {

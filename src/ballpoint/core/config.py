@@ -103,6 +103,11 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         return RUN_ROOT / self.node_id
 
     @property
+    def registry_file(self) -> Path:
+        """The database of the node's registry."""
+        return self.data.resolve() / "registry.db"
+
+    @property
     def registry_changes(self) -> Path:
         """How often the registry was changed (registry/database.py); also edges see it."""
         return self.data.resolve() / "registry.db-changes"

@@ -9,7 +9,7 @@ from ballpoint.host.cgroup import Limits
 from ballpoint.network.network import Network
 from ballpoint.node.lifecycle.instances import Instances
 from ballpoint.node.logbook import Logbook
-from ballpoint.node.main import registry_url
+from ballpoint.registry.database import url_of
 from ballpoint.registry.registry import Registry
 from ballpoint.runtime.container.journals import JournalSpace
 from ballpoint.runtime.container.runtime import ContainerRuntime
@@ -40,8 +40,8 @@ async def clear(config: NodeConfig) -> None:
             if volume is not None:
                 await asyncio.to_thread(volume.detach, _DETACH_SECONDS)
         pool.close()
-    if (config.data / "registry.db").exists():
-        registry = await Registry.open(registry_url(config))
+    if config.registry_file.exists():
+        registry = await Registry.open(url_of(config.registry_file))
         logbook = Logbook(config.data / "logs")
         for sprite in await registry.all_sprites():
             if sprite.state in ("running", "warm"):

@@ -18,7 +18,6 @@ from typing import Any
 import msgspec
 import uvicorn
 import uvloop
-from sqlalchemy import URL
 
 from ballpoint.core.config import NodeConfig
 from ballpoint.core.errors import NO_CAPACITY, BallpointError, InvalidError, UnavailableError
@@ -63,6 +62,7 @@ from ballpoint.node.watch.health import Health
 from ballpoint.node.watch.images import Images
 from ballpoint.node.watch.space import Space
 from ballpoint.node.watch.walls import Walls
+from ballpoint.registry.database import url_of
 from ballpoint.registry.registry import Registry
 from ballpoint.runtime.container.journals import JournalSpace
 from ballpoint.runtime.container.programs import ensure_programs
@@ -93,7 +93,7 @@ async def serve(config: NodeConfig, make_app: Any, port: int, edge_uid: int, rea
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
-        registry = await Registry.open(registry_url(config))
+        registry = await Registry.open(url_of(config.registry_file))
         stack.push_async_callback(registry.close)
         await _import_token(registry, config)
         storage = await Storage.open(config)
@@ -259,11 +259,6 @@ async def _import_token(registry: Registry, config: NodeConfig) -> None:
     except OSError as error:
         raise InvalidError(f"cannot read the token file {config.token_file}: {error.strerror}") from error
     await registry.import_token(text)
-
-
-def registry_url(config: NodeConfig) -> str:
-    """SQLAlchemy URL of the registry of a node that was told no other."""
-    return URL.create("sqlite", database=str(config.data.resolve() / "registry.db")).render_as_string()
 
 
 def _limits(config: NodeConfig) -> Limits:

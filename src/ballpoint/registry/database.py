@@ -226,6 +226,11 @@ def _watch(url: URL) -> sqlite3.Connection | None:
     return None if file is None else sqlite3.connect(file, timeout=0.0, isolation_level=None, check_same_thread=False)
 
 
+def url_of(file: Path) -> str:
+    """SQLAlchemy URL of a SQLite database."""
+    return URL.create("sqlite", database=str(file)).render_as_string()
+
+
 def changes_of(file: Path) -> Path:
     """Where changes of the database `file` are counted."""
     return file.with_name(f"{file.name}-changes")

@@ -85,18 +85,18 @@ def with_registry(data: Path | None, work: Callable[[Registry], Awaitable[T]]) -
         NotFoundError: there is no node.
         InvalidError: this user may not use its registry.
     """
-    from ballpoint.node.main import registry_url
+    from ballpoint.registry.database import url_of
     from ballpoint.registry.registry import Registry
 
     config = load_config(None, data=data or DEFAULT_DATA)
-    if not (config.data / "registry.db").exists():
+    if not config.registry_file.exists():
         raise NotFoundError(f"there is no node in {config.data}", hint="start one: ballpoint up, or ballpoint serve")
 
-    if not os.access(config.data / "registry.db", os.R_OK | os.W_OK):
+    if not os.access(config.registry_file, os.R_OK | os.W_OK):
         raise InvalidError(f"this user may not use the registry in {config.data}", hint="sudo ballpoint token ...")
 
     async def run() -> T:
-        registry = await Registry.open(registry_url(config))
+        registry = await Registry.open(url_of(config.registry_file))
         try:
             return await work(registry)
         finally:

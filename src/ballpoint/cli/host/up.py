@@ -143,7 +143,7 @@ def _with_token(config: NodeConfig) -> NodeConfig:
 
 def _new_token(config: NodeConfig) -> str:
     """A token of the organization whose sprites are there already, as after a recovery; else of a new one."""
-    if not (config.data / "registry.db").exists():
+    if not config.registry_file.exists():
         return f"{DEFAULT_ORG}/{ids.new_instance_id()}/{ids.new_instance_id()}/{ids.new_secret()}"
 
     async def work(registry: Registry) -> str:

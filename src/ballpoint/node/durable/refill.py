@@ -17,7 +17,7 @@ from ballpoint.core.config import NodeConfig
 from ballpoint.core.errors import BallpointError, ConflictError, InvalidError, NotFoundError
 from ballpoint.host.files import fsync_directory, write_atomically
 from ballpoint.node.durable.storage import RECOVERING, Memory, read_memory, write_memory
-from ballpoint.node.main import registry_url
+from ballpoint.registry.database import url_of
 from ballpoint.registry.records import Sprite
 from ballpoint.registry.registry import Registry
 from ballpoint.store.deployment import Deployment, read_deployment
@@ -122,7 +122,7 @@ async def refill(
     config.data.mkdir(parents=True, exist_ok=True)
     pool = await asyncio.to_thread(VolumePool.open, config.data, pool_gb=config.pool_gb)
     try:
-        registry = await Registry.open(registry_url(config))
+        registry = await Registry.open(url_of(config.registry_file))
         try:
             await _begin(config.data, deployment, registry, pool)
             outcome = await _Refill(registry, pool, clock, told).run(store)
