@@ -27,7 +27,8 @@ from websockets.exceptions import ConnectionClosed
 from ballpoint.core import ids
 from tests.inside.conftest import instance_of
 from tests.node.test_idling import scene
-from tests.support.nodes import TestNode, shell
+from tests.support.checkpoints import checkpoint, content, new_sprite, post, restore, write
+from tests.support.nodes import TestNode
 from tests.support.raw import Cursors, exec_http, exec_websocket, watch
 from tests.support.waiting import eventually
 
@@ -221,11 +222,22 @@ async def test_park_not_expire() -> None:
         assert {kind for kind, _ in await at.kinds("one")} == {"created", "warm", "cold"}
 
 
-def test_park_not_expire_keeps_its_files(node: TestNode, name: str) -> None:
-    sprite = node.client().get_sprite(name)
-    assert shell(sprite, "echo kept > file")[0] == 0
-    assert node.api("POST", f"/v1/sprites/{name}/sleep").json()["status"] == "cold"
-    assert shell(sprite, "cat file") == (0, "kept\n")
+def test_park_not_expire_keeps_its_files(own_node: TestNode) -> None:
+    """What it has on its disk and in its checkpoints stays, also where garbage is removed without any delay."""
+    own_node.start()
+    sprite = new_sprite(own_node)
+    write(sprite, "earlier")
+    assert checkpoint(own_node, sprite, params={"wait": "durable"}) == "v0"
+    write(sprite, "kept")
+    for step in range(3):
+        assert post(own_node, sprite, "sync").is_success
+        assert post(own_node, sprite, "sleep").json()["status"] == "cold"
+        gc = [*own_node.program, "store", "gc", "--data", str(own_node.data), "--retention", "0"]
+        done = subprocess.run(gc, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        assert content(sprite) == "kept", step
+    restore(own_node, sprite, "v0")
+    assert content(sprite) == "earlier"
 
 
 def test_honest_listing(own_node: TestNode) -> None:

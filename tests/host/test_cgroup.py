@@ -249,7 +249,8 @@ def test_who_is_born_into_a_group_that_is_being_ended_ends_with_it(
         monkeypatch.setattr(Cgroup, "remove", late_for)
         top.end(30.0)
         assert not top.exists()
-        assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in born] == [-signal.SIGKILL] * 2
+        # Linux 6.18 ends at birth who is born into a group that was killed: it may be gone before it is in the way.
+        assert {os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in born} == {-signal.SIGKILL}
 
 
 @pytest.mark.parametrize("hierarchies", [v2], indirect=True)
