@@ -1,4 +1,4 @@
-"""`ballpoint`, whose node kills itself at a step once a file names it: what starts the node trips nothing.
+"""`ballpoint`, whose node kills itself at a step, or fails at it, once a file names it: what starts it trips nothing.
 
 Called with the file's path, and then as `ballpoint` is.
 """
@@ -15,12 +15,16 @@ from typing import Any
 
 from ballpoint.core import steps
 from ballpoint.host import process
+from ballpoint.host.nft import TableWatch
 
 _NODE = "ballpoint.api"
 
+# A watch of the node fails, as no code expects, when it next hears of its firewall's rules.
+FAILING_WATCH = "the watch over the walls fails"
+
 
 def arm(file: Path, step: str) -> None:
-    """From now on the node dies at that step, until the file has gone."""
+    """From now on the node dies at that step, or does what it is the name of here, until the file has gone."""
     new = file.with_suffix(".new")
     new.write_text(step)
     new.rename(file)
@@ -36,7 +40,15 @@ def _run_node(file: Path) -> None:
         if file.exists() and file.read_text() == step:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    read = TableWatch.read
+
+    def read_or_fail(watch: TableWatch) -> str | None:
+        if file.exists() and file.read_text() == FAILING_WATCH:
+            raise RuntimeError(FAILING_WATCH)
+        return read(watch)
+
     steps.reach = reach
+    TableWatch.read = read_or_fail  # type: ignore[assignment, method-assign]
     runpy.run_module(_NODE, run_name="__main__", alter_sys=True)
 
 

@@ -8,6 +8,7 @@ import select
 import shutil
 import signal
 import socket
+import subprocess
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from ballpoint.host import loop, nft, prctl
 from ballpoint.host.cgroup import Cgroup, Hierarchies
 from ballpoint.network import rules
 from ballpoint.runtime.container.programs import ensure_programs
+from tests.crash import armed
 from tests.support.host import children, links, traces
 from tests.support.nodes import CACHE, TestNode, shell
 from tests.support.waiting import eventually
@@ -69,6 +71,27 @@ def assert_still_runs(sprite: Any, pid: str) -> None:
 def kinds(node: TestNode, sprite: Any) -> list[str]:
     answer = node.api("GET", f"/v1/sprites/{sprite.name}/events")
     return [json.loads(line)["kind"] for line in answer.text.splitlines()]
+
+
+def test_a_node_that_has_lost_one_of_its_watches_ends_and_the_next_takes_over(
+    own_node: TestNode, tmp_path: Path
+) -> None:
+    """It would do half of its work and say nothing."""
+    file = tmp_path / "armed"
+    own_node.program = armed.as_command(file)
+    own_node.start()
+    own_node.options += ["--listen", own_node.url.removeprefix("http://")]
+    sprite, pid = running_sprite(own_node)
+    (former,) = own_node.processes("node")
+    before = nft.shape(rules.table(own_node.id), rules.LOOSE)
+    armed.arm(file, armed.FAILING_WATCH)
+    subprocess.run(["nft", "delete", "table", "inet", rules.table(own_node.id)], check=True, timeout=30)
+    eventually(lambda: own_node.processes("node") not in ([], [former]), 60)
+    file.unlink()
+    eventually(lambda: own_node.api("GET", "/v1/sprites").status_code == 200, 60)
+    assert armed.FAILING_WATCH in own_node.log.read_text()
+    assert_still_runs(sprite, pid)
+    assert nft.shape(rules.table(own_node.id), rules.LOOSE) == before
 
 
 @pytest.mark.parametrize("victim", ["node", "zygote", "edge"])
