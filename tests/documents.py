@@ -89,7 +89,7 @@ def readme() -> str:
     _, ends, after = rest.partition(_TOUR_ENDS)
     assert ends, "the README has no place for the tour"
     commands = TOUR.read_text().partition("\n\n")[2]
-    return f"{before}{_TOUR_BEGINS}```sh\n{commands}```\n{_TOUR_ENDS}{after}"
+    return f"{before}{_TOUR_BEGINS}<!-- run by: tests/node/test_tour.py -->\n```sh\n{commands}```\n{_TOUR_ENDS}{after}"
 
 
 PAGES = {DOCS / "commands.md": commands_page, DOCS / "configuration.md": configuration_page, README: readme}

@@ -1,4 +1,4 @@
-"""The pages of docs/ that explain a concept, as a user who types what they show, in the order of the page."""
+"""The README and the pages of docs/ that explain a concept, as a user who types what they show, in the order of the page."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import pytest
 from ballpoint.core.config import DEFAULT_ORG
 from tests.docs.pages import steps
 from tests.docs.runner import Ports, User
-from tests.docs.test_pages import CONCEPTS
-from tests.documents import DOCS
+from tests.docs.test_pages import RUN
 from tests.support.host import traces
 from tests.support.nodes import TestNode
 
@@ -32,7 +31,7 @@ def local_node(root: None, tmp_path: Path) -> Iterator[TestNode]:
     assert traces(made.id, made.data) == dict.fromkeys(traces(made.id, made.data), [])
 
 
-@pytest.mark.parametrize("name", CONCEPTS)
+@pytest.mark.parametrize("name", RUN)
 def test_a_page_shows_what_happens(name: str, local_node: TestNode, tmp_path: Path) -> None:
     ports = Ports()
     local_node.options += [ports.here(option) for option in OPTIONS.get(name, [])]
@@ -42,7 +41,7 @@ def test_a_page_shows_what_happens(name: str, local_node: TestNode, tmp_path: Pa
     home.mkdir()
     user = User(home, local_node, ports)
     try:
-        todo = steps((DOCS / f"{name}.md").read_text())
+        todo = steps(RUN[name].read_text())
         for step, after in zip(todo, [*todo[1:], None], strict=True):
             user.do(step, after)
     finally:

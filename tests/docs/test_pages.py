@@ -1,11 +1,11 @@
-"""Every page that explains a concept shows it by examples that are run, and nothing that is not run without a reason."""
+"""Every page that explains a concept, and the README, shows it by examples that are run, and nothing that is not run without a reason."""
 
 from __future__ import annotations
 
 import pytest
 
 from tests.docs.pages import blocks, says, steps, unaccounted
-from tests.documents import DOCS, ROOT
+from tests.documents import DOCS, README, ROOT
 
 CONCEPTS = (
     "agent", "checkpoints", "clients", "edge", "files", "inside", "lifecycle", "ports", "services", "sessions", "tasks", "tls", "urls",
@@ -16,17 +16,20 @@ OTHERS = (
     "registry", "security", "specification", "standard-image", "store", "volume-format", "volume-layout",
 )  # fmt: skip
 
+# Every page that is run.
+RUN = {"README": README, **{name: DOCS / f"{name}.md" for name in CONCEPTS}}
+
 
 def test_every_page_is_one_or_the_other() -> None:
     assert sorted([*CONCEPTS, *OTHERS]) == sorted(page.stem for page in DOCS.glob("*.md"))
 
 
-@pytest.mark.parametrize("name", CONCEPTS)
+@pytest.mark.parametrize("name", RUN)
 def test_a_concept_has_examples_that_are_run(name: str) -> None:
-    text = (DOCS / f"{name}.md").read_text()
+    text = RUN[name].read_text()
     assert unaccounted(text, ROOT) == []
     shown = [step for step in steps(text) if step.shown is not None]
-    assert shown, f"docs/{name}.md has no example that is run and shows what is printed"
+    assert shown, f"{RUN[name]} has no example that is run and shows what is printed"
 
 
 PAGE = """\
