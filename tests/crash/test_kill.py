@@ -92,6 +92,9 @@ def test_a_node_that_has_lost_one_of_its_watches_ends_and_the_next_takes_over(
     assert armed.FAILING_WATCH in own_node.log.read_text()
     assert_still_runs(sprite, pid)
     assert nft.shape(rules.table(own_node.id), rules.LOOSE) == before
+    assert shell(
+        sprite, "getent hosts localhost && ip route get 192.0.2.1 >/dev/null && cat /sys/class/net/eth0/operstate"
+    )[1].endswith("up\n")
 
 
 @pytest.mark.parametrize("victim", ["node", "zygote", "edge"])

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from ballpoint.core.errors import ConflictError, InternalError, InvalidError, UnavailableError
-from ballpoint.host import slots
+from ballpoint.host import nft, slots
+from ballpoint.network import rules
 from ballpoint.network.network import Network
 
 from .world import (
@@ -99,6 +100,26 @@ def test_stopping_leaves_running_instances_their_network(world: World) -> None:
     world.host.run(network.stop, keep=True)
     world.host.sh(f"ip link show bp{A} >/dev/null 2>&1 && ip link delete bp{A} || true")
     assert world.state() == before, "with no instance connected, nothing is kept"
+
+
+def test_running_instances_keep_their_network_where_the_rules_were_just_removed(world: World) -> None:
+    """The node that stops does not put them back any more; the next one does, from what the kernel still has."""
+    network = world.start(world.network())
+    gateway = network.gateway
+    instance = world.connect(network, A)
+    rules_before = world.host.run(nft.shape, rules.table("0a1b2c"), rules.LOOSE)
+    world.host.sh("nft flush ruleset")
+    world.host.run(network.stop, keep=True)
+    slots.acquire("another/node", world.root)
+    again = world.start(world.network())
+    assert again.gateway == gateway
+    assert world.host.run(again.instances) == {A}
+    assert world.host.run(nft.shape, rules.table("0a1b2c"), rules.LOOSE) == rules_before
+    with world.remote.udp(port=9000) as server, instance.udp() as client:
+        client.sendto(b"private", ("10.9.9.9", 9000))
+        client.sendto(b"still here", (REMOTE_ADDRESS, 9000))
+        assert server.recv(100) == b"still here"
+    world.host.run(again.stop, keep=False)
 
 
 def test_forwarding_goes_off_with_the_last_node(world: World) -> None:

@@ -226,7 +226,8 @@ class Network:
             keep: leave everything in force while an instance is connected; False disconnects them all.
         """
         sources = nft.elements(self._table, rules.SOURCES)
-        if keep and sources:
+        # Somebody may just have taken the table away, and nobody has put it back yet.
+        if keep and (sources or self._addresses):
             return
         with Netlink() as kernel:
             _delete(kernel, netlink.delete_group(self._group))
