@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -48,6 +49,37 @@ async def test_a_terminal_nobody_reads(world: World, tmp_path: Path) -> None:
         assert await stalled(lambda: lines(progress) * BLOCK, HELD) <= HELD
         heard = await listen(client, tty=True)
     assert (len(heard.stdout), heard.terminal) == (8 * BLOCK, [3])
+
+
+# Fills what is on the way to the brim, which takes small pieces, says how much that was, and ends.
+_FILLER = """
+import os, sys, time, tty
+tty.setraw(1)
+os.set_blocking(1, False)
+written = 0
+stuck = 0
+while stuck < 100:
+    try:
+        written += os.write(1, bytes(100))
+        stuck = 0
+    except BlockingIOError:
+        stuck += 1
+        time.sleep(0.01)
+with open(sys.argv[1], "w") as file:
+    file.write(f"{written}\\n")
+sys.exit(3)
+"""
+
+
+async def test_all_that_a_terminal_holds_is_told_when_its_process_ends(world: World, tmp_path: Path) -> None:
+    """It takes 20 KB in small pieces, and gives 4 KiB a read."""
+    progress = tmp_path / "progress"
+    async with world.open(sys.executable, "-c", _FILLER, str(progress), tty="true") as client:
+        async with asyncio.timeout(DEADLINE):
+            while not (progress.exists() and progress.read_text().endswith("\n")):
+                await asyncio.sleep(0.1)
+        heard = await listen(client, tty=True)
+    assert (len(heard.stdout), heard.terminal) == (int(progress.read_text()), [3])
 
 
 async def test_others_are_served_meanwhile(world: World) -> None:

@@ -202,10 +202,11 @@ class Session:
         status = self._owner.spawner.wait(self.pid, self.pidfd)
         code = 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
         for stream, fd in list(self._outputs.items()):
-            # What it wrote is at most what a pipe holds; its children may go on writing for ever.
-            for _ in range(PIPE_SIZE // _READ):
-                if not self._read(stream, fd):
-                    break
+            # What it wrote is at most what a pipe holds; a terminal holds less, and gives 4 KiB a read. Its children
+            # may go on writing for ever.
+            left = PIPE_SIZE
+            while left > 0 and (count := self._read(stream, fd)):
+                left -= count
         self.exit_code = code
         self._close_input()
         if self._deadline is not None:
