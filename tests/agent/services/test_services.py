@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
+import termios
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -586,6 +589,19 @@ async def test_a_log_that_somebody_removes_begins_anew(world: ServicesWorld) -> 
     await eventually(lambda: (world.logs / "web.log").exists() and world.log("web") == ["[stdout] two"])
 
 
+def has_taken_all(pid: int) -> bool:
+    """Whether a process waits, and its pipes are empty."""
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        if os.readlink(link).startswith("pipe:"):
+            pipe = os.open(link, os.O_RDONLY | os.O_NONBLOCK)
+            try:
+                if fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)) != bytes(4):
+                    return False
+            finally:
+                os.close(pipe)
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+
 async def test_what_is_no_file_is_not_written_to_and_how_much_was_lost_is_told(world: ServicesWorld) -> None:
     world.logs.mkdir()
     os.mkfifo(world.logs / "web.log")
@@ -597,7 +613,7 @@ async def test_what_is_no_file_is_not_written_to_and_how_much_was_lost_is_told(w
     wire = await world.begun("PUT", "/web?duration=0", service)
     wire.close()
     await eventually(lambda: (world.logs / "done").exists())
-    await eventually(lambda: world.plain.logs)
+    await eventually(lambda: world.plain.logs and has_taken_all(world.plain.logs[0]))
     (world.logs / "web.log").unlink()
     gate.open()
     await eventually(lambda: (world.logs / "web.log").exists() and len(world.log("web")) == 2)
