@@ -14,7 +14,7 @@ import pytest
 from ballpoint.core import ids
 from ballpoint.host import filesystem
 from tests.crash.test_kill import inside, kill, kinds
-from tests.support.host import children, only_child
+from tests.support.host import children, only_child, process_state
 from tests.support.nodes import TestNode, shell
 from tests.support.waiting import eventually
 
@@ -116,7 +116,7 @@ def test_what_a_frozen_disk_holds_is_ended_at_the_next_start(own_node: TestNode)
     try:
         filesystem.fifreeze(root)
         # A shell that opens the file, or a `date` that writes to it.
-        eventually(lambda: "D" in [_state(pid) for pid in children(writer)])
+        eventually(lambda: "D" in [process_state(pid) for pid in children(writer)])
         own_node.kill()
         for anchor in inside(own_node, "anchor"):
             os.kill(anchor, signal.SIGKILL)
@@ -163,9 +163,3 @@ def _running(text: str) -> list[int]:
             if text.encode() in (process / "cmdline").read_bytes():
                 found.append(int(process.name))
     return found
-
-
-def _state(pid: int) -> str:
-    with suppress(FileNotFoundError, ProcessLookupError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    return "gone"

@@ -82,3 +82,10 @@ def only_child(pid: int) -> int:
 
 def children(pid: int) -> list[int]:
     return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def process_state(pid: int) -> str:
+    """The letter of a process's state (proc_pid_stat(5)); "gone" where there is none."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return "gone"

@@ -23,6 +23,7 @@ from ballpoint.volume import trimmer
 from ballpoint.volume.freezer import Freezer, stuck
 from ballpoint.volume.guard import PoolGuard
 from ballpoint.volume.pool import AttachedVolume, PoolUsage, VolumePool
+from tests.support.host import process_state
 from tests.support.waiting import eventually
 from tests.volume.world import MIB, grow, is_frozen, path
 
@@ -102,7 +103,7 @@ def _parent(process: Path) -> int:
 
 def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
-    eventually(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
+    eventually(lambda: process_state(pid) == "Z")
 
 
 def writer(volume: AttachedVolume) -> threading.Thread:

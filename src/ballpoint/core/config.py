@@ -110,7 +110,7 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     @property
     def registry_changes(self) -> Path:
         """How often the registry was changed (registry/database.py); also edges see it."""
-        return self.data.resolve() / "registry.db-changes"
+        return self.registry_file.with_name(f"{self.registry_file.name}-changes")
 
     @property
     def instance_changes(self) -> Path:

@@ -18,6 +18,7 @@ from ballpoint.agent.services.services import StoppedError
 from ballpoint.core.errors import UnavailableError
 from tests.agent.services.world import ServicesWorld, kinds, lines_of, next_event, next_of
 from tests.agent.world import DEADLINE, alive, eventually
+from tests.support.host import process_state
 
 FOREVER = "exec sleep 1000"
 
@@ -599,7 +600,7 @@ def has_taken_all(pid: int) -> bool:
                     return False
             finally:
                 os.close(pipe)
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+    return process_state(pid) == "S"
 
 
 async def test_what_is_no_file_is_not_written_to_and_how_much_was_lost_is_told(world: ServicesWorld) -> None:
