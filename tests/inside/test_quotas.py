@@ -264,13 +264,16 @@ def test_core_files(node: TestNode, make_sprite: Make, tmp_path: Path) -> None:
     handler.write_text(f"#!/bin/sh\ncat >/dev/null\n(echo process $1; cat /proc/$1/cgroup) >> {called}\n")
     handler.chmod(0o755)
     pattern = Path("/proc/sys/kernel/core_pattern")
-    former = pattern.read_text()
+    # core(5): with a limit the kernel keeps who crashed until the handler has ended; without one nobody waits for it.
+    limit = Path("/proc/sys/kernel/core_pipe_limit")
+    former, former_limit = pattern.read_text(), limit.read_text()
     # The kernel splits the pattern at spaces and takes 127 bytes.
     link = Path("/run") / f"core-{ids.new_instance_id()}"
     link.symlink_to(handler)
     crash = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
     lower = f"import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); {crash}"
     try:
+        limit.write_text("1000")
         pattern.write_text(f"|{link} %P")
         victim = subprocess.Popen([sys.executable, "-c", lower])
         victim.wait(timeout=60)
@@ -286,6 +289,7 @@ def test_core_files(node: TestNode, make_sprite: Make, tmp_path: Path) -> None:
         assert node.id not in called.read_text()
     finally:
         pattern.write_text(former)
+        limit.write_text(former_limit)
         link.unlink()
 
 
