@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import threading
 from collections.abc import Collection
 from pathlib import Path
 
@@ -232,6 +233,39 @@ async def test_damage_is_found_wherever_it_is_and_named(
             await fetch(store, away(tmp_path), image.digest)
     file.write_bytes(good)
     assert (await fetched(store, away(tmp_path), image.digest)).size == image.size
+
+
+@pytest.mark.parametrize("end", ["damage", "cancelled"])
+async def test_nobody_writes_after_a_fetch_has_ended(
+    store: DirectoryStore, objects: Path, image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """A thread that went on would write into whatever file has the number of this one's descriptor next."""
+    await keep(store, image)
+    index = msgspec.json.decode((objects / "images" / image.digest / "index").read_bytes(), type=Index)
+    damaged = objects / "images" / image.digest / index.parts[-1]
+    if end == "damage":
+        damaged.write_bytes(b"")
+    writing, go_on = threading.Event(), threading.Event()
+    write, written = archive._write_part, []
+
+    def slowly(fd: int, start: int, size: int, stored: bytes, key: str, name: str) -> None:
+        if name != index.parts[-1]:
+            writing.set()
+            assert go_on.wait(60)
+            written.append(os.readlink(f"/proc/self/fd/{fd}"))
+        write(fd, start, size, stored, key, name)
+
+    monkeypatch.setattr(archive, "_write_part", slowly)
+    fetching = asyncio.ensure_future(fetch(store, away(tmp_path), image.digest))
+    assert await asyncio.to_thread(writing.wait, 60)
+    if end == "cancelled":
+        fetching.cancel()
+    done, _ = await asyncio.wait([fetching], timeout=0.3)
+    assert not done
+    go_on.set()
+    with pytest.raises(CorruptError if end == "damage" else asyncio.CancelledError):
+        await fetching
+    assert {Path(each).name for each in written} == {"image.erofs"}
 
 
 async def test_no_more_is_unpacked_than_there_may_be(

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Callable, Collection
 from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,7 @@ import zstandard
 from blake3 import blake3
 
 from ballpoint.core.errors import ConflictError, CorruptError, NotFoundError, UnavailableError
+from ballpoint.core.threads import to_the_end
 from ballpoint.image.catalogue import Catalogue, Image
 from ballpoint.image.progress import Progress
 from ballpoint.store.store import LIST_MAX, Store, list_all
@@ -121,13 +123,14 @@ async def fetch(
         try:
             await _fill(store, digest, index, file, progress)
             progress(Progress("checking the image", 0.95))
-            image = await asyncio.to_thread(
+            admit = partial(
                 catalogue.admit,
                 digest,
                 recipe=index.recipe,
                 recipe_digest=index.recipe_digest,
                 built_at=index.built_at,
             )
+            image = await to_the_end(admit)
         except OSError as error:
             raise UnavailableError(f"the image {digest[:16]} cannot be written to {file}: {error.strerror}") from error
     progress(Progress("done", 1.0))
@@ -203,13 +206,14 @@ async def _fill(store: Store, digest: str, index: Index, file: Path, progress: C
         async with slots:
             start = number * index.part_bytes
             size = min(index.part_bytes, index.size - start)
-            if not await asyncio.to_thread(_is_there, fd, start, size, name):
+            # To the end: a thread that outlived the descriptor would write into whatever has its number next.
+            if not await to_the_end(_is_there, fd, start, size, name):
                 key = _key(digest, name)
                 try:
                     stored = await store.get(key)
                 except NotFoundError as error:
                     raise CorruptError(f"the store's image {digest[:16]} has lost {key}", hint=_MENDED) from error
-                await asyncio.to_thread(_write_part, fd, start, size, stored, key, name)
+                await to_the_end(_write_part, fd, start, size, stored, key, name)
             done += size
             progress(Progress("fetching the image", 0.95 * done / index.size))
 

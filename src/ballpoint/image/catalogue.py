@@ -164,7 +164,11 @@ class Catalogue:
         self._root.mkdir(parents=True, exist_ok=True)
         directory = self._root / f"{_FETCH}{digest}"
         directory.mkdir(exist_ok=True)
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            yield None  # whoever fetched it has just renamed it
+            return
         try:
             # Whoever had the lock may have renamed or removed the directory since it was opened.
             if try_flock(fd) and directory.exists() and os.path.samestat(os.fstat(fd), directory.stat()):

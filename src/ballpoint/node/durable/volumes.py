@@ -22,6 +22,7 @@ from ballpoint.core.errors import (
 )
 from ballpoint.core.metrics import Metrics
 from ballpoint.core.tasks import Tasks
+from ballpoint.core.threads import to_the_end
 from ballpoint.host.blocktrace import BlockTrace
 from ballpoint.node.lifecycle.running import Running
 from ballpoint.node.node import Node
@@ -32,7 +33,6 @@ from ballpoint.volume.pool import VolumePool
 from ballpoint.volume.sync.hydrate import Filled, Progress
 from ballpoint.volume.sync.keeper import Keeper
 from ballpoint.volume.sync.recover import Found, find, inventory
-from ballpoint.volume.sync.threads import to_the_end
 from ballpoint.volume.sync.upload import Uploads
 
 log = logging.getLogger(__name__)

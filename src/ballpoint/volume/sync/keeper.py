@@ -20,6 +20,7 @@ import msgspec
 from ballpoint.core import steps
 from ballpoint.core.clock import SYSTEM_CLOCK, Clock
 from ballpoint.core.errors import ConflictError
+from ballpoint.core.threads import to_the_end
 from ballpoint.host.blocktrace import BlockTrace
 from ballpoint.store.store import Store, list_all
 from ballpoint.volume import snapshots
@@ -33,7 +34,6 @@ from ballpoint.volume.sync.hydrate import Progress
 from ballpoint.volume.sync.local import Cost, Frozen, Local, Snapshot, write_out
 from ballpoint.volume.sync.opening import open_log, require_own, take_over
 from ballpoint.volume.sync.place import fetch
-from ballpoint.volume.sync.threads import to_the_end
 from ballpoint.volume.sync.upload import Uploads
 
 _NOTED = steps.declare("checkpoint: the record names it")

@@ -25,6 +25,7 @@ import msgspec
 from ballpoint.core import ids, steps
 from ballpoint.core.clock import Clock
 from ballpoint.core.errors import BallpointError, CorruptError, NotFoundError, UnavailableError
+from ballpoint.core.threads import to_the_end
 from ballpoint.host import filesystem
 from ballpoint.host.blocktrace import BlockTrace
 from ballpoint.volume import snapshots
@@ -34,7 +35,6 @@ from ballpoint.volume.pool import AttachedVolume, VolumePool
 from ballpoint.volume.record import Base, Operation, Record, read_record, write_record
 from ballpoint.volume.sync.following import Following, MissedError, remove_copy
 from ballpoint.volume.sync.source import Source
-from ballpoint.volume.sync.threads import to_the_end
 
 log = logging.getLogger(__name__)
 

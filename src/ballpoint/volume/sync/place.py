@@ -7,13 +7,13 @@ import os
 from pathlib import Path
 from uuid import UUID
 
+from ballpoint.core.threads import to_the_end
 from ballpoint.host.files import remove_file
 from ballpoint.store.store import Store
 from ballpoint.volume import snapshots
 from ballpoint.volume.log.log import View
 from ballpoint.volume.pool import VolumePool
 from ballpoint.volume.sync.hydrate import Filled, Progress, hydrate
-from ballpoint.volume.sync.threads import to_the_end
 
 
 async def fetch(

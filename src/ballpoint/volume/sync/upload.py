@@ -17,6 +17,7 @@ from typing import Final
 from ballpoint.core import steps
 from ballpoint.core.errors import BallpointError
 from ballpoint.core.tasks import Tasks
+from ballpoint.core.threads import ended
 from ballpoint.store.store import Store
 from ballpoint.volume.log.blob import BLOCK_BYTES, Blob, Reference, encode_blob, hash_of
 from ballpoint.volume.log.changes import INLINE_MAX
@@ -24,7 +25,6 @@ from ballpoint.volume.log.commit import Closed
 from ballpoint.volume.log.pack import PackBuilder
 from ballpoint.volume.log.packing import Packing
 from ballpoint.volume.sync.source import Source
-from ballpoint.volume.sync.threads import ended
 
 # A thread's turn: handing one to it costs as much as compressing a block.
 _CHUNK_BLOCKS: Final = 32

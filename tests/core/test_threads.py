@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from ballpoint.volume.sync.threads import ended, to_the_end
+from ballpoint.core.threads import ended, to_the_end
 
 
 async def test_whoever_is_cancelled_again_and_again_goes_on_when_the_thread_has_ended() -> None:
