@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ballpoint.registry import database
 from ballpoint.registry.database import url_of
 from ballpoint.registry.registry import Registry
 
@@ -76,6 +79,22 @@ async def test_processes_share_one_truth(rivals: list[Rival], file: Path) -> Non
     await registry.revoke_token(info.id)
     assert _at_once(rivals, "authenticate", text) == [False] * 3
     await registry.close()
+
+
+async def test_several_may_be_the_first_to_open_it(tmp_path: Path) -> None:
+    """In threads, which meet more often than processes: of 4 that open a new file, SQLite refuses one now and then."""
+    together = threading.Barrier(4)
+
+    def opened(file: Path) -> None:
+        together.wait(60)
+        engine = database._engine(url_of(file))
+        engine.connect().close()
+        engine.dispose()
+
+    with ThreadPoolExecutor(4) as threads:
+        for number in range(100):
+            done = [threads.submit(opened, tmp_path / f"{number}.db") for _ in range(4)]
+            assert [each.result(120) for each in done] == [None] * 4
 
 
 async def test_what_was_answered_outlives_a_kill(rivals: list[Rival], file: Path) -> None:

@@ -29,13 +29,15 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import DatabaseError, OperationalError
 
+from ballpoint.core.clock import SYSTEM_CLOCK
 from ballpoint.core.errors import BallpointError, ConflictError, CorruptError, UnavailableError
+from ballpoint.host import process
 from ballpoint.host.changes import Changes
 from ballpoint.host.files import fsync_directory
 
 T = TypeVar("T")
 
-_BUSY_SECONDS = 10.0
+_BUSY_SECONDS, _AGAIN_SECONDS = 10.0, 0.01
 _REMEMBERED_MAX = 10_000
 _REFRESHED_MAX = 32
 _MIGRATIONS = Path(__file__).with_name("migrations")
@@ -200,7 +202,7 @@ def _engine(url: str) -> Engine:
     @event.listens_for(engine, "connect")
     def connected(connection: sqlite3.Connection, _: Any) -> None:
         connection.isolation_level = None  # transactions are begun below, and not by the driver
-        connection.execute("PRAGMA journal_mode=WAL")
+        _keep_a_log(connection)
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
 
@@ -211,6 +213,20 @@ def _engine(url: str) -> Engine:
         connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def _keep_a_log(connection: sqlite3.Connection) -> None:
+    """Set the journal mode. Of several who open a new file at once, SQLite refuses some without letting them wait."""
+    deadline = SYSTEM_CLOCK.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or SYSTEM_CLOCK.monotonic() > deadline:
+                raise
+            process.pause(_AGAIN_SECONDS)
+        else:
+            return
 
 
 def _file(url: URL) -> Path | None:
