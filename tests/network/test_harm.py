@@ -6,6 +6,7 @@ import socket
 
 import pytest
 
+from ballpoint.core.errors import UnavailableError
 from ballpoint.host import nft, slots
 from ballpoint.network import rules
 from ballpoint.network.probe import forward_policy_problem
@@ -96,6 +97,19 @@ def test_links_that_were_taken_down_let_nothing_pass_and_come_back(world: World)
         for data in iter(lambda: sent(client, server), b"question"):
             assert data == b""  # the link's other end is told of its coming up some time after
         assert drain(service) == []
+
+
+def test_nothing_is_connected_while_links_are_taken_down(world: World) -> None:
+    """Also what was being connected: its link would be open, without rules, and nobody would take it down."""
+    network = world.start(world.network())
+    world.connect(network, A)
+    world.host.run(network.close)
+    state = world.state()
+    with pytest.raises(UnavailableError):
+        world.connect(network, B)
+    assert world.state() == state
+    world.host.run(network.mend)
+    world.connect(network, B)
 
 
 def sent(client: socket.socket, server: socket.socket) -> bytes:

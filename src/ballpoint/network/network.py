@@ -83,6 +83,7 @@ class Network:
         self._lock = threading.Lock()
         self._mending = threading.Lock()
         self._shape = b""
+        self._closed = False
         # Who may have begun flows that no set knows of any more.
         self._unnoted: set[IPv4Address] = set()
         if self._subnet.num_addresses < slots.COUNT:
@@ -151,7 +152,7 @@ class Network:
 
         Raises:
             ConflictError: the instance is connected already.
-            UnavailableError: the rules are gone (the ruleset was flushed), and cannot be put back.
+            UnavailableError: the rules are gone (the ruleset was flushed), and cannot be put back; nothing is left.
             InternalError: the kernel refused; nothing is left.
         """
         address, link = self.address(slot), rules.LINK_PREFIX + instance_id
@@ -189,11 +190,16 @@ class Network:
                 # The new table counts from here on; what was begun before is known to nobody.
                 self._unnoted |= set(self._addresses.values())
                 self._apply(self._sources())
+            self._closed = False
             self._open_links()
         return broken
 
     def close(self) -> None:
-        """Take the links of all instances down, for when nothing else keeps their packets; `mend` opens them again."""
+        """Take the links of all instances down, for when nothing else keeps their packets; `mend` opens them again.
+
+        Until then no instance is connected: `add` refuses, also where it had begun.
+        """
+        self._closed = True
         with Netlink() as kernel:
             _delete(kernel, netlink.set_group_down(self._group))
 
@@ -308,6 +314,12 @@ class Network:
                     netlink.add_default_route(inner, gateway),
                 )
             watch.wait(index)
+            # Looked at when the link is up: `close` says so first, and then takes down those that are.
+            if self._closed:
+                raise UnavailableError(
+                    "the node's firewall rules are not in force, and cannot be put back",
+                    hint="look for what changes the host's nftables ruleset",
+                )
             undo.pop_all()
 
     def _forget(self, address: IPv4Address) -> None:
