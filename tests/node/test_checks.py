@@ -8,6 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+
+from ballpoint.core.errors import UnavailableError
 from ballpoint.node.watch.health import Health
 
 
@@ -34,3 +37,28 @@ async def test_all_who_ask_at_once_have_an_answer(tmp_path: Path) -> None:
         assert await asked_at_once(mount) == ["the disk refuses a write (Is a directory)"] * 4
     finally:
         os.close(mount)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+async def test_one_whose_writers_are_made_to_wait_meanwhile_is_not_said_to_hang(frozen: bool) -> None:
+    """It would not be well for the wrong reason: the one with the right one has been told already."""
+    told: list[str | None] = []
+    one_round = asyncio.Event()
+
+    async def silent(seconds: float) -> dict[str, Any]:
+        running.frozen = frozen
+        raise UnavailableError("it is silent")
+
+    async def report_trouble(_: object, trouble: str | None) -> None:
+        told.append(trouble)
+
+    async def sleep(_: float) -> None:
+        one_round.set()
+        await asyncio.Event().wait()
+
+    running: Any = SimpleNamespace(frozen=False, instance=SimpleNamespace(runtime=SimpleNamespace(ping=silent)))
+    node = SimpleNamespace(running={"one": running}, report_trouble=report_trouble)
+    watching = asyncio.create_task(Health(cast(Any, node), cast(Any, SimpleNamespace(sleep=sleep))).run())
+    await asyncio.wait_for(one_round.wait(), 60)
+    watching.cancel()
+    assert told == ([] if frozen else ["the agent does not answer (it is silent)"])

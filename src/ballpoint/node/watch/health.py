@@ -41,7 +41,8 @@ class Health:
                     continue  # said already, with its cause; the disk would only be found not to answer
                 try:
                     trouble = await self.check(running)
-                    if self._node.running.get(sprite_id) is running:
+                    # One whose writers were made to wait meanwhile would be said not to answer, or to be well.
+                    if self._node.running.get(sprite_id) is running and not running.frozen:
                         await self._node.report_trouble(running, trouble)
                 except Exception:  # noqa: BLE001 - told here; what one sprite's agent says must not end the watch over all
                     log.exception("whether %s is well could not be found out", sprite_id)
