@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def kill(pid: int) -> None:
     pidfd = os.pidfd_open(pid)
     try:
         prctl.pidfd_send_signal(pidfd, signal.SIGKILL)
-        assert prctl.wait_pidfd(pidfd, 10)
+        assert prctl.wait_pidfd(pidfd, 60)
     finally:
         os.close(pidfd)
 
@@ -141,10 +142,29 @@ def test_a_killed_supervisor_leaves_sprites_running(own_node: TestNode) -> None:
     assert len(children) >= 3
     own_node.kill()
     for each in children:
-        assert prctl.wait_pidfd(each, 10)
+        assert prctl.wait_pidfd(each, 60)
         os.close(each)
     own_node.start()
     assert_still_runs(own_node.client().sprite(sprite.name), pid)
+
+
+def test_a_node_that_starts_waits_for_who_listens_still(own_node: TestNode) -> None:
+    """As the edges of a supervisor that was killed do until the kernel has come to end them."""
+    own_node.start()
+    address = own_node.url.removeprefix("http://")
+    own_node.options += ["--listen", address]
+    edges = [os.pidfd_open(each) for each in own_node.processes("edge")]
+    own_node.kill()
+    for each in edges:
+        assert prctl.wait_pidfd(each, 60)
+        os.close(each)
+    host, _, port = address.rpartition(":")
+    with socket.create_server((host, int(port))) as former:
+        leaving = threading.Timer(1.0, former.close)
+        leaving.start()
+        own_node.start()
+        leaving.join()
+    assert own_node.api("GET", "/v1/sprites").status_code == 200
 
 
 def test_sigterm_leaves_sprites_running(own_node: TestNode) -> None:
@@ -276,7 +296,7 @@ def test_a_container_that_ends_while_its_agent_is_dead_is_noticed(own_node: Test
     finally:
         os.kill(zygote, signal.SIGCONT)
     eventually(lambda: own_node.api("GET", f"/v1/sprites/{sprite.name}").json()["status"] == "cold")
-    assert "stopped" in kinds(own_node, sprite)
+    eventually(lambda: "stopped" in kinds(own_node, sprite))
     assert shell(sprite, "cat file") == (0, "kept\n")
 
 

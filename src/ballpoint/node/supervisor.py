@@ -6,6 +6,7 @@ It holds no state and no secret. Its children die with it; instances do not, and
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -38,6 +39,7 @@ log = logging.getLogger("supervisor")
 # The last slot of the host-wide range is nobody's: its first id is the edges' identity.
 _EDGE_UID = slots.UID_FIRST + slots.COUNT * slots.UID_STRIDE - 1
 _STOP_SECONDS = 20.0
+_LISTEN_SECONDS, _LISTEN_AGAIN_SECONDS = 3.0, 0.05
 _RESTART_FIRST, _RESTART_MAX = 0.1, 5.0
 _STEADY_SECONDS = 10.0
 _READY_SECONDS = 120.0
@@ -185,22 +187,29 @@ def _stop_supervisor(run: Path) -> bool:
 def bind(config: NodeConfig) -> socket.socket:
     """The socket that listens where `config` says; the caller closes it.
 
+    Waits a moment for who listens there to go: edges of a supervisor that was killed do, when the kernel comes to them.
+
     Raises:
         ConflictError: that is not possible, mostly because somebody else listens there.
     """
     host, port = config.listen_address
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise ConflictError(
-            f"cannot listen on {config.listen}: {error.strerror}", hint="choose another --listen"
-        ) from error
-    listener.listen(4096)
-    return listener
+    deadline = SYSTEM_CLOCK.monotonic() + _LISTEN_SECONDS
+    while True:
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+            listener.listen(4096)
+        except OSError as error:
+            listener.close()
+            if error.errno != errno.EADDRINUSE or SYSTEM_CLOCK.monotonic() > deadline:
+                raise ConflictError(
+                    f"cannot listen on {config.listen}: {error.strerror}", hint="choose another --listen"
+                ) from error
+            process.pause(_LISTEN_AGAIN_SECONDS)
+        else:
+            return listener
 
 
 def _ensure_image(config: NodeConfig) -> None:
