@@ -29,6 +29,8 @@ _INFO = struct.Struct("=5Q4I64s64s32s2Q")
 # struct loop_config: fd block_size info reserved[8]
 _CONFIG_SIZE = 8 + _INFO.size + 64
 _POLL_SECONDS = 0.001
+# What opening a device says that is being removed.
+_GONE = (errno.ENOENT, errno.ENXIO, errno.ENODEV)
 DIRECTORY = "loop"  # below the run root
 _REMOVERS = 32
 _DIRECT_IO = {"ext4", "xfs"}
@@ -52,10 +54,15 @@ def attach(
     try:
         control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
         try:
-            # Another process may take the number between the two calls: EBUSY then, and the next one is tried.
+            # Another process may take the number, or remove its device, between these calls: the next one is tried.
             for _ in range(_LOOP_SET_STATUS_BUSY_TRIES):
                 device = f"/dev/loop{fcntl.ioctl(control, _LOOP_CTL_GET_FREE)}"
-                fd = os.open(device, mode)
+                try:
+                    fd = os.open(device, mode)
+                except OSError as error:
+                    if error.errno in _GONE:
+                        continue
+                    raise
                 info = _INFO.pack(0, 0, 0, 0, 0, 0, 0, 0, flags, os.fsencode(path)[-63:], b"", b"", 0, 0)
                 config = bytearray(struct.pack("=II", backing, block_size) + info + bytes(64))
                 assert len(config) == _CONFIG_SIZE
