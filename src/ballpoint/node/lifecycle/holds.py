@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -47,18 +47,13 @@ class Sprites(Protocol):
 
 
 class Holds:
-    """The tasks of all sprites of a node.
-
-    Attributes:
-        on_change: told of a sprite whose tasks are others now; not of those whose time is over.
-    """
+    """The tasks of all sprites of a node."""
 
     def __init__(self, sprites: Sprites, clock: Clock = SYSTEM_CLOCK) -> None:
         self._sprites = sprites
         self._clock = clock
         # One writes an instance's note at a time.
         self._turns: WeakKeyDictionary[Any, asyncio.Lock] = WeakKeyDictionary()
-        self.on_change: Callable[[str], None] = lambda sprite_id: None
 
     def holds(self, sprite_id: str) -> list[Hold]:
         """What keeps a sprite awake now, in the order of their beginning; nothing of one that does not run."""
@@ -150,7 +145,6 @@ class Holds:
         runtime = running.instance.runtime
         noted = {each.name: [each.started_at.timestamp(), each.expires_at.timestamp()] for each in holds}
         await runtime.set_note({**runtime.note, _NOTE: noted})
-        self.on_change(running.sprite_id)
 
 
 def _no_such(task: str) -> NotFoundError:
