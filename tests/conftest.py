@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from ballpoint.image import archive
 from ballpoint.image.catalogue import Catalogue, Image
@@ -18,6 +19,10 @@ from tests.support.nodes import CACHE, TestNode
 
 _LOG_LINES, _LOG_BYTES = 150, 1 << 20
 _ANSWERED = re.compile(r" edge \S+ GET \S+ 200 ")
+
+# A machine that others use, too, may take its time over any example: what a test finds is no matter of that.
+settings.register_profile("ballpoint", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ballpoint")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -222,7 +222,7 @@ async def test_text_that_is_no_text(world: World) -> None:
         assert (await listen(client)).terminal == [0]
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     data=st.one_of(
         st.binary(max_size=300), st.binary(max_size=60).map(lambda raw: b"GET " + raw + b" HTTP/1.1\r\n\r\n")
@@ -236,7 +236,7 @@ async def test_any_bytes(world: World, data: bytes) -> None:
     assert answer == b"" or answer.startswith((b"HTTP/1.1 4", b"HTTP/1.1 200"))
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(max_size=200))
 async def test_any_bytes_as_frames(world: World, data: bytes) -> None:
     async with world.open("true") as client:
@@ -245,7 +245,7 @@ async def test_any_bytes_as_frames(world: World, data: bytes) -> None:
     assert heard.terminal in ([], [0])
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(query=st.text(alphabet="cmdenvtyrowsi=&%01;+\x00é", max_size=60))
 async def test_any_query(world: World, query: str) -> None:
     answer = await world.ask(f"POST /exec?cmd=true&{quote_plus(query, safe='=&%;+')}", {"Content-Length": "0"})
@@ -259,19 +259,21 @@ ARGUMENTS = st.dictionaries(
 ).map(lambda said: {name: value for name, value in said.items() if name not in ("cmd", "path")})
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     said=st.fixed_dictionaries({"args": ARGUMENTS, "op": st.just("exec") | TEXT, "type": st.just("op.start") | JSON}),
     commands=st.sampled_from([["true"], []]),
 )
 @example(said={"type": "op.start", "op": "exec", "args": {"id": "x", "since": "\ud800"}}, commands=[])
 @example(said={"type": "op.start", "op": "exec", "args": {"env": "A=\ud800"}}, commands=["true"])
+@example(said={"type": "op.start", "op": "exec", "args": {"stdin": True}}, commands=[])
 async def test_any_operation_on_a_control_socket(world: World, said: dict[str, Any], commands: list[str]) -> None:
     """It is done or refused, and the socket goes on."""
     said["args"]["cmd"] = commands
     async with world.control() as client:
         for message in (said, {"type": "op.start", "op": "exec", "args": {"cmd": ["true"]}}):
             await client.send("control:" + json.dumps(message))
+            await client.send(b"\4")  # a shell would wait for its input
             heard = await hear(client)
             assert heard.told[-1] in ("complete", "error")
         assert heard.codes == [0, 0]

@@ -6,7 +6,7 @@ import struct
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from websockets.frames import Close, Frame, Opcode
 from websockets.protocol import Protocol, Side, State
@@ -79,7 +79,6 @@ def encoded(opcode: int, fin: bool, data: bytes, mask: bytes, masked: int, reser
     return bytes((first,)) + length + (mask if masked else b"") + body
 
 
-@settings(deadline=None)
 @given(st.lists(FRAME, max_size=8), st.lists(st.integers(min_value=0)))
 def test_what_comes_is_what_websockets_reads(sent: list[Any], cuts: list[int]) -> None:
     data = b"".join(encoded(*frame) for frame in sent if frame[0] != CLOSE)

@@ -216,5 +216,5 @@ class Model(RuleBasedStateMachine):
         os.close(self.journals._directory)
 
 
-Model.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+Model.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 test_model = Model.TestCase

@@ -14,7 +14,8 @@ from ballpoint.core.errors import InvalidError
 from tests.acceptance.hostile import JSON
 from tests.agent.world import World, alive, eventually, listen, output_until
 
-OBEYS = "trap 'exit 9' TERM; echo on; while :; do read x < {gate}; done"
+# With a time: bash looks at its traps before it begins to read, and a signal that comes in between only ends a read.
+OBEYS = "trap 'exit 9' TERM; echo on; while :; do read -t 0.1 x < {gate}; done"
 DEAF = "trap '' TERM INT; echo on; while :; do read x < {gate}; done"
 
 

@@ -9,7 +9,7 @@ from unicodedata import category
 from urllib.parse import quote, urlencode
 
 import httpx2
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ballpoint.api.guard import LOG_IN_PATH
@@ -87,19 +87,16 @@ def check(route: tuple[str, str], content: bytes) -> None:
 
 
 @given(st.sampled_from(ROUTES), ANYTHING | NEAR)
-@settings(deadline=None)
 def test_any_json_is_accepted_or_refused(route: tuple[str, str], body: Any) -> None:
     check(route, json.dumps(body).encode())
 
 
 @given(st.sampled_from(ROUTES), st.binary())
-@settings(deadline=None)
 def test_any_bytes_are_accepted_or_refused(route: tuple[str, str], content: bytes) -> None:
     check(route, content)
 
 
 @given(TEXT | st.text("a\t\n\r\x9b"), st.sampled_from(["", "?wait=durable"]))
-@settings(deadline=None)
 def test_a_comment_that_is_accepted_is_what_the_checkpoint_has(comment: str, query: str) -> None:
     NODE.reset()
     NODE.put("web")
@@ -117,7 +114,6 @@ def test_a_comment_that_is_accepted_is_what_the_checkpoint_has(comment: str, que
 
 
 @given(st.from_regex(r"[a-z0-9-]{1,50}", fullmatch=True), st.lists(st.text("abc", min_size=1)), st.booleans())
-@settings(deadline=None)
 def test_what_is_accepted_is_what_is_asked(name: str, labels: list[str], wait: bool) -> None:
     NODE.reset()
     body = {"name": name, "labels": labels[:64], "wait_for_capacity": wait}
@@ -147,7 +143,6 @@ TASK = st.dictionaries(st.sampled_from(["name", "expire"]), ANYTHING)
         max_size=5,
     )
 )
-@settings(deadline=None)
 def test_whatever_is_said_of_tasks_they_can_be_listed_behind_it(asked: list[tuple[str, str, bytes]]) -> None:
     TASKS.runtime.note = {"sprite": "s-one"}
 
@@ -169,7 +164,6 @@ FORM = st.binary() | st.lists(
 @given(
     FORM, st.sampled_from([LogIns.log_in_origin, "null", HERE, None]), st.sampled_from(["same-origin", "none", None])
 )
-@settings(deadline=None)
 def test_any_form_logs_in_or_is_answered_with_the_page(form: bytes, origin: str | None, site: str | None) -> None:
     said = {"origin": origin, "sec-fetch-site": site}
     headers = {"X-Ballpoint-Caller": "{}", **{name: value for name, value in said.items() if value is not None}}

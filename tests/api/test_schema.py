@@ -77,7 +77,7 @@ def ask_many(label: str, mode: GenerationMode, examples: int) -> set[int]:
     statuses = set()
 
     @given(OPERATIONS[label].as_strategy(generation_mode=mode), st.booleans())
-    @settings(deadline=None, max_examples=examples, suppress_health_check=SLOWNESS)
+    @settings(max_examples=examples, suppress_health_check=SLOWNESS)
     def one(case: Case[Any], known: bool) -> None:
         statuses.add(ask(case, known))
 

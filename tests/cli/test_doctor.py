@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ballpoint.cli.host import attempt as attempts
@@ -27,6 +27,7 @@ from ballpoint.host.filesystem import fifreeze, fithaw
 from ballpoint.host.requirements import SYSCTLS
 from ballpoint.node.durable.storage import Memory, write_memory
 from ballpoint.store.deployment import new_deployment
+from tests.support.waiting import eventually
 
 # For what must happen. Seconds.
 _DEADLINE = 60
@@ -80,7 +81,7 @@ def test_this_host_will_do_and_nothing_stays_behind(root: None, tmp_path: Path) 
     assert [check for check in found if check.state == "missing"] == []
     assert {check.name: check.state for check in found}["network"] == "ok"
     assert not (tmp_path / "data").exists()
-    assert leftovers() == ""
+    eventually(lambda: leftovers() == "")  # another test's may be at work
 
 
 @pytest.mark.host
@@ -218,14 +219,12 @@ def test_a_kernel_that_was_tried(version: tuple[int, int]) -> None:
     assert module.kernel(release) == Finding("ok", release)
 
 
-@settings(deadline=None)
 @given(st.tuples(st.integers(0, 99), st.integers(0, 999)), st.text())
 def test_any_release_is_judged_by_its_first_two_numbers(version: tuple[int, int], rest: str) -> None:
     old = module.kernel(f"{version[0]}.{version[1]}-{rest}").state == "missing"
     assert old == (version < MINIMUM_KERNEL)
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_a_release_of_any_shape_is_judged(release: str) -> None:
     assert module.kernel(release).state in ("ok", "warning", "missing")
@@ -253,7 +252,6 @@ def test_the_worst_is_said_first(root: None, tmp_path: Path) -> None:
     assert module.user_namespaces(sysctls(tmp_path, values)).state == "missing"
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(sorted(SYSCTLS)), st.integers(-1, 1), min_size=1))
 def test_limits_below_what_they_should_be_are_named(offsets: dict[str, int]) -> None:
     with temporary_directory() as directory:
@@ -450,7 +448,7 @@ def test_an_attempt_with_a_program_that_is_not_there() -> None:
 def test_an_attempt_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(UnavailableError, match="did not end"):
-        attempt(["sh", "-c", f"echo $$ > {tmp_path}/pid; exec cat {tmp_path}/fifo"], seconds=0.2)
+        attempt(["sh", "-c", f"echo $$ > {tmp_path}/pid; exec cat {tmp_path}/fifo"], seconds=5)
     assert attempts.stuck == []
     assert not Path("/proc", (tmp_path / "pid").read_text().strip()).exists()
 
@@ -468,7 +466,7 @@ def test_an_attempt_that_not_even_a_kill_ends(root: None, tmp_path: Path) -> Non
         try:
             fifreeze(directory)
             with pytest.raises(UnavailableError, match="did not end"):
-                attempt(["touch", str(place / "file")], seconds=0.2)
+                attempt(["touch", str(place / "file")], seconds=5)
             child = attempts.stuck.pop()
             assert child.poll() is None
         finally:

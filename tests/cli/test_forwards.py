@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from ballpoint.cli.client.forward import Forwards
 from ballpoint.cli.client.http import Api
+from tests.support.ports import free_port
 
 
 class Said:
@@ -47,11 +48,6 @@ def listens(port: int, address: str = "127.0.0.1") -> bool:
     except ConnectionRefusedError:
         return False
     return True
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
 
 
 async def test_a_port_is_there_until_nobody_listens_at_any_address(said: Said) -> None:

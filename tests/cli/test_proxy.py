@@ -20,6 +20,7 @@ from ballpoint.cli.client import proxy
 from ballpoint.core import ids
 from ballpoint.core.errors import InvalidError
 from tests.cli.command import COMMAND, DEADLINE, Terminal, ballpoint
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.node
 
@@ -52,11 +53,6 @@ def sprite(home: Path) -> Iterator[str]:
         assert ballpoint(home, "-s", name, "exec", "--", "sh", "-c", start, program).returncode == 0
     yield name
     assert ballpoint(home, "destroy", name, "--force").returncode == 0
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
 
 
 @contextmanager

@@ -297,7 +297,7 @@ STEPS = st.lists(st.tuples(st.integers(0, 1), st.one_of(GOOD, GOOD, GOOD, BAD), 
 
 @given(STEPS)
 @example([(0, FORMS[0] * 3, "whole"), (1, FORMS[2], "behind its head"), (1, FORMS[0], "whole")])
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_two_clients_get_each_their_own_and_the_server_what_was_meant(
     world: World, steps: list[tuple[int, bytes, str | float]]
 ) -> None:

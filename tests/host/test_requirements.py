@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ballpoint.core.errors import UnavailableError
@@ -44,7 +44,6 @@ def stated(file: Path) -> dict[str, int]:
     return {name: int(value) for name, value in pairs}
 
 
-@settings(deadline=None)
 @given(PRESENT, PRESENT)
 def test_limits_are_raised_and_never_lowered(first: dict[str, int], second: dict[str, int]) -> None:
     """Twice, because a limit may become too low later; what the first time raised is kept for the next boot."""

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ballpoint.core import peer, wire
@@ -60,7 +60,6 @@ async def answer(listener: socket.socket, answers: list[Any], count: int) -> Non
 @example([], {}, {}, 3, False)
 @example({}, {}, {"names": 5}, 3, True)
 @example({}, [], 5, 3, True)
-@settings(deadline=None)
 def test_whatever_an_agent_answers_is_an_answer_or_makes_no_sense(
     hello: Any, ping: Any, shown: Any, count: int, knows: bool
 ) -> None:

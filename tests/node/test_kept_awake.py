@@ -328,4 +328,4 @@ class KeptAwake(RuleBasedStateMachine):
 
 
 TestKeptAwake = KeptAwake.TestCase
-TestKeptAwake.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestKeptAwake.settings = settings(max_examples=150, stateful_step_count=40)

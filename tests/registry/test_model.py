@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
@@ -153,6 +153,4 @@ class RegistryAsDictionary(RuleBasedStateMachine):
 
 
 TestRegistryAsDictionary = RegistryAsDictionary.TestCase
-TestRegistryAsDictionary.settings = settings(
-    max_examples=20, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+TestRegistryAsDictionary.settings = settings(max_examples=20, stateful_step_count=25)

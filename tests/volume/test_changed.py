@@ -272,7 +272,7 @@ def units(extents: list[fiemap.Extent]) -> dict[int, object]:
     return known
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(old=maps(), new=maps())
 def test_what_maps_prove(
     old: list[fiemap.Extent], new: list[fiemap.Extent], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from ballpoint.agent.ports import connect, handover
 from ballpoint.core.errors import ConflictError, InvalidError, UnavailableError
-from tests.agent.ports.servers import free_port, full_queue
+from tests.agent.ports.servers import full_queue
 from tests.agent.world import DEADLINE, World, eventually
+from tests.support.ports import free_port
 
 
 @pytest.fixture(params=["127.0.0.1", "::1", "0.0.0.0"])

@@ -17,8 +17,9 @@ from websockets.exceptions import ConnectionClosed
 
 from ballpoint.agent.ports import connect, proxy
 from ballpoint.core.errors import InvalidError
-from tests.agent.ports.servers import echo, free_port, full_queue, serving, stall
+from tests.agent.ports.servers import echo, full_queue, serving, stall
 from tests.agent.world import DEADLINE, World, eventually, stalled
+from tests.support.ports import free_port
 
 
 async def ask(client: ClientConnection, port: int, **more: Any) -> dict[str, Any]:

@@ -80,7 +80,7 @@ async def test_a_client_is_told_what_listens_and_what_changes(world: World, addr
             assert told["type"] == "port_list"
             number = first.getsockname()[1]
             expected = {"port": number, "address": shown, "pid": os.getpid()}
-            assert [each for each in told["ports"] if each["port"] == number] == [expected]
+            assert expected in told["ports"]
             second = stack.enter_context(socket.socket(family))
             second.bind((address, 0))
             second.listen()
@@ -223,7 +223,8 @@ async def test_of_very_many_a_bounded_part_is_told(ports: Ports, monkeypatch: py
             if sock.getsockname()[1] in gone:
                 sock.close()
         await eventually(lambda: len(told.changes) >= 2 * len(gone & {port.port for _, port in told.changes}) > 0)
-        opened = {port.port for kind, port in told.changes if kind == "port_opened"}
+        # Others of this machine may be given what has just become free.
+        opened = {port.port for kind, port in told.changes if kind == "port_opened" and port.pid == os.getpid()}
         assert opened and not opened & gone
 
 

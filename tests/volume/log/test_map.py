@@ -138,7 +138,7 @@ class MapIsADict(RuleBasedStateMachine):
 
 
 TestMapIsADict = MapIsADict.TestCase
-TestMapIsADict.settings = settings(deadline=None, stateful_step_count=30)
+TestMapIsADict.settings = settings(stateful_step_count=30)
 
 
 @given(st.dictionaries(st.integers(0, PAGES_MAX - 1), references))

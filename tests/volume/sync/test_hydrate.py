@@ -87,7 +87,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(steps, st.integers(0, 1 << 32))
 def test_an_image_is_the_disk_or_one_of_its_checkpoints(steps: list[tuple[str, dict[int, str]]], seed: int) -> None:
     chance = random.Random(seed)

@@ -27,7 +27,6 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
-    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -346,9 +345,11 @@ class Lives(RuleBasedStateMachine):
         if name not in left:
             life.forgotten[name] = life.kept.pop(name)
 
-    @precondition(lambda self: len(self._lives) > 1)
     @rule(which=st.integers(0, 9), trouble=TROUBLE)
     def destroy(self, which: int, trouble: tuple[str, int] | None) -> None:
+        # No precondition: how many there are hangs on the time, and which rules there are must not.
+        if len(self._lives) < 2:
+            return
         life = self._some(which)
         assert life is not None
         if not self._do(trouble, lambda: self._keeper(life).trash()):
@@ -514,7 +515,6 @@ def test_whatever_happens_nothing_is_lost(pool: VolumePool, soak: bool) -> None:
         settings=settings(
             max_examples=SOAK_EXAMPLES if soak else EXAMPLES,
             stateful_step_count=40,
-            deadline=None,
             print_blob=True,
             phases=tuple(Phase) if SHRINK else (Phase.explicit, Phase.reuse, Phase.generate),
             suppress_health_check=list(HealthCheck),
