@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from tests.cli.command import COMMAND, OWN_SETTINGS, Terminal, ballpoint
 from tests.store import servers
 from tests.support.host import traces
 from tests.support.nodes import CACHE, TestNode
+from tests.support.ports import free_port
 
 pytestmark = [pytest.mark.host, pytest.mark.node, pytest.mark.slow, pytest.mark.usefixtures("root")]
 
@@ -70,9 +70,7 @@ def host_settings() -> dict[Path, bytes]:
 
 @pytest.fixture
 def place(slim_image: Image, tmp_path: Path) -> Iterator[Place]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        listen = f"127.0.0.1:{free.getsockname()[1]}"
-    made = Place(tmp_path, listen)
+    made = Place(tmp_path, f"127.0.0.1:{free_port()}")
     settings = host_settings()
     try:
         yield made

@@ -1,6 +1,7 @@
 """A user at a shell, who types what a page shows, with a node that is his."""
 
 from __future__ import annotations
+from tests.support.ports import free_port
 
 import os
 import re
@@ -39,17 +40,11 @@ done
 """
 
 
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as held:
-        socks = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [int(sock.getsockname()[1]) for sock in socks]
-
-
 class Ports:
     """Which ports of this machine stand for those of the pages."""
 
     def __init__(self) -> None:
-        self._here = dict(zip(FREE_PORTS, map(str, free_ports(len(FREE_PORTS))), strict=True))
+        self._here = {port: str(free_port()) for port in FREE_PORTS}
 
     def node_is(self, url: str) -> None:
         self._here[NODE_PORT] = url.rpartition(":")[2]

@@ -51,14 +51,13 @@ def repository(tmp_path: Path) -> Iterator[str]:
 
 
 def test_real_work(own_node: TestNode, repository: str) -> None:
-    own_node.options += ["--egress-allow", f"{ADDRESS}/32", "--listen", "127.0.0.1:0"]
+    own_node.options += ["--egress-allow", f"{ADDRESS}/32"]
     own_node.start()
-    port = own_node.url.rsplit(":", 1)[1]
     said: list[str] = []
 
     def restart() -> None:
         own_node.terminate()
-        own_node.options += ["--listen", f"127.0.0.1:{port}"]
+        own_node.options += ["--listen", own_node.url.removeprefix("http://")]
         own_node.start()
 
     work(own_node.client(), repository, restart, said.append)

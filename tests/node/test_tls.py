@@ -18,6 +18,7 @@ from tests.edge.wires import Message, Wire
 from tests.edge.wires import get as head_of
 from tests.node.test_urls import HTML, bearer, port_of, start_web
 from tests.support.nodes import TestNode, shell
+from tests.support.ports import free_port
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.node
@@ -27,11 +28,6 @@ PUBLIC, LOCAL = re.findall(r"```caddyfile\n(.*?)```", _PAGE, re.DOTALL)
 _CADDY = Path(sys.executable).parent / "caddy"
 _SECONDS = 60.0
 _NOT_YET_VALID = 9  # X509_V_ERR_CERT_NOT_YET_VALID, openssl-verification-options(1)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
 
 
 class Caddy:

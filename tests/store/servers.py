@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -12,20 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.support.ports import free_port
 from tests.support.waiting import eventually
 
 BUCKET, ACCESS_KEY, SECRET_KEY = "ballpoint", "test-key", "test-secret-never-shown"
 ENVIRONMENT = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
 _BIN = Path(sys.executable).parent
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that were free at once, for programs that cannot be told to choose one."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports: list[int] = [made.getsockname()[1] for made in sockets]
-    for made in sockets:
-        made.close()
-    return ports
 
 
 @contextmanager
@@ -97,7 +88,7 @@ def store_url(endpoint: str, prefix: str = "", bucket: str = BUCKET) -> str:
 def _running(argv: Callable[[list[int]], list[str]], ports: int, log: Path) -> Iterator[str]:
     """A server on ports of which the first speaks S3. One that another program has taken meanwhile costs an attempt."""
     for _ in range(5):
-        chosen = free_ports(ports)
+        chosen = [free_port() for _ in range(ports)]
         endpoint = f"http://127.0.0.1:{chosen[0]}"
         with log.open("wb") as output, subprocess.Popen(argv(chosen), stdout=output, stderr=output) as server:
             try:

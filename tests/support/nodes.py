@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import random
 import select
 import signal
-import socket
 import subprocess
 import sys
 from contextlib import suppress
@@ -20,6 +18,7 @@ from sprites import SpritesClient
 from ballpoint.core import ids
 from ballpoint.core.config import DEFAULT_CACHE, NodeConfig, load_config
 from ballpoint.image.uses import Uses
+from tests.support.ports import free_port
 
 CACHE = Path(os.environ.get("BALLPOINT_TEST_CACHE", DEFAULT_CACHE))
 _READY_SECONDS = 240.0
@@ -60,7 +59,7 @@ class TestNode:
         """Start it and wait until it says that it serves."""
         command = [
             *self.program, "serve", "--data", str(self.data), "--cache", str(self.cache),
-            "--image", "slim", "--listen", f"127.0.0.1:{_lasting_port()}", "--token-file", str(self.token_file),
+            "--image", "slim", "--listen", f"127.0.0.1:{free_port()}", "--token-file", str(self.token_file),
             "--pool", "3", "--pool-gb", "20", "--idle-seconds", "0", "--edges", "1", *self.options,
         ]  # fmt: skip
         with self.log.open("ab") as log:
@@ -131,19 +130,6 @@ class TestNode:
         # To read the certificates of this host's authorities takes twenty times as long as a request without TLS.
         defaults = {"timeout": 60.0, "verify": self.url.startswith("https:")}
         return httpx2.request(method, self.url + path, headers=headers, **{**defaults, **arguments})
-
-
-def _lasting_port() -> int:
-    """A port that is free, and stays so while the node that has it is started again.
-
-    The kernel gives it to no client: ip(7), ip_local_port_range.
-    """
-    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    while True:
-        port = random.randrange(max(1024, first - 16_384), first)
-        with socket.socket() as tried, suppress(OSError):
-            tried.bind(("127.0.0.1", port))
-            return port
 
 
 def shell(sprite: Any, script: str, *, user: str = "sprite", timeout: float = 120.0) -> tuple[int, str]:

@@ -60,9 +60,3 @@ def full_queue() -> Iterator[int]:
             with suppress(BlockingIOError):
                 sock.connect(full.getsockname())
         yield full.getsockname()[1]
-
-
-def free_port() -> int:
-    """A port where nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
