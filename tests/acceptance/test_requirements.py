@@ -28,7 +28,7 @@ from ballpoint.core import ids
 from tests.inside.conftest import instance_of
 from tests.node.test_idling import scene
 from tests.support.checkpoints import checkpoint, content, new_sprite, post, restore, write
-from tests.support.nodes import TestNode
+from tests.support.nodes import TestNode, shell
 from tests.support.raw import Cursors, exec_http, exec_websocket, watch
 from tests.support.waiting import eventually
 
@@ -103,7 +103,7 @@ import sys
 from sprites import SpritesClient
 client = SpritesClient(token=sys.argv[1], base_url=sys.argv[2])
 print("begun", flush=True)
-client.get_sprite(sys.argv[3]).run("sh", "-c", "echo one; sleep 2; echo two; exit 6")
+client.get_sprite(sys.argv[3]).run("sh", "-c", "echo one; until [ -e go ]; do sleep 0.1; done; echo two; exit 6")
 """
 
 
@@ -114,6 +114,7 @@ def test_detached_sessions(node: TestNode, name: str) -> None:
         eventually(lambda: node.api("GET", f"/v1/sprites/{name}/exec").json()["count"] == 1)
         client.kill()
     (listed,) = node.api("GET", f"/v1/sprites/{name}/exec").json()["sessions"]
+    assert shell(node.client().sprite(name), "touch go")[0] == 0
     heard = to_the_end(node, name, listed["id"], Cursors())
     assert (bytes(heard.stdout), heard.terminal) == (b"one\ntwo\n", [6])
 
@@ -217,6 +218,7 @@ async def test_park_not_expire() -> None:
         await at.sprite("one")
         for _ in range(365):
             await at.pass_time(86_400)
+            await at.settle()
         sprite = await at.node.registry.sprite_by_id("one")
         assert sprite.state == "cold"
         assert {kind for kind, _ in await at.kinds("one")} == {"created", "warm", "cold"}

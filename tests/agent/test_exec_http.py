@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from itertools import pairwise
 
 import pytest
 from websockets.exceptions import InvalidStatus
 
 from ballpoint.agent.server import Connection
+from ballpoint.agent.sessions import http_viewer
 from ballpoint.agent.sessions.http_viewer import HttpViewer
 from ballpoint.core.wire import NOT_STARTED
 from tests.agent.world import World, eventually, post_head
@@ -32,10 +34,16 @@ async def test_a_chunk_is_a_frame_and_is_sent_at_once(world: World) -> None:
 async def test_chunks_are_small_and_none_goes_out_together_with_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of much output, the beginning. Official clients take for a frame what one read gives them."""
     sent: list[bytes] = []
+    times: list[float] = []
     ended = asyncio.Event()
     connection = Connection.__new__(Connection)
+
+    def send(_: Connection, *parts: bytes) -> None:
+        sent.append(b"".join(parts))
+        times.append(asyncio.get_running_loop().time())
+
     monkeypatch.setattr(Connection, "start_response", lambda *_: None)
-    monkeypatch.setattr(Connection, "send", lambda _, *parts: sent.append(b"".join(parts)))
+    monkeypatch.setattr(Connection, "send", send)
     monkeypatch.setattr(Connection, "close", lambda _: ended.set())
     connection.writable = True
     viewer = HttpViewer(connection)
@@ -43,8 +51,9 @@ async def test_chunks_are_small_and_none_goes_out_together_with_another(monkeypa
     for stream, data in ((1, b"a"), (2, b"b"), (1, output), (2, b"c")):
         assert viewer.output(stream, data)
     viewer.exited(7)
-    assert sent == [b"2\r\n\1a\r\n"]
     await ended.wait()
+    assert sent[0] == b"2\r\n\1a\r\n"
+    assert min(later - earlier for earlier, later in pairwise(times)) > 0.9 * http_viewer._PAUSE_SECONDS
     frames = [chunk.partition(b"\r\n")[2].removesuffix(b"\r\n") for chunk in sent[:-1]]
     assert b"".join(frame[1:] for frame in frames if frame[0] == 1) == b"a" + output
     assert b"".join(frame[1:] for frame in frames if frame[0] == 2) == b"bc"

@@ -148,7 +148,7 @@ def test_a_disk_that_takes_no_write(own_node: TestNode) -> None:
         os.close(docker)
     eventually(lambda: own_node.api("GET", f"/v1/sprites/{sprite.name}").json()["health"] == "ok", seconds=60)
     assert shell(sprite, "cat file") == (0, "kept\n")
-    assert kinds(own_node, sprite)[-2:] == ["degraded", "healthy"]
+    eventually(lambda: kinds(own_node, sprite)[-2:] == ["degraded", "healthy"])
 
 
 def _write_started(node: TestNode, name: str) -> bool:

@@ -127,12 +127,12 @@ def test_an_answer_that_does_not_come_is_not_waited_for_forever(world: World) ->
 
 
 def test_a_long_upload_does_not_count_as_waiting_for_the_answer(world: World) -> None:
-    edge = world.start_edge({"exchange.RESPONSE_SECONDS": 1})
+    edge = world.start_edge({"exchange.RESPONSE_SECONDS": 4})
     pause = threading.Event()
     with edge.connect() as client:
         client.send(get("/", "Content-Length: 6", method="POST"))
         for piece in (b"ab", b"cd", b"ef"):
-            pause.wait(0.7)
+            pause.wait(2)
             client.send(piece)
         assert client.response().body.endswith(b"abcdef")
 

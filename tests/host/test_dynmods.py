@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from ballpoint.host import dynmods
 from ballpoint.host.cgroup import Hierarchies
+from tests.support.host import alone
 
 
 def options(v2: Path) -> set[str]:
@@ -19,8 +21,9 @@ def options(v2: Path) -> set[str]:
 
 
 @pytest.fixture
-def hierarchies() -> Hierarchies:
-    return Hierarchies.detect()
+def hierarchies() -> Iterator[Hierarchies]:
+    with alone():
+        yield Hierarchies.detect()
 
 
 def test_on_while_held_and_put_back_by_the_last(tmp_path: Path, hierarchies: Hierarchies) -> None:

@@ -160,7 +160,9 @@ def failed(results: list[list[Any]]) -> dict[str, str]:
 
 def test_a_host_process_sees_everything_the_attack_looks_for(scene: Scene) -> None:
     unseen = {name for name, outcome, _ in scene.run("sights", "host") if outcome != "seen"}
-    assert unseen == set()
+    # Another node may have gone meanwhile, with its address.
+    gone = {address for address, _ in scene.given["addresses"]} - set(addresses())
+    assert {name for name in unseen if not any(name.endswith(f" {address}") for address in gone)} == set()
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -114,7 +114,7 @@ def websocket(node: TestNode, sprite: Any, below: str) -> AbstractContextManager
     return connect(
         f"{node.url.replace('http', 'ws', 1)}/v1/sprites/{sprite.name}/{below}",
         additional_headers={"Authorization": f"Bearer {node.token}"}, compression=None, max_size=None, proxy=None,
-        ping_interval=None,
+        ping_interval=None, open_timeout=_SECONDS,
     )  # fmt: skip
 
 

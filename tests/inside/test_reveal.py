@@ -169,7 +169,11 @@ async def test_what_is_wanted_no_more_goes_with_its_mount_and_device(scene: Scen
 async def test_what_a_process_inside_uses_stays_for_it_alone(scene: Scene) -> None:
     checkpoint = scene.checkpoint("v0")
     await scene.show(checkpoint)
-    assert scene.inside(f"cd {PLACE}/v0/etc && (exec -a user sleep 1000) >/dev/null 2>&1 &") == (0, "")
+    script = (
+        f"cd {PLACE}/v0/etc || exit 1; (exec -a user sleep 1000) >/dev/null 2>&1 & "
+        "until pgrep -f ^user >/dev/null; do sleep 0.05; done"
+    )
+    assert scene.inside(script) == (0, "")
     assert await scene.show() == {}
     assert scene.inside(f"ls {PLACE}/") == (0, "")
     assert loop.find_by_backing(checkpoint.image) is not None

@@ -90,7 +90,8 @@ def test_a_service_runs_as_its_user_and_what_it_writes_is_on_the_disk(services: 
     said = services.shell("hello", "id -un; echo err >&2; exec sleep inf")
     assert kinds(said)[0] == "started"
     state = services.becomes("hello", "running")
-    assert services.inside(f"tr '\\0' ' ' </proc/{state['pid']}/cmdline") == "sleep inf"
+    command = f"tr '\\0' ' ' </proc/{state['pid']}/cmdline"
+    eventually(lambda: services.inside(command) == "sleep inf")
     eventually(lambda: services.log("hello") == ["sprite", "err"])
     lines = services.inside("cat /.sprite/logs/services/hello.log", user="sprite").splitlines()
     assert [line.split(" ", 1)[1] for line in lines] == ["[stdout] sprite", "[stderr] err"]
@@ -233,8 +234,9 @@ def test_a_forged_file_is_kept_aside_and_a_good_one_is_taken(node: TestNode, mak
 
 def test_a_group_that_somebody_inside_has_made_is_emptied_first(services: Services) -> None:
     services.inside(
-        "mkdir -p /tmp/cg && mount -t cgroup2 none /tmp/cg && mkdir -p /tmp/cg/svc-mine/below && "
-        "(echo $BASHPID >/tmp/cg/svc-mine/below/cgroup.procs; exec setsid sleep 54321 >/dev/null 2>&1) &"
+        "mkdir -p /tmp/cg && mount -t cgroup2 none /tmp/cg && mkdir -p /tmp/cg/svc-mine/below || exit 1; "
+        "(echo $BASHPID >/tmp/cg/svc-mine/below/cgroup.procs; exec setsid sleep 54321 >/dev/null 2>&1) & "
+        "until grep -q . /tmp/cg/svc-mine/below/cgroup.procs; do sleep 0.05; done"
     )
     services.shell("mine", "exec sleep inf")
     services.becomes("mine", "running")

@@ -141,7 +141,7 @@ def test_restore_brings_files_back_and_ends_what_ran(node: TestNode, sprite: Any
     assert content(sprite) == "before"
     assert shell(sprite, "pgrep -x sleep || echo none") == (0, "none\n")
     assert status(node, sprite) == "running"
-    assert kinds(node, sprite)[-1] == "restored"
+    eventually(lambda: kinds(node, sprite)[-1] == "restored")
     assert "v0" in events(node, sprite)[-1]["cause"]
     # What it was is kept, and shown to those who ask for it.
     assert [each["id"] for each in listed(node, sprite, auto=False)] == ["v0"]

@@ -161,7 +161,7 @@ def test_where_memory_is_short_who_sleeps_gives_back_his(own_node: TestNode) -> 
     own_node.options = [*options, "--reserve-mb", str(total)]  # more than is left, whatever else runs
     own_node.start()
     becomes(own_node, "sleeper", "cold")
-    assert ("cold", "memory is short") in events(own_node, "sleeper")
+    eventually(lambda: ("cold", "memory is short") in events(own_node, "sleeper"))
     own_node.terminate()
     own_node.options = options
     own_node.start()
@@ -190,7 +190,10 @@ def test_what_is_attached_keeps_it_awake_and_says_so(quick: TestNode, name: str)
         assert {reason["what"] for each in seen for reason in each["reasons"]} == {"exec"}
         assert all(each["reasons"] and each["sleeps_in"] is None for each in seen)
         assert quick.api("GET", f"/v1/sprites/{name}/check").json()["status"] == "healthy"
+        # Long enough to be seen.
+        assert quick.api("PUT", f"/v1/sprites/{name}", json={"idle_timeout": 600}).is_success
     eventually(lambda: quick.api("GET", f"/v1/sprites/{name}/activity").json()["sleeps_in"] is not None)
+    assert quick.api("PUT", f"/v1/sprites/{name}", json={"idle_timeout": "default"}).is_success
     becomes(quick, name, "warm")
     assert quick.api("GET", f"/v1/sprites/{name}/activity").json()["reasons"] == []
 
@@ -199,6 +202,7 @@ def test_its_own_time(quick: TestNode, name: str) -> None:
     answer = quick.api("PUT", f"/v1/sprites/{name}", json={"idle_timeout": "0"})
     assert answer.json()["idle_timeout"] == 0
     assert quick.api("GET", f"/v1/sprites/{name}/activity").json()["idle_timeout"] is None
+    assert quick.api("POST", f"/v1/sprites/{name}/wake").is_success  # it may sleep already
     _wait(2.5)
     assert status(quick, name) == "running"
     assert quick.api("PUT", f"/v1/sprites/{name}", json={"idle_timeout": "1s"}).json()["idle_timeout"] == 1
@@ -288,7 +292,7 @@ def test_from_warm_to_cold_and_back_with_the_disk(own_node: TestNode) -> None:
     script = "trap 'echo ended > ended; exit' TERM; echo $$ > pid; while :; do sleep 0.1; done"
     shell(sprite, f"echo kept > file; sync; nohup bash -c {json.dumps(script)} > /dev/null 2>&1 &")
     becomes(own_node, "one", "cold")
-    assert ("cold", "idle for 1 s more") in events(own_node, "one")
+    eventually(lambda: ("cold", "idle for 1 s more") in events(own_node, "one"))
     # Those that ran were asked first.
     assert shell(sprite, "cat file ended") == (0, "kept\nended\n")
 

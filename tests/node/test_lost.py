@@ -8,6 +8,8 @@ import re
 import sqlite3
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,23 @@ def pool(node: TestNode) -> Path:
     """The pool as the node has it mounted."""
     (daemon,) = node.processes("node")
     return Path(f"/proc/{daemon}/root{node.data}/pool")
+
+
+def removed(tree: Path) -> bool:
+    """Whether it could be removed; who makes a snapshot in it meanwhile is in the way."""
+    with suppress(OSError):
+        remove_tree(tree)
+    return not tree.exists()
+
+
+def devices_of(backing: str) -> list[str]:
+    """The loop devices, as `loop3`, of files whose path ends so. Others of the host come and go."""
+    found = []
+    for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with suppress(OSError):
+            if entry.read_text().strip().endswith(backing):
+                found.append(entry.parents[1].name)
+    return found
 
 
 def directory(node: TestNode, sprite: Any) -> Path:
@@ -140,7 +159,7 @@ def test_a_sprite_that_neither_pool_nor_store_has_says_so_and_can_be_destroyed(o
 def test_a_lost_directory_of_one_sprite_holds_up_no_other(own_node: TestNode) -> None:
     own_node.start()
     (lost, content), (other, before) = filled(own_node), filled(own_node)
-    remove_tree(directory(own_node, lost))
+    eventually(partial(removed, directory(own_node, lost)))
     eventually(lambda: events(own_node, lost, "not_saved"))
     assert verb(own_node, lost, "sync").status_code == 500
     assert shell(other, "echo more > more; sync")[0] == 0
@@ -273,11 +292,7 @@ def test_a_damaged_disk_that_the_store_does_not_have_stays_where_it_is(own_node:
 def test_a_file_system_that_went_read_only_is_mended_by_a_restart(own_node: TestNode) -> None:
     own_node.start()
     sprite, content = filled(own_node)
-    (device,) = [
-        entry.parents[1].name
-        for entry in Path("/sys/block").glob("loop*/loop/backing_file")
-        if entry.read_text().strip().endswith(f"{_volume_of(own_node, sprite)}/disk.img")
-    ]
+    (device,) = devices_of(f"{_volume_of(own_node, sprite)}/disk.img")
     Path(f"/sys/fs/ext4/{device}/trigger_fs_error").write_text("a test says so")
     path = f"/v1/sprites/{sprite.name}"
     eventually(lambda: own_node.api("GET", path).json()["health"] == "degraded", 60)

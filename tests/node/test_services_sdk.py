@@ -40,6 +40,10 @@ def test_no_function_is_left_out(kind: Any) -> None:
     assert public == VERBS
 
 
+# Seconds for which the first output of a service is waited for: a machine with much to do needs some to start one.
+_LISTENED = 3.0
+
+
 def status_of(call: Callable[[], Any]) -> int:
     """Of what the SDK makes an exception of: some of its methods say it in an attribute, others in words."""
     with pytest.raises(SpriteError) as refused:
@@ -56,7 +60,7 @@ def kinds(stream: Any) -> list[str]:
 
 def test_every_function(sprite: Any) -> None:
     said = list(sprite.create_service(
-        "web", "bash", ["-c", "echo $A; exec sleep inf"], http_port=3000, duration=0.5, env={"A": "b"}, dir="/tmp"
+        "web", "bash", ["-c", "echo $A; exec sleep inf"], http_port=3000, duration=_LISTENED, env={"A": "b"}, dir="/tmp"
     ))  # fmt: skip
     assert [event.type for event in said] == ["started", "stdout", "complete"]
     assert (said[1].data, said[2].log_files["combined"]) == ("b", "/.sprite/logs/services/web.log")
@@ -80,7 +84,7 @@ def test_every_function(sprite: Any) -> None:
     assert said[1].exit_code == 143
     assert status_of(lambda: sprite.stop_service("web")) == 409
     assert status_of(lambda: sprite.signal_service("web", "TERM")) == 409
-    assert kinds(sprite.start_service("web", duration=0.5)) == ["started", "stdout", "complete"]
+    assert kinds(sprite.start_service("web", duration=_LISTENED)) == ["started", "stdout", "complete"]
     for name in ("job", "web"):
         sprite.delete_service(name)
     assert sprite.list_services() == []
@@ -93,7 +97,7 @@ async def test_every_function_of_the_async_client(node: TestNode, sprite: Any) -
         other = client.sprite(sprite.name)
         for each in await other.list_services():  # of a test that failed
             await other.delete_service(each.name)
-        said = list(await other.create_service("web", "bash", ["-c", "echo on; exec sleep inf"], duration=0.5))
+        said = list(await other.create_service("web", "bash", ["-c", "echo on; exec sleep inf"], duration=_LISTENED))
         assert [event.type for event in said] == ["started", "stdout", "complete"]
         state = (await other.get_service("web")).state
         assert state is not None
@@ -103,7 +107,7 @@ async def test_every_function_of_the_async_client(node: TestNode, sprite: Any) -
         assert kinds(await other.stop_service("web", timeout=5.0)) == ["stopping", "stopped", "complete"]
         with pytest.raises(SpriteError):
             await other.stop_service("web")
-        assert kinds(await other.start_service("web", duration=0.5)) == ["started", "stdout", "complete"]
+        assert kinds(await other.start_service("web", duration=_LISTENED)) == ["started", "stdout", "complete"]
         await other.delete_service("web")
         assert await other.list_services() == []
         with pytest.raises(SpriteError):

@@ -15,7 +15,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketExce
 
 from ballpoint.core import ids
 from tests.inside.conftest import agent_of, instance_of, next_agent
-from tests.support.nodes import TestNode
+from tests.support.nodes import TestNode, shell
 from tests.support.raw import Cursors, watch
 from tests.support.seeds import fresh_seed
 from tests.support.waiting import eventually
@@ -98,11 +98,14 @@ def test_reads_from_cursors_are_one_read_over_disconnects_and_restarts(own_node:
 
 
 def test_rejoined_by_its_id_after_the_client_was_killed(own_node: TestNode, sprite: Any) -> None:
-    session, _ = begin(own_node, sprite.name, "sh", "-c", "echo one; sleep 1; echo two; exit 3")
+    session, _ = begin(
+        own_node, sprite.name, "sh", "-c", "echo one; until [ -e go ]; do sleep 0.1; done; echo two; exit 3"
+    )
     (listed,) = own_node.api("GET", f"/v1/sprites/{sprite.name}/exec").json()["sessions"]
     assert (listed["id"], listed["is_active"]) == (session, False)
     cursors = Cursors()
     with watch(own_node, sprite.name, session, cursors) as connection, pytest.raises(ConnectionClosed):
+        assert shell(sprite, "touch go")[0] == 0
         while True:
             cursors.take(connection.recv(timeout=60))
     assert (bytes(cursors.stdout), cursors.terminal) == (b"one\ntwo\n", [3])

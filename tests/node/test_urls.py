@@ -512,13 +512,20 @@ def test_a_server_that_is_just_starting_is_waited_for(node: TestNode) -> None:
     name = f"u-{ids.new_instance_id()}"
     sprite = node.client().create_sprite(name)
     start_web(sprite)
-    node.api("POST", f"/v1/sprites/{name}/sleep")
-    with connect(node) as client:
-        client.send(head_of("/", bearer(node.token), host=host_of(node, name)))
-        eventually(lambda: node.api("GET", f"/v1/sprites/{name}").json()["status"] == "running")
-        code, said = shell(sprite, "setsid python3 $HOME/web.py 8080 >/dev/null 2>&1 </dev/null &")
-        assert code == 0, said
-        assert client.response().status == 200
+
+    def waited_for() -> bool:
+        node.api("POST", f"/v1/sprites/{name}/sleep")
+        with connect(node) as client:
+            client.send(head_of("/", bearer(node.token), host=host_of(node, name)))
+            eventually(lambda: node.api("GET", f"/v1/sprites/{name}").json()["status"] == "running")
+            code, said = shell(sprite, "setsid python3 $HOME/web.py 8080 >/dev/null 2>&1 </dev/null &")
+            assert code == 0, said
+            answer = client.response()
+        # A server that needs more than five seconds is not waited for.
+        assert answer.status == 200 or json.loads(answer.body)["error"] == "nothing_listens"
+        return answer.status == 200
+
+    eventually(waited_for, 120)
     node.client().delete_sprite(name)
 
 

@@ -11,12 +11,14 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from ballpoint.core.errors import InvalidError, UnavailableError
+from ballpoint.host import loop, mount
 from ballpoint.store.directory import DirectoryStore
 from ballpoint.store.store import list_all
 from tests.support.seeds import fresh_seed
@@ -70,44 +72,51 @@ async def test_a_killed_writer_leaves_whole_objects(directory: Path) -> None:
 
 
 @pytest.fixture
-def xfs(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
-    """An image with XFS, and where it is mounted."""
-    image, place = tmp_path / "xfs.img", tmp_path / "xfs"
+def xfs(tmp_path: Path) -> Path:
+    """An image with XFS."""
+    image = tmp_path / "xfs.img"
     with image.open("wb") as file:
         file.truncate(512 << 20)
-    place.mkdir()
     subprocess.run(["mkfs.xfs", "-q", str(image)], check=True)
-    subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True)
+    return image
+
+
+@contextmanager
+def mounted(image: Path) -> Iterator[Path]:
+    """Where it is mounted: at no place, for whoever copies a mount namespace would keep it mounted."""
+    device, fd = loop.attach(image)
     try:
-        yield image, place
+        root = mount.fsmount("xfs", {"source": device})
     finally:
-        subprocess.run(["umount", str(place)], check=True)
+        os.close(fd)
+    try:
+        yield Path(f"/proc/self/fd/{root}")
+    finally:
+        os.close(root)
+        loop.wait_released(image, 60)
 
 
 @pytest.mark.host
 @pytest.mark.parametrize("last", ["create", "delete"])
-async def test_what_was_answered_survives_the_loss_of_what_the_kernel_had_not_written(
-    xfs: tuple[Path, Path], last: str
-) -> None:
+async def test_what_was_answered_survives_the_loss_of_what_the_kernel_had_not_written(xfs: Path, last: str) -> None:
     """A later change would make an earlier one durable, too: each kind must be the last once."""
-    image, place = xfs
-    store = DirectoryStore(place / "objects")
-    for number in range(50):
-        assert await store.create(f"log/{number % 7}/{number:09}", content(number))
     kept = set(range(50))
-    if last == "delete":
-        kept -= {0, 7, 8}
-        await store.delete([f"log/{number % 7}/{number:09}" for number in (0, 7, 8)])
-    await store.close()
-    root = os.open(place, os.O_RDONLY)
-    fcntl.ioctl(root, _XFS_IOC_GOINGDOWN, struct.pack("I", _NO_LOG_FLUSH))
-    os.close(root)
-    subprocess.run(["umount", str(place)], check=True)
-    subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True)
-    await acknowledged_are_whole(place / "objects", kept)
-    again = DirectoryStore(place / "objects")
-    assert len(await list_all(again, "log/")) == len(kept)
-    await again.close()
+    with mounted(xfs) as place:
+        store = DirectoryStore(place / "objects")
+        for number in range(50):
+            assert await store.create(f"log/{number % 7}/{number:09}", content(number))
+        if last == "delete":
+            kept -= {0, 7, 8}
+            await store.delete([f"log/{number % 7}/{number:09}" for number in (0, 7, 8)])
+        await store.close()
+        root = os.open(place, os.O_RDONLY)
+        fcntl.ioctl(root, _XFS_IOC_GOINGDOWN, struct.pack("I", _NO_LOG_FLUSH))
+        os.close(root)
+    with mounted(xfs) as place:
+        await acknowledged_are_whole(place / "objects", kept)
+        again = DirectoryStore(place / "objects")
+        assert len(await list_all(again, "log/")) == len(kept)
+        await again.close()
 
 
 async def test_leftovers_of_a_crash_go_when_they_are_old(directory: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import subprocess
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ballpoint.network import rules
@@ -30,6 +33,14 @@ def traces(node_id: str, data: Path) -> dict[str, list[str]]:
     }  # fmt: skip
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Of the tests that do this, one at a time: what they change is the machine's, and other workers test, too."""
+    with Path(__file__).open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def links(node_id: str) -> list[str]:
     """Names of the host's ends of the links of a node's sprites. A link carries the node's id as its group."""
     found = []
@@ -52,12 +63,13 @@ def _slot_owners() -> list[str]:
 def _processes(text: str) -> list[str]:
     """Those that name the data. Those of instances name nothing, but a group that holds one cannot be removed."""
     found = []
+    ours = {os.getpid(), os.getppid()}
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             command = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue
-        if text in command and "pytest" not in command:
+        if text in command and int(path.parent.name) not in ours:
             found.append(f"{path.parent.name} {command}")
     return found
 

@@ -41,7 +41,9 @@ def exec_websocket(node: TestNode, name: str, *argv: str, send: tuple[bytes | st
     url = f"{node.url.replace('http', 'ws', 1)}/v1/sprites/{name}/exec?{urlencode(fields)}"
     heard = Heard()
     headers = {"Authorization": f"Bearer {node.token}"}
-    with connect(url, additional_headers=headers, compression=None, max_size=None, proxy=None) as connection:
+    with connect(
+        url, additional_headers=headers, compression=None, max_size=None, proxy=None, open_timeout=60
+    ) as connection:
         with suppress(ConnectionClosed):  # a quick command has ended before its input
             for message in (*send, b"\x04"):
                 connection.send(message)
@@ -113,6 +115,7 @@ class ControlSocket:
                 compression=None,
                 max_size=None,
                 proxy=None,
+                open_timeout=60,
             )
         )
 

@@ -66,7 +66,7 @@ def found_whole(data: Path) -> tuple[tuple[str, int], ...]:
     if "second" in templates:
         pool.create("of-second", template="second", meta={})
     for name in pool.volumes():
-        assert loop.find_by_backing(pool.volumes_directory / name / "disk.img") is None
+        loop.wait_released(pool.volumes_directory / name / "disk.img", 10)
         volume = pool.attach(name)
         assert path(volume.mount, "upper/hello").read_text() == "hello"
         volume.detach()

@@ -231,15 +231,17 @@ async def test_a_helper_that_says_nothing_is_given_up(world: FilesWorld, monkeyp
 
 async def test_a_helper_that_gets_on_has_its_time(world: FilesWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(helper, "SILENT_SECONDS", 1.5)
-    put_helper(world, "for i in 1 2 3 4 5; do sleep 0.6; echo .; done; echo =; echo '{}'")
+    put_helper(world, "for i in $(seq 40); do sleep 0.05; echo .; done; echo =; echo '{}'")
     assert (await world.get("list", path="/x")).json == {}
 
 
 async def test_a_read_that_stops_in_the_middle_is_cut(world: FilesWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(helper, "SILENT_SECONDS", 0.3)
-    put_helper(world, "echo '= 1000 0 1000'; echo some; exec sleep 1000")
+    go_on = world.root / "go-on"
+    put_helper(world, f"echo '= 1000 0 1000'; until [ -e {go_on} ]; do sleep 0.05; done; echo some; exec sleep 1000")
     wire = await world.begin_read(path="/x")
     assert (await wire.head())[0] == 200
+    monkeypatch.setattr(helper, "SILENT_SECONDS", 0.3)
+    go_on.touch()
     assert await wire.rest() in (b"some\n", b"")
     wire.close()
 

@@ -408,7 +408,8 @@ async def test_a_sprite_that_ends_clean_lets_go_of_its_disk(world: World) -> Non
     while world.keeper.dirty(SETTINGS):
         await world.sync()
     await world.sync()
-    assert not world.keeper.followed and loop.find_by_backing(world.image) is None
+    assert not world.keeper.followed
+    loop.wait_released(world.image, 10)  # others ask every device whose it is
 
 
 async def test_a_restore_ends_it(world: World, pool: VolumePool) -> None:
