@@ -21,6 +21,7 @@ from ballpoint.host.changes import Changes
 from ballpoint.node.lifecycle.idling import Idling
 from ballpoint.node.lifecycle.leases import Leases
 from ballpoint.node.lifecycle.running import Running
+from ballpoint.node.listing import Listing
 from ballpoint.node.logbook import Logbook
 from ballpoint.node.node import Node
 from ballpoint.node.views import Reason
@@ -148,7 +149,7 @@ class Scene:
         runtime = Runtime(f"i-{name}")
         instance: Any = type("Instance", (), {"runtime": runtime, "id": runtime.id})()
         volume: Any = type("Volume", (), {"id": f"v-{name}", "release": lambda self: None})()
-        self.node.running[name] = Running(name, instance, volume, org_id="o1", changed=self.clock.at)
+        self.node.running[name] = Running(name, instance, volume, org_id=token.org_id, changed=self.clock.at)
         return runtime
 
     async def touch(self, name: str, edge: object) -> None:
@@ -304,6 +305,38 @@ async def test_where_memory_is_short_the_oldest_warm_one_goes_first() -> None:
             await at.settle()
             assert [name for name, _ in at.starts.ended] == gone
         assert (await at.kinds("one"))[-1] == ("cold", "memory is short")
+
+
+async def test_every_sprite_is_counted_once_while_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when the registry has it already and the node does not know that yet."""
+    async with scene() as at:
+        for name in ("one", "two"):
+            await at.sprite(name)
+        at.tasks.held.add("two")
+        recorded, go_on = asyncio.Event(), asyncio.Event()
+        set_state = at.node.registry.set_state
+
+        async def and_waits(*arguments: Any, **more: Any) -> Any:
+            done = await set_state(*arguments, **more)
+            recorded.set()
+            await go_on.wait()
+            return done
+
+        monkeypatch.setattr(at.node.registry, "set_state", and_waits)
+        listing = Listing(at.node, at.clock)
+
+        async def counted() -> tuple[int, int, int]:
+            found = (await listing.list(at.caller, prefix="neither", limit=10, after=None)).counts
+            return found.running, found.warm, found.cold
+
+        assert await counted() == (2, 0, 0)
+        await at.pass_time(IDLE)
+        assert await counted() == (1, 1, 0)
+        await recorded.wait()
+        assert await counted() == (1, 1, 0)
+        go_on.set()
+        await at.settle()
+        assert await counted() == (1, 1, 0)
 
 
 @given(

@@ -144,7 +144,7 @@ class RegistryAsDictionary(RuleBasedStateMachine):
     def counted(self) -> None:
         for org_id in self.orgs:
             states = [sprite.state for sprite in self.model.values() if sprite.org_id == org_id]
-            assert self.do(self.registry.counts(org_id)) == {state: states.count(state) for state in _COUNTED}
+            assert self.do(self.registry.counts(org_id)) == ({state: states.count(state) for state in _COUNTED}, [])
 
     @invariant()
     def whole(self) -> None:

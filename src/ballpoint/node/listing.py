@@ -29,12 +29,14 @@ class Listing:
         return SpritePage(sprites=tuple(map(self._node.view, sprites)), next=token, counts=await self._counts(caller))
 
     async def _counts(self, caller: Caller) -> Counts:
-        """As the registry has it, but for those of which it does not know yet what has become of them."""
-        counts = await self._node.registry.counts(caller.org_id)
-        for each in self._node.running.values():
-            if each.status != each.recorded and each.org_id == caller.org_id and counts[each.recorded]:
-                counts[each.recorded] -= 1
-                counts[each.status] += 1
+        """As the registry has it, but for those of which it may not know yet what has become of them."""
+        running = self._node.running
+        behind = [
+            each.sprite_id for each in running.values() if each.status != each.recorded and each.org_id == caller.org_id
+        ]
+        counts, there = await self._node.registry.counts(caller.org_id, apart=behind)
+        for sprite_id in there:
+            counts[running[sprite_id].status if sprite_id in running else "cold"] += 1
         return Counts(**counts)
 
     async def watch_list(self, caller: Caller, *, prefix: str) -> AsyncIterator[ListingLine]:

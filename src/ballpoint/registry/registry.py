@@ -8,7 +8,7 @@ import binascii
 import hmac
 import re
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -18,6 +18,7 @@ import msgspec
 from sqlalchemy import (
     Connection,
     RowMapping,
+    Select,
     bindparam,
     delete,
     func,
@@ -45,6 +46,7 @@ _CHANGEABLE = frozenset({"labels", "url_settings", "environment", "config", "pri
 
 # In the place of a sprite's id: whoever watches all of them.
 _ALL = ""
+_COUNTED = ("running", "warm", "cold")
 _TIMES = ("created_at", "updated_at", "last_running_at", "last_warming_at")
 
 
@@ -377,13 +379,20 @@ class Registry:
         more = _encode_page(found[limit - 1].name) if len(found) > limit else None
         return found[:limit], more
 
-    async def counts(self, org_id: str) -> dict[str, int]:
-        """How many of an organization's sprites are recorded as running, warm and cold."""
-        query = select(sprites.c.state, func.count()).where(sprites.c.org_id == org_id).group_by(sprites.c.state)
-        found = await self._database.recall(
-            ("counts", org_id), lambda connection: {row[0]: row[1] for row in connection.execute(query)}
+    async def counts(self, org_id: str, *, apart: Collection[str] = ()) -> tuple[dict[str, int], list[str]]:
+        """How many of an organization's sprites are recorded as running, warm and cold, at one moment.
+
+        Args:
+            apart: ids of sprites that are not counted. Those of them that were there then are given beside.
+        """
+        mine = select(sprites.c.state, func.count()).where(sprites.c.org_id == org_id).group_by(sprites.c.state)
+        if not apart:
+            return dict(await self._database.recall(("counts", org_id), lambda c: _counted(c, mine))), []
+        others = mine.where(sprites.c.id.not_in(apart))
+        named = select(sprites.c.id).where(
+            sprites.c.org_id == org_id, sprites.c.id.in_(apart), sprites.c.state.in_(_COUNTED)
         )
-        return {state: found.get(state, 0) for state in ("running", "warm", "cold")}
+        return await self._database.read(lambda c: (_counted(c, others), [row[0] for row in c.execute(named)]))
 
     async def all_sprites(self) -> list[Sprite]:
         """Every sprite of every organization, for recovery."""
@@ -606,6 +615,12 @@ def _one(connection: Connection, sprite_id: str) -> Sprite:
     if row is None:
         raise NotFoundError("there is no such sprite", code="sprite_not_found")
     return _sprite(row)
+
+
+def _counted(connection: Connection, query: Select[Any]) -> dict[str, int]:
+    """The counts of a query of states and how many there are of each."""
+    found = {row[0]: row[1] for row in connection.execute(query)}
+    return {state: found.get(state, 0) for state in _COUNTED}
 
 
 def _encode_page(name: str) -> str:
