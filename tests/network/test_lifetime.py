@@ -102,14 +102,18 @@ def test_stopping_leaves_running_instances_their_network(world: World) -> None:
     assert world.state() == before, "with no instance connected, nothing is kept"
 
 
-def test_running_instances_keep_their_network_where_the_rules_were_just_removed(world: World) -> None:
-    """The node that stops does not put them back any more; the next one does, from what the kernel still has."""
+@pytest.mark.parametrize("started", [True, False])
+def test_running_instances_keep_their_network_where_the_rules_were_just_removed(world: World, started: bool) -> None:
+    """The node that stops does not put them back any more; the next one does, from what the kernel still has.
+
+    As one that could not start stops.
+    """
     network = world.start(world.network())
     gateway = network.gateway
     instance = world.connect(network, A)
     rules_before = world.host.run(nft.shape, rules.table("0a1b2c"), rules.LOOSE)
     world.host.sh("nft flush ruleset")
-    world.host.run(network.stop, keep=True)
+    world.host.run((network if started else world.network()).stop, keep=True)
     slots.acquire("another/node", world.root)
     again = world.start(world.network())
     assert again.gateway == gateway

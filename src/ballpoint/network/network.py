@@ -232,8 +232,9 @@ class Network:
             keep: leave everything in force while an instance is connected; False disconnects them all.
         """
         sources = nft.elements(self._table, rules.SOURCES)
-        # Somebody may just have taken the table away, and nobody has put it back yet.
-        if keep and (sources or self._addresses):
+        # Somebody may just have taken the table away, and nobody has put it back yet; whoever has not started does not
+        # know who is connected.
+        if keep and (sources or self._addresses or (self._gateway is None and self.instances())):
             return
         with Netlink() as kernel:
             _delete(kernel, netlink.delete_group(self._group))
