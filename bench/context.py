@@ -138,7 +138,7 @@ class Bench:
 
     def volume(self, sprite: str) -> Path:
         """The directory of a sprite's volume in the pool."""
-        with closing(sqlite3.connect(self.node.data / "registry.db")) as registry:
+        with closing(sqlite3.connect(self.node.config.registry_file)) as registry:
             (volume,) = registry.execute("select volume_id from sprites where name = ?", (sprite,)).fetchone()
         return self.pool() / "volumes" / str(volume)
 
