@@ -89,7 +89,7 @@ def world(pool: VolumePool, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 
 
 def freezer_pid() -> int:
-    """The freezer that this process has started."""
+    """The freezer that this process has started, and that has answered: it has its command line a while after exec."""
     (found,) = (
         pid for pid in children(os.getpid()) if b"ballpoint.volume.freezer" in Path(f"/proc/{pid}/cmdline").read_bytes()
     )
@@ -301,8 +301,7 @@ def test_room_is_given_back_below_the_pool_where_that_is_what_is_short(world: Wo
 def test_a_killed_freezer_leaves_the_host_as_it_was() -> None:
     found = rcu.setting()
     assert found is not None, "the kernel has no rcu_expedited"
-    freezer = Freezer()
-    freezer.start()
+    freezer = is_up(Freezer())
     rcu.EXPEDITED.write_text("1")  # as while it freezes something
     kill(freezer_pid())
     freezer.close()
