@@ -7,6 +7,7 @@ import select
 import socket
 import threading
 from contextlib import ExitStack, suppress
+from typing import Any
 
 import pytest
 
@@ -303,6 +304,24 @@ def test_a_node_that_does_not_answer_is_not_waited_for_forever(world: World) -> 
     with edge.connect() as client:
         assert client.send(get("/")).response().status == 503
     go_on.set()
+
+
+def test_what_is_granted_too_late_is_given_back(world: World) -> None:
+    edge = world.start_edge({"routes._ANSWER_SECONDS": 0.1, "holds._LINGER_SECONDS": 0.1})
+    go_on = threading.Event()
+
+    def route(question: dict[str, str]) -> dict[str, Any]:
+        go_on.wait(30)
+        return {"ok": world.default_route(question)["ok"] | {"lease": 777}}
+
+    world.route = route
+    with edge.connect() as client:
+        assert client.send(get("/sprite/")).response().status == 503
+    assert world.node is not None
+    told = world.node.notices
+    assert all(notice["notice"] == "held" for notice in told)
+    go_on.set()
+    eventually(lambda: {"notice": "released", "socket": str(world.sprite.path), "lease": 777} in told)
 
 
 def test_a_failure_of_the_node_is_told(world: World) -> None:

@@ -49,6 +49,7 @@ class Peer:
         self._on_close = on_close
         self._loop = asyncio.get_running_loop()
         self._calls: dict[int, asyncio.Future[tuple[Any, list[int]]]] = {}
+        self._late: dict[int, Callable[[Any], None]] = {}
         self._serving: set[asyncio.Task[None]] = set()
         self._queue: deque[tuple[dict[str, Any], list[int]]] = deque()
         self._next = 0
@@ -56,7 +57,13 @@ class Peer:
         self._loop.add_reader(sock, self._readable)
 
     async def call(
-        self, op: str, *, seconds: float, fds: Sequence[int] = (), **arguments: Any
+        self,
+        op: str,
+        *,
+        seconds: float,
+        fds: Sequence[int] = (),
+        on_late: Callable[[Any], None] | None = None,
+        **arguments: Any,
     ) -> tuple[Any, list[int]]:
         """Ask the other side and wait for its answer.
 
@@ -64,6 +71,7 @@ class Peer:
             op: what is asked; `arguments` go with it.
             seconds: how long to wait.
             fds: copies of them are sent; the caller keeps its own.
+            on_late: is given a result that comes after that time, to undo what the other side did for it.
 
         Returns:
             The result and the descriptors that came with it, which the caller owns.
@@ -80,11 +88,12 @@ class Peer:
         self._calls[number] = future
         try:
             self._send({"id": number, "op": op, **arguments}, [os.dup(fd) for fd in fds])
-            late = self._loop.call_later(seconds, _give_up, future, f"no answer to {op} within {seconds:g} s")
+            why = f"no answer to {op} within {seconds:g} s"
+            deadline = self._loop.call_later(seconds, self._give_up, number, why, on_late)
             try:
                 return await future
             finally:
-                late.cancel()
+                deadline.cancel()
         finally:
             del self._calls[number]
 
@@ -107,6 +116,7 @@ class Peer:
         for future in self._calls.values():
             if not future.done():
                 future.set_exception(UnavailableError("the connection has ended"))
+        self._late.clear()
         for task in self._serving:
             task.cancel()
         if self._on_close is not None:
@@ -165,10 +175,20 @@ class Peer:
             if self._on_notice is not None:
                 self._on_notice(message)
 
+    def _give_up(self, number: int, why: str, on_late: Callable[[Any], None] | None) -> None:
+        future = self._calls[number]
+        if not future.done():
+            future.set_exception(UnavailableError(why))
+            if on_late is not None:
+                self._late[number] = on_late
+
     def _settle(self, message: dict[str, Any], fds: list[int]) -> None:
         future = self._calls.get(message["id"])
         if future is None or future.done():
             _close_all(fds)  # its caller gave up
+            on_late = self._late.pop(message["id"], None)
+            if on_late is not None and "error" not in message:
+                on_late(message.get("ok"))
         elif "error" in message:
             _close_all(fds)
             future.set_exception(InternalError(words(message["error"])))
@@ -199,11 +219,6 @@ def words(said: object) -> str:
     """What another side gave as a reason, as a text that every log and database takes: bounded, and of characters."""
     text = said if isinstance(said, str) else "it gave no reason"
     return text[:_MAX_WORDS].encode("utf-8", "replace").decode()
-
-
-def _give_up(future: asyncio.Future[tuple[Any, list[int]]], why: str) -> None:
-    if not future.done():
-        future.set_exception(UnavailableError(why))
 
 
 def _close_all(fds: Sequence[int]) -> None:

@@ -48,12 +48,20 @@ class Routes:
         for _ in range(2):
             connection = await self._connection()
             try:
-                answer, _ = await connection.call("route", seconds=_ANSWER_SECONDS, **cast(Any, question))
+                answer, _ = await connection.call(
+                    "route", seconds=_ANSWER_SECONDS, on_late=self._give_back, **cast(Any, question)
+                )
                 return dict(answer)
             except UnavailableError:
                 if not connection.closed:
                     raise
         raise UnavailableError("the node is being started again", hint="try again")
+
+    def _give_back(self, route: dict[str, Any]) -> None:
+        """Nobody waits for this answer any more; its lease would keep the sprite awake for ever."""
+        if "lease" in route:
+            self.holds.take(route["socket"], route["lease"])
+            self.holds.release(route["socket"])
 
     async def _connection(self) -> Peer:
         """The connection there is, or the next one; many may wait for it, and one task makes it."""
