@@ -56,8 +56,12 @@ def test_the_last_node_takes_along_what_nodes_share(tmp_path: Path) -> None:
 
 
 def test_beside_another_node_it_stays(tmp_path: Path) -> None:
-    said, *left = elsewhere(tmp_path / "data", before=f"mkdir {RUN_ROOT}/0a1b2c")
-    assert "another node" in said
+    dead, unknown = tmp_path / "a dead one", RUN_ROOT / "0a1b2d"
+    config = f"""mkdir {RUN_ROOT}/0a1b2c {unknown}; echo '{{"data":"{dead}"}}' >{RUN_ROOT}/0a1b2c/config.json"""
+    said, first, second, *left = elsewhere(tmp_path / "data", before=config)
+    assert "stays" in said
+    assert "is dead" in first and f"ballpoint down --data '{dead}'" in first
+    assert str(unknown) in second
     assert {f"{RUN_ROOT}/0a1b2c", f"{RUN_ROOT}/slots", str(SYSCTL_FILE), str(INSTALLED_FILE)} <= set(left)
 
 
@@ -66,7 +70,8 @@ def test_beside_a_real_node_it_stays(node: TestNode, tmp_path: Path) -> None:
     """And that one goes on as if nothing had been."""
     command = [sys.executable, "-m", "ballpoint.cli", "uninstall", "--data", str(tmp_path / "data"), "--purge",
                "--cache", str(tmp_path / "cache")]  # fmt: skip
-    subprocess.run(command, check=True, timeout=_DEADLINE, capture_output=True)
+    done = subprocess.run(command, check=True, timeout=_DEADLINE, capture_output=True, text=True)
+    assert f"the node in {node.data}, which runs\n" in done.stdout
     assert (RUN_ROOT / node.id).is_dir()
     assert node.api("GET", "/v1/sprites").status_code == 200
 

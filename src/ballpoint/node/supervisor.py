@@ -111,6 +111,18 @@ def running(config: NodeConfig) -> NodeConfig | None:
         raise UnavailableError("the node was started just now", hint="try again") from error
 
 
+def found_in(run: Path) -> tuple[Path | None, bool]:
+    """Data of the node that has `run` for its own, None where nothing says, and whether it runs or has died."""
+    fd = _held_lock(run)
+    if fd is not None:
+        os.close(fd)
+    try:
+        data = Path(msgspec.json.decode((run / _CONFIG).read_bytes())["data"])
+    except FileNotFoundError:
+        data = None
+    return data, fd is not None
+
+
 def stop(config: NodeConfig) -> Stopped:
     """Stop a node with its sprites, running or dead, and leave nothing of it but its data. Idempotent.
 

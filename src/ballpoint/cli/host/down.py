@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -41,6 +42,18 @@ def _stop(config: NodeConfig, by_unit: bool) -> str | None:
     return None
 
 
+def _other(run: Path) -> str:
+    """The node that `run` is of, and what would end it."""
+    from ballpoint.node import supervisor
+
+    data, runs = supervisor.found_in(run)
+    if data is None:
+        return f"what is in {run}"
+    if runs:
+        return f"the node in {data}, which runs"
+    return f"the node in {data}, which is dead (ballpoint down --data {shlex.quote(str(data))} removes what it left)"
+
+
 def _shared() -> set[str]:
     """Names below the run directory that all nodes of a host have in common."""
     from ballpoint.host import dynmods, loop, rcu, slots, staging
@@ -74,8 +87,10 @@ def uninstall(data: Path | None, cache: Path, purge: bool) -> None:
     if done := _stop(config, by_unit):
         click.echo(done)
     shared = _shared()
-    if any(path for path in RUN_ROOT.glob("*") if path.name not in shared):
-        click.echo("another node of this host runs: what all nodes share stays")
+    if others := sorted(path for path in RUN_ROOT.glob("*") if path.name not in shared):
+        click.echo("what all nodes of this host share stays, for")
+        for each in others:
+            click.echo(f"  {_other(each)}")
     else:
         remove_tree(RUN_ROOT)
         for file, rest in ((SYSCTL_FILE, " (the limits themselves stay until the next boot)"), (MODULES_FILE, "")):
