@@ -56,12 +56,17 @@ def test_the_last_node_takes_along_what_nodes_share(tmp_path: Path) -> None:
 
 
 def test_beside_another_node_it_stays(tmp_path: Path) -> None:
-    dead, unknown = tmp_path / "a dead one", RUN_ROOT / "0a1b2d"
-    config = f"""mkdir {RUN_ROOT}/0a1b2c {unknown}; echo '{{"data":"{dead}"}}' >{RUN_ROOT}/0a1b2c/config.json"""
-    said, first, second, *left = elsewhere(tmp_path / "data", before=config)
+    dead, unknown, damaged = tmp_path / "a dead one", RUN_ROOT / "0a1b2d", RUN_ROOT / "0a1b2e"
+    config = f"""
+mkdir {RUN_ROOT}/0a1b2c {unknown} {damaged}
+echo '{{"data":"{dead}"}}' >{RUN_ROOT}/0a1b2c/config.json
+echo nonsense >{damaged}/config.json
+"""
+    said, first, second, third, *left = elsewhere(tmp_path / "data", before=config)
     assert "stays" in said
     assert "is dead" in first and f"ballpoint down --data '{dead}'" in first
     assert str(unknown) in second
+    assert str(damaged) in third
     assert {f"{RUN_ROOT}/0a1b2c", f"{RUN_ROOT}/slots", str(SYSCTL_FILE), str(INSTALLED_FILE)} <= set(left)
 
 

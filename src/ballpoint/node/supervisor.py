@@ -53,6 +53,12 @@ _CONFIG = "config.json"
 Stopped = Literal["stopped", "removed", "nothing"]
 
 
+class _Place(msgspec.Struct):
+    """What is read of another node's settings, which another version may have written."""
+
+    data: str
+
+
 def serve(config: NodeConfig, log_file: Path | None = None) -> int:
     """Run a node in the foreground until SIGTERM. Running sprites go on running.
 
@@ -101,10 +107,8 @@ def running(config: NodeConfig) -> NodeConfig | None:
     Raises:
         UnavailableError: it was started just now.
     """
-    fd = _held_lock(config.run)
-    if fd is None:
+    if not _runs(config.run):
         return None
-    os.close(fd)
     try:
         return load_config(None, **msgspec.json.decode((config.run / _CONFIG).read_bytes()))
     except FileNotFoundError as error:
@@ -113,14 +117,11 @@ def running(config: NodeConfig) -> NodeConfig | None:
 
 def found_in(run: Path) -> tuple[Path | None, bool]:
     """Data of the node that has `run` for its own, None where nothing says, and whether it runs or has died."""
-    fd = _held_lock(run)
-    if fd is not None:
-        os.close(fd)
     try:
-        data = Path(msgspec.json.decode((run / _CONFIG).read_bytes())["data"])
-    except FileNotFoundError:
-        data = None
-    return data, fd is not None
+        data = Path(msgspec.json.decode((run / _CONFIG).read_bytes(), type=_Place).data)
+    except (OSError, msgspec.DecodeError):  # it starts or goes just now, or is no node's
+        return None, False
+    return data, _runs(run)
 
 
 def stop(config: NodeConfig) -> Stopped:
@@ -176,6 +177,15 @@ def _held_lock(run: Path) -> int | None:
         return fd
     os.close(fd)
     return None
+
+
+def _runs(run: Path) -> bool:
+    """Whether a supervisor holds the lock."""
+    fd = _held_lock(run)
+    if fd is None:
+        return False
+    os.close(fd)
+    return True
 
 
 def _stop_supervisor(run: Path) -> bool:
